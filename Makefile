@@ -1,0 +1,70 @@
+# Everything here sets itself up: a bare Python 3.10 or newer is enough. `make help` lists it.
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_FLAGS ?=
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+FRAMEWORKS := $(VENV)/.ready-frameworks
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 10))'
+
+# The machine is small or the models are: one thread per process is fastest, and repeatable.
+export OMP_NUM_THREADS ?= 1
+# No test opens a window.
+test soak matrix frameworks: export MPLBACKEND := Agg
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint matrix soak frameworks bench setup clean
+
+help: ## list these targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
+
+demo: $(READY) ## one loop with and without regularizers, on real data: a table and a picture
+	$(BIN)/python examples/demo.py
+
+test: lint ## lint, types and all tests but the slow ones
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(READY) ## ruff and mypy alone
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+matrix: $(READY) ## every plugin in every regime against one float64 reference, as a table
+	$(BIN)/python -m pytest -m matrix $(PYTEST_FLAGS)
+
+soak: $(READY) ## the slow tests that `make test` leaves out
+	$(BIN)/python -m pytest -m "slow or soak" $(PYTEST_FLAGS)
+
+frameworks: $(FRAMEWORKS) ## trainers of other packages, the real ones
+	$(BIN)/python -m pytest -m frameworks $(PYTEST_FLAGS)
+
+bench: $(READY) ## what a step costs
+	$(BIN)/python tests/benchmarks/run.py
+
+setup: $(READY) ## only make the environment (in .venv)
+
+clean: ## remove the environment and everything that tools and builds left
+	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An editable install keeps the entry points it was made with, so a changed pyproject installs anew.
+$(READY): pyproject.toml constraints.txt
+	@rm -f $(READY) $(FRAMEWORKS)
+	@if ! $(BIN)/python $(NEW_ENOUGH) 2>/dev/null; then \
+	    if ! $(PYTHON) $(NEW_ENOUGH) 2>/dev/null; then \
+	        echo "regplug needs Python 3.10 or newer, but '$(PYTHON)' is" \
+	            "$$($(PYTHON) --version 2>&1 | head -n 1). Name another: make PYTHON=python3.12" >&2; \
+	        exit 1; \
+	    fi; \
+	    echo "$(PYTHON) -m venv $(VENV)"; \
+	    $(PYTHON) -m venv --clear $(VENV); \
+	fi
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(READY)
+
+$(FRAMEWORKS): $(READY)
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,frameworks]'
+	@touch $(FRAMEWORKS)
