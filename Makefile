@@ -55,8 +55,9 @@ $(READY): pyproject.toml constraints.txt
 	@rm -f $(READY) $(FRAMEWORKS)
 	@if ! $(BIN)/python $(NEW_ENOUGH) 2>/dev/null; then \
 	    if ! $(PYTHON) $(NEW_ENOUGH) 2>/dev/null; then \
-	        echo "regplug needs Python 3.10 or newer, but '$(PYTHON)' is" \
-	            "$$($(PYTHON) --version 2>&1 | head -n 1). Name another: make PYTHON=python3.12" >&2; \
+	        echo "regplug needs Python 3.10 or newer, but '$(PYTHON) --version' says:" \
+	            "$$($(PYTHON) --version 2>&1 | head -n 1)" >&2; \
+	        echo "Name another one, as in: make $(or $(MAKECMDGOALS),help) PYTHON=python3.12" >&2; \
 	        exit 1; \
 	    fi; \
 	    echo "$(PYTHON) -m venv $(VENV)"; \

@@ -45,7 +45,7 @@ FLOORS = (
     {"distributed"},
     {"integrations"},
     {"schedules"},
-    {"blocks", "distributions"},
+    {"blocks", "distributions", "table"},
     {"hookspecs", "errors"},
 )
 
@@ -167,7 +167,7 @@ def test_installed_entry_points_are_those_of_pyproject() -> None:
 
 
 def test_installed_version_is_that_of_pyproject() -> None:
-    assert importlib.metadata.version("regplug") == PROJECT["version"]
+    assert importlib.metadata.version("regplug") == PROJECT["version"] == regplug.__version__
 
 
 @pytest.mark.parametrize("value", [*PLUGINS.values(), *PROJECT["scripts"].values()])
