@@ -1,0 +1,68 @@
+"""The lasso penalty, λ·Σ|w|."""
+
+import torch
+
+from regplug import Penalty
+
+__all__ = ["L1", "soft_threshold"]
+
+
+def soft_threshold(w: torch.Tensor, threshold: float | torch.Tensor) -> torch.Tensor:
+    """Return ``sign(w)·max(|w| − threshold, 0)``, shaped like ``w``.
+
+    >>> soft_threshold(torch.tensor([-3.0, 0.5, 2.0]), 1.0)
+    tensor([-2., 0., 1.])
+    """
+    if isinstance(threshold, torch.Tensor):
+        return w - w.clamp(-threshold, threshold)
+    return torch.nn.functional.softshrink(w, threshold)
+
+
+class L1(Penalty):
+    r"""The lasso penalty: λ·Σ|w|.
+
+    Its gradient is λ·sign(w), 0 at w = 0; its proximal operator is the soft threshold
+    sign(w)·max(|w| − step·λ, 0). By gradients weights come near 0 and never rest there: for exact
+    zeros use ``delivery="proximal"``.
+
+    Args:
+        strength: λ, a finite number ≥ 0 or a schedule of the step count.
+        where: the parameters, by default ``"weights"``.
+        delivery: ``"auto"``, ``"loss"``, ``"step"`` or ``"proximal"``, see :class:`regplug.Penalty`.
+        name: the key of its state and metrics.
+
+    Raises:
+        SpecError: ``strength`` is negative or not finite, or ``delivery`` is none of these.
+        SelectionError: ``where`` is no selection.
+
+    References:
+        Robert Tibshirani, "Regression Shrinkage and Selection via the Lasso", 1996,
+        https://doi.org/10.1111/j.2517-6161.1996.tb02080.x.
+        Neal Parikh, Stephen Boyd, "Proximal Algorithms", 2014, section 6.5.2,
+        https://web.stanford.edu/~boyd/papers/prox_algs.html.
+
+    >>> L1(0.5).value(torch.tensor([1.0, -2.0]))
+    tensor(3.)
+    >>> L1(0.5).proximal(torch.tensor([1.0, -0.2]), step=1.0)
+    tensor([0.5000, -0.0000])
+    """
+
+    separable = True
+
+    def value(self, w: torch.Tensor) -> torch.Tensor:
+        """Return Σ|w|."""
+        return torch.linalg.vector_norm(w, 1)
+
+    def gradient(self, w: torch.Tensor) -> torch.Tensor:
+        """Return sign(w)."""
+        return torch.sign(w)
+
+    def proximal(self, w: torch.Tensor, step: float | torch.Tensor) -> torch.Tensor:
+        """Return sign(w)·max(|w| − step·λ, 0)."""
+        return soft_threshold(w, step * self.strength)
+
+    def add_gradient(
+        self, gradients: list[torch.Tensor], weights: list[torch.Tensor], factor: float
+    ) -> None:
+        """Add ``factor·sign(w)`` to each gradient."""
+        torch._foreach_add_(gradients, torch._foreach_sign(weights), alpha=factor)

@@ -1,0 +1,34 @@
+"""Regularizers as plugins, attached to any PyTorch training loop with one line.
+
+>>> import regplug, torch
+>>> model = torch.nn.Linear(4, 2)
+>>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+>>> session = regplug.attach(model, optimizer, ["l1(1e-5)", "weight_decay(0.1)"])
+
+See :func:`attach`, :class:`Session`, and :class:`Penalty` to write a plugin.
+"""
+
+from regplug import errors, schedules
+from regplug.distributed import Sum, local
+from regplug.hookspecs import hookimpl, hookspec
+from regplug.parameters import Coverage, Selection
+from regplug.plugin import Penalty, Plugin, Scheduled
+from regplug.session import Session, attach
+
+__all__ = [
+    "Coverage",
+    "Penalty",
+    "Plugin",
+    "Scheduled",
+    "Selection",
+    "Session",
+    "Sum",
+    "attach",
+    "errors",
+    "hookimpl",
+    "hookspec",
+    "local",
+    "schedules",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,75 @@
+"""Element-wise work on many tensors in pieces that fit the cache, with no model-sized temporary.
+
+A temporary as large as the model costs page faults, several times the arithmetic itself; one of a
+mebibyte or so is handed out again by the allocator and stays in the cache. So a large tensor is
+cut into flat blocks, and small tensors are put together into batches for ``torch._foreach``.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+__all__ = ["BLOCK", "batches"]
+
+BLOCK = 1 << 18
+"""Elements in one block: 1 MiB in float32."""
+
+
+def batches(columns: Sequence[Sequence[torch.Tensor]]) -> Iterator[list[list[torch.Tensor]]]:
+    """Yield ``columns`` in batches of at most :data:`BLOCK` elements a column.
+
+    Args:
+        columns: lists of equal length; the tensors in one row have the same shape. Each row is
+            handled alike, so element ``i`` of a piece of one column belongs to element ``i`` of
+            the same piece of the others.
+
+    Yields:
+        For each batch one list per column. The pieces are views: flat ones wherever the tensors of
+        a row share a dense layout.
+    """
+    batch: list[tuple[torch.Tensor, ...]] = []
+    filled = 0
+    for row in zip(*columns, strict=True):
+        size = row[0].numel()
+        if size == 0:
+            continue
+        if size > BLOCK:
+            for pieces in _cut(row):
+                yield [[piece] for piece in pieces]
+            continue
+        if filled + size > BLOCK:
+            yield [list(column) for column in zip(*batch, strict=True)]
+            batch, filled = [], 0
+        batch.append(row)
+        filled += size
+    if batch:
+        yield [list(column) for column in zip(*batch, strict=True)]
+
+
+def _cut(row: tuple[torch.Tensor, ...]) -> Iterator[tuple[torch.Tensor, ...]]:
+    flat = _flattened(row)
+    if flat is not None:
+        yield from zip(*(tensor.split(BLOCK) for tensor in flat), strict=True)
+        return
+    # Layouts differ (a transposed gradient, say): equal slices of the first dimension serve.
+    rows = max(1, BLOCK * row[0].shape[0] // row[0].numel())
+    yield from zip(*(tensor.split(rows) for tensor in row), strict=True)
+
+
+def _flattened(row: tuple[torch.Tensor, ...]) -> list[torch.Tensor] | None:
+    if all(tensor.is_contiguous() for tensor in row):
+        return [tensor.view(-1) for tensor in row]
+    if len({tensor.stride() for tensor in row}) == 1 and _is_dense(row[0]):
+        return [tensor.as_strided((tensor.numel(),), (1,)) for tensor in row]
+    return None
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Whether the elements fill their memory without a gap, in whatever order of dimensions."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True

@@ -1,0 +1,176 @@
+"""Shards and ranks: what one rank holds of a parameter, and sums over all that the others hold.
+
+A parameter is a plain tensor, alike on all ranks, or a ``DTensor`` (FSDP2, tensor parallelism) of
+which each rank holds a part. Element-wise work is done on the parts alone, with no communication.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from regplug.errors import UnsupportedError
+
+__all__ = ["Sum", "full", "is_sharded", "like", "local", "resolve", "unwrap_model"]
+
+
+def is_dtensor(tensor: torch.Tensor) -> bool:
+    """Whether ``tensor`` is a ``DTensor``, told without importing that machinery."""
+    return type(tensor) is not nn.Parameter and hasattr(tensor, "device_mesh")
+
+
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether each rank holds a part of ``tensor`` only."""
+    return is_dtensor(tensor) and any(p.is_shard() for p in _placements(tensor))
+
+
+def _placements(tensor: torch.Tensor) -> Sequence[Any]:
+    return tensor.placements  # type: ignore[attr-defined,no-any-return]
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """Return this rank's part as a plain tensor that shares its memory; no communication."""
+    if not is_dtensor(tensor):
+        return tensor
+    with torch.no_grad():
+        return tensor.to_local()  # type: ignore[attr-defined,no-any-return]
+
+
+def full(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the whole tensor on each rank: a collective for a ``DTensor``, nothing otherwise."""
+    if not is_dtensor(tensor):
+        return tensor
+    with torch.no_grad():
+        return tensor.full_tensor()  # type: ignore[attr-defined,no-any-return]
+
+
+def part(whole: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
+    """Return this rank's part of ``whole``, a tensor alike on all ranks, sharded as ``of`` is."""
+    if not is_dtensor(of):
+        return whole
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = of.device_mesh  # type: ignore[attr-defined]
+    replicated = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return replicated.redistribute(placements=_placements(of)).to_local()
+
+
+def like(part: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
+    """Return ``part``, this rank's part of something, as a ``DTensor`` like ``of`` if that is one."""
+    if not is_dtensor(of):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        part,
+        of.device_mesh,  # type: ignore[attr-defined]
+        _placements(of),
+        run_check=False,
+        shape=of.shape,
+        stride=of.stride(),
+    )
+
+
+class Sum:
+    """A sum over weights, of which each rank has computed its own part.
+
+    The session adds the parts up over the ranks, all sums of all plugins in one collective per
+    process group, and over the sharded dimensions of the mesh only: what is replicated counts
+    once.
+
+    Args:
+        terms: pairs of a parameter and a 0-d tensor, the sum over this rank's part of it.
+        factor: what the total is multiplied by.
+
+    >>> w = torch.nn.Parameter(torch.tensor([[1.0, 0.0]]))
+    >>> resolve([Sum([(w, (w == 0).sum())], factor=0.5)])
+    [0.5]
+    """
+
+    def __init__(
+        self, terms: Iterable[tuple[torch.Tensor, torch.Tensor]], factor: float = 1.0
+    ) -> None:
+        self.factor = factor
+        self.by_groups: dict[tuple[Any, ...], list[torch.Tensor]] = {}
+        for parameter, term in terms:
+            self.by_groups.setdefault(_shard_groups(parameter), []).append(term.detach())
+
+
+def _shard_groups(parameter: torch.Tensor) -> tuple[Any, ...]:
+    """Return the process groups over whose ranks the parts of ``parameter`` are spread."""
+    if not is_dtensor(parameter):
+        return ()
+    mesh = parameter.device_mesh  # type: ignore[attr-defined]
+    return tuple(
+        mesh.get_group(dim) for dim, p in enumerate(_placements(parameter)) if p.is_shard()
+    )
+
+
+def resolve(sums: Sequence[Sum]) -> list[float]:
+    """Return the totals over all ranks, with one collective per process group for all together."""
+    totals = [0.0] * len(sums)
+    keys = list(dict.fromkeys(key for total in sums for key in total.by_groups))
+    for groups in keys:
+        parts = [
+            torch.stack([t.double() for t in total.by_groups[groups]]).sum()
+            if groups in total.by_groups
+            else None
+            for total in sums
+        ]
+        device = next(p.device for p in parts if p is not None)
+        vector = torch.stack(
+            [
+                torch.zeros((), dtype=torch.float64, device=device) if p is None else p.to(device)
+                for p in parts
+            ]
+        )
+        for group in groups:
+            dist.all_reduce(vector, group=group)
+        totals = [a + b for a, b in zip(totals, vector.tolist(), strict=True)]
+    return [total * s.factor for total, s in zip(totals, sums, strict=True)]
+
+
+def unwrap_model(model: nn.Module) -> nn.Module:
+    """Return the user's own module from inside DDP, ``torch.compile`` and their like.
+
+    Raises:
+        UnsupportedError: FSDP1, which flattens parameters, or DeepSpeed's engine.
+    """
+    while True:
+        kind = type(model)
+        if kind.__module__.partition(".")[0] == "deepspeed":
+            raise UnsupportedError(
+                "DeepSpeed's engine keeps gradients out of .grad, where a penalty could be added; "
+                "use DDP or FSDP2"
+            )
+        if any(base.__name__ == "FullyShardedDataParallel" for base in kind.__mro__):
+            break
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif "_orig_mod" in model._modules:
+            inner = model._modules["_orig_mod"]
+            assert inner is not None
+            model = inner
+        else:
+            break
+    for module in model.modules():
+        if any(base.__name__ == "FullyShardedDataParallel" for base in type(module).__mro__):
+            raise UnsupportedError(
+                "FSDP1 (FullyShardedDataParallel) flattens parameters, so that neither their shape "
+                "nor their values are there to act on: use FSDP2 (torch.distributed.fsdp."
+                "fully_shard, or fsdp_version: 2 in Accelerate's configuration)"
+            )
+    return model
+
+
+def reshard(model: nn.Module) -> None:
+    """Put the sharded parameters of FSDP2 modules back in place.
+
+    FSDP2 leaves the root's parameters gathered after a forward; the ones that the module then
+    shows are not the optimizer's.
+    """
+    for module in model.modules():
+        if hasattr(module, "reshard") and hasattr(module, "unshard"):
+            module.reshard()

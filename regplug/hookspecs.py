@@ -1,0 +1,149 @@
+"""The contract between a session and its plugins: every hook, when it fires and what it may do.
+
+One step of a training loop, with each event in its place::
+
+    session = attach(model, optimizer, plugins)    # on_attach, once
+    for batch in loader:
+        optimizer.zero_grad()
+        loss = criterion(model(x), y)
+        loss = session.loss(loss)                  # on_loss: each call, if the loop makes it
+        loss.backward()                            #   (grad is on in it, if the loop has it on)
+        clip_grad_norm_(parameters)
+        optimizer.step()
+        │                                          # on_gradients   gradients are final
+        │                                          # before_step    weights may be changed
+        │   the optimizer's own update
+        └                                          # after_step     weights may be changed
+                                                   # then session.steps goes up by one
+    session.metrics()                              # on_metrics
+    session.state_dict()                           # on_state
+    session.load_state_dict(state)                 # on_load_state
+    session.detach()                               # on_detach, once, in reverse order
+
+With ``optimizer.step(closure)``::
+
+    closure()  →  on_gradients  →  on_closure  →  before_step (after the first evaluation alone)
+    closure()  →  on_gradients  →  on_closure                  (each further evaluation)
+    the optimizer's own update  →  after_step
+
+The step events fire once per *real* step: one in which the optimizer updates weights. A step
+that a ``GradScaler`` skips for overflow, one with no gradient at all, and the dummy step that
+``torch.distributed.checkpoint`` makes fire nothing and count nothing. Plugins are called in the
+order of the list that was attached. ``session.steps`` is, in every event of a step, the number
+of real steps completed before it.
+
+A hook implementation is a method marked with :data:`hookimpl`; it takes only the arguments it
+names. Gradient mode is off in the step events; whoever needs autograd there turns it on.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+import torch
+
+if TYPE_CHECKING:
+    from regplug.session import Session
+
+__all__ = ["PROJECT", "hookimpl", "hookspec"]
+
+PROJECT = "regplug"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def on_attach(session: "Session") -> None:
+    """Fires once, when the plugin is attached, before any step. Gradients may not exist.
+
+    The place to check arguments against the model (raise a ``RegplugError``), to remember what
+    is to be restored, and to change modules. Nothing is returned. If it raises, ``on_detach``
+    fires for the plugins that were attached before it, and for this one.
+    """
+
+
+@hookspec
+def on_detach(session: "Session") -> None:
+    """Fires once, at ``session.detach()`` or when attaching failed, in reverse order.
+
+    Must restore everything that the plugin changed, and may be called after an ``on_attach``
+    that stopped half-way. Nothing is returned.
+    """
+
+
+@hookspec
+def on_loss(session: "Session", loss: torch.Tensor) -> torch.Tensor | None:  # type: ignore[empty-body]
+    """Fires at each ``session.loss(loss)``, before backward: any number of times per step.
+
+    Gradient mode is the caller's. ``loss`` is the caller's own, without the terms of the other
+    plugins; it is not to be changed in place. Returns a 0-d tensor that is *added* to the loss
+    (turn its sign for parameters whose group says ``maximize``), or None.
+    """
+
+
+@hookspec
+def on_gradients(session: "Session") -> None:
+    """Fires once per real step, before the optimizer's update; with a closure after each evaluation.
+
+    The gradients are final: accumulated, reduced over ranks, clipped. They are unscaled too,
+    unless the plugin says that it multiplies by ``session.gradient_scale`` itself
+    (``scaled_gradients = True``). ``p.grad`` may be changed in place; weights may not. A parameter
+    whose ``.grad`` is None takes no part in the step. Nothing is returned.
+    """
+
+
+@hookspec
+def on_closure(session: "Session") -> torch.Tensor | None:  # type: ignore[empty-body]
+    """Fires after ``on_gradients`` at each evaluation of a closure, and only there.
+
+    Returns the value, a 0-d tensor, of the term whose gradient ``on_gradients`` added, or None:
+    a line search must see the objective whose gradient it is given.
+    """
+
+
+@hookspec
+def before_step(session: "Session") -> None:
+    """Fires once per real step, after ``on_gradients`` and before the optimizer's update.
+
+    Decoupled changes to the weights, in place. Gradients exist and should be left alone.
+    Nothing is returned.
+    """
+
+
+@hookspec
+def after_step(session: "Session") -> None:
+    """Fires once per real step, after the optimizer's update: proximal maps, constraints.
+
+    Weights may be changed in place; gradients still exist. ``session.steps`` is not yet raised,
+    so whatever is to hold in the next step is a schedule at ``session.steps + 1``. Nothing is
+    returned.
+    """
+
+
+@hookspec
+def on_metrics(session: "Session") -> "Mapping[str, Any] | None":
+    """Fires at each ``session.metrics()``, on every rank.
+
+    Returns a mapping of short names to a float, a 0-d tensor that is the same on all ranks, or a
+    :class:`regplug.Sum` over shards, which the session adds up over the ranks together with all
+    others. The plugin's name and a slash are put before each key.
+    """
+
+
+@hookspec
+def on_state(session: "Session") -> "Mapping[str, Any] | None":
+    """Fires at each ``session.state_dict()``.
+
+    Returns what the plugin must remember to go on after a restart: numbers, strings, tensors,
+    and lists and dicts of them (what ``torch.load(weights_only=True)`` accepts), or None.
+    Strength schedules need nothing: the session saves the step count.
+    """
+
+
+@hookspec
+def on_load_state(session: "Session", state: "Mapping[str, Any]") -> None:
+    """Fires at each ``session.load_state_dict()``, after ``session.steps`` was set.
+
+    ``state`` is what ``on_state`` returned, an empty mapping for None. Nothing is returned.
+    """

@@ -1,0 +1,393 @@
+"""All that is known here of torch's and Accelerate's optimizers.
+
+Which steps are real, where a closure is evaluated, whose gradients are scaled, which learning rate
+and sign a parameter has, and what an optimizer multiplies a constant gradient by.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch.optim import Optimizer
+
+from regplug.errors import RegplugError, SpecError, UnsupportedError
+
+__all__ = ["Group", "StepEvents", "StepListener", "UpdateRule", "unwrap", "update_rule"]
+
+Group = dict[str, Any]
+
+
+def unwrap(optimizer: object) -> Optimizer:
+    """Return the torch optimizer whose step hooks do fire, from inside any known wrapper.
+
+    Accelerate's wrapper has no hooks of its own, and one that calls an inner optimizer's ``step``
+    without initialising itself (timm's Lookahead) accepts hooks that never fire.
+
+    Raises:
+        UnsupportedError: DeepSpeed's wrapper, or one with no usable optimizer inside.
+        SpecError: ``optimizer`` is no torch optimizer at all.
+    """
+    seen = optimizer
+    for _ in range(8):
+        if type(seen).__module__.partition(".")[0] == "deepspeed" or (
+            type(seen).__name__ == "DeepSpeedOptimizerWrapper"
+        ):
+            raise UnsupportedError(
+                f"{type(seen).__name__}: DeepSpeed's ZeRO keeps gradients out of .grad, where a "
+                "penalty could be added; use DDP or FSDP2"
+            )
+        if isinstance(seen, Optimizer) and _has_step_hooks(seen):
+            return seen
+        inner = next(
+            (
+                candidate
+                for name in ("optimizer", "base_optimizer", "_optimizer", "inner_optimizer")
+                if isinstance(candidate := getattr(seen, name, None), Optimizer)
+            ),
+            None,
+        )
+        if inner is None:
+            break
+        seen = inner
+    if isinstance(optimizer, Optimizer):
+        raise UnsupportedError(
+            f"{type(optimizer).__name__} never calls torch.optim.Optimizer's step hooks, so no "
+            "plugin could act: attach to the optimizer that it wraps"
+        )
+    raise SpecError(
+        f"optimizer must be a torch.optim.Optimizer or None, got {type(optimizer).__name__}"
+    )
+
+
+def _has_step_hooks(optimizer: Optimizer) -> bool:
+    # Set by Optimizer.__init__ on the class, so absent where a wrapper skipped it.
+    return getattr(type(optimizer).step, "hooked", False) and hasattr(
+        optimizer, "_optimizer_step_pre_hooks"
+    )
+
+
+class StepListener(Protocol):
+    """What :class:`StepEvents` calls."""
+
+    def before_update(self, *, first: bool) -> None:
+        """Gradients are final; ``first`` is False for further evaluations of a closure."""
+
+    def closure_value(self) -> float:
+        """Return the value of what was added to the gradients after a closure's evaluation."""
+
+    def after_update(self) -> None:
+        """The optimizer has updated the weights."""
+
+
+class StepEvents:
+    """Turns the two step hooks of a torch optimizer into the events of its real steps.
+
+    Args:
+        optimizer: a torch optimizer, already unwrapped.
+        listener: who is told. The reference is strong; :meth:`disconnect` lets go of it.
+    """
+
+    def __init__(self, optimizer: Optimizer, listener: StepListener) -> None:
+        self.optimizer = optimizer
+        self._listener: StepListener | None = listener
+        self._depth = 0
+        self._real = False
+        self._handles = [
+            optimizer.register_step_pre_hook(self._enter),
+            optimizer.register_step_post_hook(self._leave),
+        ]
+
+    def disconnect(self) -> None:
+        """Remove the hooks. May be called twice."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._listener = None
+
+    def _enter(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        # A subclass whose step calls super().step() gets here twice; only the outer call counts.
+        # A step that raised left the depth behind: the stack tells the two cases apart.
+        if self._depth and _steps_on_stack(optimizer) > 1:
+            self._depth += 1
+            return None
+        self._depth, self._real = 1, False
+        try:
+            closure = args[1] if len(args) > 1 else kwargs.get("closure")
+            if callable(closure):
+                wrapped = self._wrap(closure)
+                if len(args) > 1:
+                    return (args[0], wrapped, *args[2:]), kwargs
+                return args, {**kwargs, "closure": wrapped}
+            if is_real(optimizer):
+                self._real = True
+                self._tell(first=True)
+        except BaseException:
+            self._depth = 0
+            raise
+        return None
+
+    def _leave(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._depth -= 1
+        if self._depth == 0 and self._real and self._listener is not None:
+            self._real = False
+            with torch.no_grad():
+                self._listener.after_update()
+
+    def _tell(self, *, first: bool) -> None:
+        if self._listener is not None:
+            with torch.no_grad():
+                self._listener.before_update(first=first)
+
+    def _wrap(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        def penalized() -> Any:
+            # LBFGS calls this with grad on, others may not: the caller's mode reaches the closure.
+            loss = closure()
+            if self._listener is None or not has_gradients(self.optimizer):
+                return loss
+            self._tell(first=not self._real)
+            self._real = True
+            with torch.no_grad():
+                value = self._listener.closure_value() if self._listener is not None else 0.0
+                return loss if loss is None or not value else loss + value
+
+        return penalized
+
+
+def _steps_on_stack(optimizer: Optimizer) -> int:
+    count, frame = 0, sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "wrapper" and frame.f_code.co_filename.endswith("optimizer.py"):
+            count += frame.f_locals.get("self") is optimizer
+        frame = frame.f_back  # type: ignore[assignment]
+    return count
+
+
+def has_gradients(optimizer: Optimizer) -> bool:
+    """Whether any parameter takes part in the next step."""
+    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+
+
+def is_real(optimizer: Optimizer) -> bool:
+    """Whether the step that begins now will update weights.
+
+    It will not if a ``GradScaler`` found an overflow (a fused optimizer skips inside its kernel,
+    after the hooks), if no parameter has a gradient, or if it is the dummy step by which
+    ``torch.distributed.checkpoint`` makes optimizer state: lr 0, zero gradients, no state yet. A
+    warm-up's first step has lr 0 too, but real gradients.
+    """
+    found_inf = getattr(optimizer, "found_inf", None)
+    if found_inf is not None and found_inf.item():
+        return False
+    if not has_gradients(optimizer):
+        return False
+    return bool(optimizer.state) or not _is_dummy(optimizer)
+
+
+def _is_dummy(optimizer: Optimizer) -> bool:
+    if any(group.get("lr", 1.0) != 0 for group in optimizer.param_groups):
+        return False
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "_init_optim_state":
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    gradients = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+    # A shard may be zero, or empty, on one rank alone: ranks must not judge by it.
+    if any(hasattr(gradient, "to_local") for gradient in gradients):
+        return False
+    return not any(bool(gradient.any()) for gradient in gradients)
+
+
+def gradient_scale(optimizer: Optimizer | None) -> float:
+    """Return what the gradients are still multiplied by: above 1 only fused under a GradScaler."""
+    scale = getattr(optimizer, "grad_scale", None)
+    return 1.0 if scale is None else float(scale)
+
+
+def unscale_gradients(optimizer: Optimizer) -> None:
+    """Divide the gradients by what a GradScaler has left in them for a fused optimizer's kernel."""
+    scale = getattr(optimizer, "grad_scale", None)
+    if scale is not None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.div_(scale)
+        optimizer.grad_scale = None  # type: ignore[attr-defined]
+
+
+def sign(group: Mapping[str, Any]) -> float:
+    """Return −1.0 for a group that maximizes its objective, so that penalties still shrink."""
+    return -1.0 if group.get("maximize") else 1.0
+
+
+def learning_rate(group: Mapping[str, Any]) -> Any:
+    """Return the group's learning rate as the optimizer itself uses it, a float or a tensor.
+
+    Raises:
+        RegplugError: there is none (a hand-written update that did not say).
+    """
+    lr = group.get("lr")
+    if lr is None:
+        raise RegplugError(
+            "the learning rate is not known: this plugin scales with it, so write "
+            "`with session.step(lr=…):`"
+        )
+    return lr
+
+
+# --- effective steps ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class UpdateRule:
+    """How an optimizer turns a gradient that stays the same into an update.
+
+    ``step(group, state, gradient)`` returns what the gradient is multiplied by in the long run: a
+    float, or a tensor shaped like the state's for an optimizer that scales each element by itself.
+    There it is 0 for elements that never had a gradient, which leaves them alone. It is evaluated
+    after the update. ``state`` may hold blocks of the tensors named in ``tensors``.
+    """
+
+    step: Callable[[Group, Mapping[str, Any], torch.Tensor], Any]
+    tensors: Callable[[Group], tuple[str, ...]] = lambda group: ()
+    check: Callable[[Group], str | None] = lambda group: None
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether each element has a step of its own."""
+        return self.step is not _sgd and self.step is not _plain
+
+
+def _over(lr: Any, denominator: torch.Tensor, second_moment: torch.Tensor) -> torch.Tensor:
+    return denominator.reciprocal_().mul_(lr).masked_fill_(second_moment == 0, 0.0)
+
+
+def _number(value: Any) -> Any:
+    return value.item() if isinstance(value, torch.Tensor) else value
+
+
+def _plain(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> Any:
+    return learning_rate(group)
+
+
+def _sgd(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> Any:
+    momentum = group["momentum"]
+    if not momentum:
+        return group["lr"]
+    return group["lr"] * (1 - group["dampening"]) / (1 - momentum)
+
+
+def _adam(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> Any:
+    second = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
+    correction = 1 - _number(group["betas"][1]) ** _number(state["step"])
+    return _over(group["lr"], (second / correction).sqrt_().add_(group["eps"]), second)
+
+
+def _nadam(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> Any:
+    beta1, beta2 = group["betas"]
+    step, product = _number(state["step"]), _number(state["mu_product"])
+    mu, mu_next = (
+        beta1 * (1 - 0.5 * 0.96 ** (t * group["momentum_decay"])) for t in (step, step + 1)
+    )
+    # The two shares of a constant gradient: its own, and that of its average (1 − β₁ᵗ)·g.
+    share = (1 - mu) / (1 - product) + mu_next * (1 - beta1**step) / (1 - product * mu_next)
+    second = state["exp_avg_sq"]
+    denominator = (second / (1 - beta2**step)).sqrt_().add_(group["eps"])
+    return _over(group["lr"] * share, denominator, second)
+
+
+def _radam(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> Any:
+    beta2, step, second = group["betas"][1], _number(state["step"]), state["exp_avg_sq"]
+    correction = 1 - beta2**step
+    limit = 2 / (1 - beta2) - 1
+    rho = limit - 2 * step * beta2**step / correction
+    if rho <= 5:
+        return _over(group["lr"], torch.ones_like(second), second)
+    rectified = ((rho - 4) * (rho - 2) * limit / ((limit - 4) * (limit - 2) * rho)) ** 0.5
+    denominator = second.sqrt().add_(group["eps"])
+    return _over(group["lr"] * rectified * correction**0.5, denominator, second)
+
+
+def _rmsprop(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> Any:
+    second = state["square_avg"]
+    if group["centered"]:
+        mean = state["grad_avg"]
+        denominator = second.addcmul(mean, mean, value=-1).sqrt_().add_(group["eps"])
+    else:
+        denominator = second.sqrt().add_(group["eps"])
+    return _over(group["lr"] / (1 - group["momentum"]), denominator, second)
+
+
+def _adagrad(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> Any:
+    lr = group["lr"] / (1 + (_number(state["step"]) - 1) * group["lr_decay"])
+    second = state["sum"]
+    return _over(lr, second.sqrt().add_(group["eps"]), second)
+
+
+def _adadelta(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> Any:
+    rho, eps, second = group["rho"], group["eps"], state["square_avg"]
+    variance = second + eps
+    # The step overwrote its accumulator a with ρ·a + (1 − ρ)·(a + ε)·r, r = g²/(v + ε): solve for a.
+    ratio = gradient.square().div_(variance).mul_(1 - rho)
+    accumulated = (state["acc_delta"] - ratio * eps).div_(ratio.add_(rho)).clamp_(min=0)
+    return _over(group["lr"], variance.div_(accumulated.add_(eps)).sqrt_(), second)
+
+
+def _adadelta_check(group: Group) -> str | None:
+    if group["weight_decay"]:
+        return "its own weight_decay hides the gradient that it used; use the plugin l2 instead"
+    return None
+
+
+def _sgd_check(group: Group) -> str | None:
+    return "its momentum must be below 1" if group["momentum"] >= 1 else None
+
+
+_KNOWN: dict[type[Optimizer], UpdateRule] = {
+    torch.optim.SGD: UpdateRule(_sgd, check=_sgd_check),
+    torch.optim.Adam: UpdateRule(
+        _adam, lambda group: ("max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq",)
+    ),
+    torch.optim.NAdam: UpdateRule(_nadam, lambda group: ("exp_avg_sq",)),
+    torch.optim.RAdam: UpdateRule(_radam, lambda group: ("exp_avg_sq",)),
+    torch.optim.RMSprop: UpdateRule(
+        _rmsprop,
+        lambda group: ("square_avg", "grad_avg") if group["centered"] else ("square_avg",),
+        check=_sgd_check,
+    ),
+    torch.optim.Adagrad: UpdateRule(_adagrad, lambda group: ("sum",)),
+    torch.optim.Adadelta: UpdateRule(
+        _adadelta, lambda group: ("square_avg", "acc_delta"), check=_adadelta_check
+    ),
+}
+_KNOWN[torch.optim.AdamW] = _KNOWN[torch.optim.Adam]
+
+
+def update_rule(optimizer: Optimizer | None) -> UpdateRule:
+    """Return how ``optimizer`` turns gradients into updates; None stands for a plain ``−lr·g``.
+
+    An optimizer is known by its ``step``: a subclass that inherits it is known too, one that
+    brings its own is not.
+
+    Raises:
+        UnsupportedError: it is not known, or a setting of it can't be accounted for; by name.
+    """
+    if optimizer is None:
+        return UpdateRule(_plain)
+    step = inspect.unwrap(type(optimizer).step)
+    for known, rule in _KNOWN.items():
+        if step is inspect.unwrap(known.step):
+            for group in optimizer.param_groups:
+                if (why := rule.check(group)) is not None:
+                    raise UnsupportedError(
+                        f"proximal delivery can't account for this {type(optimizer).__name__}: {why}"
+                    )
+            return rule
+    names = ", ".join(sorted(cls.__name__ for cls in _KNOWN))
+    raise UnsupportedError(
+        f"proximal delivery must know what {type(optimizer).__name__} multiplies a gradient by, "
+        f"and does not: it knows {names}; use delivery='step' here"
+    )

@@ -1,0 +1,523 @@
+"""One attached loop: :func:`attach` and the :class:`Session` that it returns."""
+
+import operator
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import pluggy
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from regplug import distributed, hookspecs, optimizers
+from regplug.catalog import load
+from regplug.errors import PluginError, RegplugError, SpecError, StateError, UnsupportedError
+from regplug.hookspecs import PROJECT
+from regplug.parameters import Coverage, Selection, cover
+from regplug.plugin import Plugin
+from regplug.table import table
+
+__all__ = ["Session", "attach"]
+
+
+def attach(
+    model: nn.Module,
+    optimizer: Optimizer | None = None,
+    plugins: Iterable[str | Plugin] | str | Plugin = (),
+    *,
+    accelerator: Any = None,
+    name: str | None = None,
+) -> "Session":
+    r"""Attach regularizer plugins to a training loop, which stays as it is.
+
+    From here on each real ``optimizer.step()`` fires the step events by itself. For penalties in
+    the textbook form, inside the loss, add ``loss = session.loss(loss)`` before ``backward()``.
+
+    Args:
+        model: the module that is trained: bare, compiled, wrapped in DDP, sharded by FSDP2 or
+            prepared by Accelerate.
+        optimizer: the torch optimizer, or Accelerate's wrapper of it; None for a loop that
+            updates its weights by hand, which then says ``with session.step(lr=…):``.
+        plugins: specs such as ``"l1(1e-5)"``, ``"l1=1e-5"`` or
+            ``"dropout(linear(0.5, 0.1, steps=1000))"``, and instances of :class:`regplug.Plugin`.
+            They act in this order. ``regplug plugins`` lists what is installed.
+        accelerator: an ``accelerate.Accelerator``, whose checkpoints then hold the session's
+            state. Not needed for the rest.
+        name: tells several sessions of one program apart in checkpoints and metrics.
+
+    Returns:
+        The session: a handle that reports (``metrics()``, ``describe()``), saves (``state_dict()``)
+        and restores everything (``detach()``, or leaving its ``with`` block).
+
+    Raises:
+        SpecError: a spec or an argument is wrong, or two plugins have one name (a ValueError).
+        PluginNotFoundError: no installed distribution offers such a plugin (a LookupError).
+        PluginError: a plugin does not load, or its hooks break the contract.
+        SelectionError: a selection matches nothing that this optimizer updates (a ValueError).
+        UnsupportedError: regplug knows that it can't be right with this model or optimizer.
+
+    >>> import torch, regplug
+    >>> model = torch.nn.Linear(4, 2)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> with regplug.attach(model, optimizer, ["l2(0.5)"]) as session:
+    ...     model(torch.zeros(1, 4)).sum().backward()
+    ...     optimizer.step()          # w ← w − 0.1·(0 + 2·0.5·w)
+    ...     session.steps
+    1
+    """
+    if not isinstance(model, nn.Module):
+        raise SpecError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    listed = [plugins] if isinstance(plugins, str | Plugin) else list(plugins)
+    return Session(
+        model,
+        optimizer,
+        [load(plugin) if isinstance(plugin, str) else plugin for plugin in listed],
+        accelerator=accelerator,
+        name=name,
+    )
+
+
+class Session:
+    """One model, one optimizer, and the plugins attached to them. Made by :func:`attach`.
+
+    Attributes:
+        model: the user's own module, unwrapped.
+        optimizer: the torch optimizer, unwrapped, or None.
+        plugins: the plugin instances, in the order in which they act.
+        steps: completed real steps.
+        name: the name given, ``"regplug"`` by default.
+        gradients_through_loss: whether a backward pass came through :meth:`loss` yet.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | None,
+        plugins: list[Plugin],
+        *,
+        accelerator: Any = None,
+        name: str | None = None,
+    ) -> None:
+        self.model = distributed.unwrap_model(model)
+        self.optimizer = None if optimizer is None else optimizers.unwrap(optimizer)
+        self.plugins = tuple(plugins)
+        self.name = "regplug" if name is None else name
+        self.steps = 0
+        self.gradients_through_loss = False
+        self._attached: list[Plugin] = []
+        self._detached = False
+        self._events: optimizers.StepEvents | None = None
+        self._by_hand: optimizers.Group = {"params": list(self.model.parameters()), "lr": None}
+        self._bound: list[list[torch.Tensor]] = []
+        self._coverages: dict[Selection, Coverage] = {}
+        self._rule: optimizers.UpdateRule | None = None
+        self._check_plugins()
+        self._manager = _manager(self.plugins)
+        hook = self._manager.hook
+        self._on_loss, self._on_gradients = hook.on_loss, hook.on_gradients
+        self._before_step, self._after_step = hook.before_step, hook.after_step
+        self._unscale = any(
+            not impl.plugin.scaled_gradients for impl in hook.on_gradients.get_hookimpls()
+        )
+        try:
+            self._bind()
+            for plugin in self.plugins:
+                plugin._session_name = self.name
+                plugin._step = 0
+                self._attached.append(plugin)
+                self._call_one(plugin, "on_attach")
+            if self.optimizer is not None:
+                self._events = optimizers.StepEvents(self.optimizer, self)
+        except BaseException:
+            self.detach()
+            raise
+
+    def _check_plugins(self) -> None:
+        seen: dict[str, Plugin] = {}
+        for plugin in self.plugins:
+            if not isinstance(plugin, Plugin):
+                hint = ", not the class" if isinstance(plugin, type) else ""
+                raise SpecError(
+                    f"a plugin must be a spec (a string) or an instance of regplug.Plugin{hint}; "
+                    f"got {plugin!r}"
+                )
+            if plugin.name in seen:
+                raise SpecError(
+                    f"two plugins are named {plugin.name!r}: give one of them another, as in "
+                    f"{plugin.name}(…, name='{plugin.name}_2')"
+                )
+            if plugin._session_name is not None:
+                raise SpecError(
+                    f"{plugin.name} is attached to another session already ({plugin._session_name!r}); "
+                    "make a second instance, or give its spec"
+                )
+            seen[plugin.name] = plugin
+
+    # --- what the loop calls ---------------------------------------------------------------
+
+    def loss(self, loss: torch.Tensor) -> torch.Tensor:
+        """Return the loss with the penalties of this session in it: the textbook form.
+
+        Penalties that are delivered at the step or by their proximal operator add nothing here.
+        Call it right before ``backward()``.
+
+        Args:
+            loss: a 0-d tensor.
+
+        Returns:
+            A 0-d tensor of the same dtype; ``loss`` itself if there is nothing to add.
+
+        Raises:
+            SpecError: ``loss`` is no 0-d tensor.
+            PluginError: a plugin raised.
+
+        >>> import torch, regplug
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = torch.nn.init.constant_(model.weight, -3.0)
+        >>> session = regplug.attach(model, plugins=["l1(0.5)"])
+        >>> session.loss(torch.tensor(1.0)).item()
+        4.0
+        """
+        if not isinstance(loss, torch.Tensor) or loss.ndim != 0:
+            got = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else repr(loss)
+            raise SpecError(f"loss must be a 0-d tensor, got {got}: reduce it first")
+        if self._detached:
+            return loss
+        self._bind()
+        terms = self._fire(self._on_loss, "on_loss", loss=loss)
+        total = loss
+        for term in terms:
+            total = total + term.to(device=loss.device, dtype=loss.dtype)
+        if not self.gradients_through_loss and total.requires_grad:
+            if total is loss:
+                # A hook on the caller's own tensor would outlive this call and see other passes.
+                total = loss.view_as(loss)
+            total.register_hook(self._saw_backward)
+        return total
+
+    def _saw_backward(self, gradient: torch.Tensor) -> None:
+        self.gradients_through_loss = True
+
+    @contextmanager
+    def step(self, lr: float | None = None) -> Iterator[None]:
+        """Fire the step events around an update that is written by hand.
+
+        Args:
+            lr: the learning rate of the update ``w ← w − lr·gradient``, for the plugins that
+                scale with it (decay, proximal); they say so if it is missing.
+
+        Raises:
+            UnsupportedError: an optimizer is attached, whose own steps fire the events.
+
+        >>> import torch, regplug
+        >>> model = torch.nn.Linear(2, 1)
+        >>> session = regplug.attach(model, plugins=["l2(0.1)"])
+        >>> model(torch.ones(1, 2)).sum().backward()
+        >>> with session.step(), torch.no_grad():
+        ...     for p in model.parameters():
+        ...         _ = p.sub_(0.1 * p.grad)
+        >>> session.steps
+        1
+        """
+        if self.optimizer is not None:
+            raise UnsupportedError(
+                "this session has an optimizer, whose step() fires the events by itself; "
+                "session.step() is for loops without one: attach(model, plugins=…)"
+            )
+        if lr is not None and not lr >= 0:
+            raise SpecError(f"lr must not be negative, got {lr!r}")
+        self._by_hand["lr"] = lr
+        real = any(p.grad is not None for p in self._by_hand["params"])
+        if real:
+            with torch.no_grad():
+                self.before_update(first=True)
+        yield
+        if real:
+            with torch.no_grad():
+                self.after_update()
+
+    def metrics(self) -> dict[str, float]:
+        """Return what the plugins report now, under ``<plugin name>/<what>``.
+
+        Penalties give ``value`` (strength included), ``strength`` and ``zeros``, the share of the
+        covered weights that are exactly 0; dropout gives ``rate``. Nothing is computed before it
+        is asked for. The result is the same on all ranks, and takes one collective per process
+        group if parameters are sharded: call it on every rank, and put only the logging of it
+        under ``if is_main_process``.
+
+        Raises:
+            PluginError: a plugin raised.
+        """
+        self._bind()
+        found: dict[str, Any] = {}
+        with torch.no_grad():
+            for plugin in self.plugins:
+                reported = self._call_one(plugin, "on_metrics") or {}
+                found.update({f"{plugin.name}/{key}": value for key, value in reported.items()})
+        sums = {key: value for key, value in found.items() if isinstance(value, distributed.Sum)}
+        found.update(zip(sums, distributed.resolve(list(sums.values())), strict=True))
+        return {key: float(value) for key, value in found.items()}
+
+    def describe(self) -> str:
+        """Return a table of the plugins: where each acts, what it covers, how strong it is now."""
+        self._bind()
+        rows, notes = [], []
+        for plugin in self.plugins:
+            covered = plugin.covers(self)
+            rows.append(
+                [
+                    plugin.name,
+                    plugin.source,
+                    plugin.acts(self),
+                    *(("–", "–") if covered is None else (f"{n:,}" for n in covered)),
+                    ", ".join(
+                        f"{value:g}" if key in ("strength", "rate") else f"{key} {value:g}"
+                        for key, value in plugin.strengths().items()
+                    ),
+                ]
+            )
+            notes += [f"{plugin.name}: {note}" for note in plugin.notes(self)]
+        where = type(self.model).__name__
+        by = type(self.optimizer).__name__ if self.optimizer is not None else "no optimizer"
+        state = ", detached" if self._detached else ""
+        title = f"{self.name}: {where} with {by}, {self.steps} steps{state}"
+        heads = ["plugin", "from", "acts", "tensors", "weights", "strength now"]
+        return "\n".join([title, table(heads, rows), *notes])
+
+    def __repr__(self) -> str:
+        names = ", ".join(plugin.name for plugin in self.plugins)
+        return f"<regplug.Session {self.name!r}: {names or 'no plugins'}; {self.steps} steps>"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs: the step count, and each plugin's state by its name.
+
+        Plain types and tensors alone, so ``torch.load(weights_only=True)`` reads it.
+        """
+        states = {p.name: dict(self._call_one(p, "on_state") or {}) for p in self.plugins}
+        return {"steps": self.steps, "plugins": states}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            StateError: it is no such state, or of other plugins than these.
+            PluginError: a plugin could not read its own.
+        """
+        steps = state.get("steps") if isinstance(state, Mapping) else None
+        states = state.get("plugins") if isinstance(state, Mapping) else None
+        if not isinstance(steps, int) or steps < 0 or not isinstance(states, Mapping):
+            raise StateError("this is not what session.state_dict() returned")
+        own = {plugin.name for plugin in self.plugins}
+        if own != set(states):
+            raise StateError(
+                f"the saved state is of the plugins {sorted(states) or 'none'}, "
+                f"this session has {sorted(own) or 'none'}"
+            )
+        self._advance_to(steps)
+        with torch.no_grad():
+            for plugin in self.plugins:
+                self._call_one(plugin, "on_load_state", state=states[plugin.name])
+
+    def detach(self) -> None:
+        """Take everything off the loop again: hooks, dropout rates, weight_decay, modules.
+
+        May be called twice. Every plugin is asked to restore, also when one before it fails.
+
+        Raises:
+            PluginError: a plugin failed to restore; the others have been asked all the same.
+        """
+        self._detached = True
+        if self._events is not None:
+            self._events.disconnect()
+            self._events = None
+        failures = []
+        while self._attached:
+            plugin = self._attached.pop()
+            try:
+                self._call_one(plugin, "on_detach")
+            except RegplugError as error:
+                failures.append(error)
+            finally:
+                plugin._session_name = None
+        if failures:
+            raise failures[0]
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.detach()
+
+    # --- what plugins ask ------------------------------------------------------------------
+
+    @property
+    def groups(self) -> list[optimizers.Group]:
+        """The parameter groups: the optimizer's own, or one that stands for a loop without."""
+        return [self._by_hand] if self.optimizer is None else self.optimizer.param_groups
+
+    @property
+    def gradient_scale(self) -> float:
+        """What gradients are still multiplied by in on_gradients: 1, but for fused optimizers."""
+        return optimizers.gradient_scale(self.optimizer)
+
+    def coverage(self, selection: Selection) -> Coverage:
+        """Return what ``selection`` covers of this optimizer's parameters.
+
+        It is kept until the optimizer's parameters change, so the object tells whether they did.
+
+        Raises:
+            SelectionError: it covers nothing; the message shows what there is.
+        """
+        found = self._coverages.get(selection)
+        if found is None:
+            found = cover(selection, self.model, self.groups)
+            self._coverages[selection] = found
+        return found
+
+    def updates(
+        self, selection: Selection
+    ) -> Iterator[tuple[int, list[torch.Tensor], list[torch.Tensor]]]:
+        """Yield (group index, weights, gradients) of what takes part in this step, for each group.
+
+        Frozen parameters, and those whose ``.grad`` is None, take no part. Under FSDP2 the tensors
+        are ``DTensor``: :func:`regplug.local` gives this rank's part.
+        """
+        for index, parameters in self.coverage(selection).by_group.items():
+            weights: list[torch.Tensor] = []
+            gradients: list[torch.Tensor] = []
+            for w in parameters:
+                g = w.grad
+                if g is not None and w.requires_grad:
+                    weights.append(w)
+                    gradients.append(g)
+            if weights:
+                yield index, weights, gradients
+
+    def learning_rate(self, group_index: int) -> Any:
+        """Return the learning rate of a group, as the optimizer itself keeps it.
+
+        Raises:
+            RegplugError: it is not known: ``with session.step():`` was not told.
+        """
+        return optimizers.learning_rate(self.groups[group_index])
+
+    def update_rule(self) -> optimizers.UpdateRule:
+        """Return what the optimizer multiplies a gradient by, for proximal steps.
+
+        Raises:
+            UnsupportedError: the optimizer is not known; by name.
+        """
+        if self._rule is None:
+            self._rule = optimizers.update_rule(self.optimizer)
+        return self._rule
+
+    # --- events ----------------------------------------------------------------------------
+
+    def before_update(self, *, first: bool) -> None:
+        """Fire on_gradients, and before_step on the first call in a step. Called by the hooks."""
+        self._bind()
+        if self._unscale and self.optimizer is not None:
+            optimizers.unscale_gradients(self.optimizer)
+        self._fire(self._on_gradients, "on_gradients")
+        if first:
+            self._fire(self._before_step, "before_step")
+
+    def closure_value(self) -> float:
+        """Return the value of the penalties added to a closure's gradients. Called by the hooks."""
+        terms = self._fire(self._manager.hook.on_closure, "on_closure")
+        return float(sum(float(term) for term in terms))
+
+    def after_update(self) -> None:
+        """Fire after_step, then count the step. Called by the hooks."""
+        self._fire(self._after_step, "after_step")
+        self._advance_to(self.steps + 1)
+
+    def _advance_to(self, steps: int) -> None:
+        self.steps = steps
+        for plugin in self.plugins:
+            plugin._step = steps
+
+    def _bind(self) -> None:
+        """Forget the coverages if the optimizer's parameters are others than before."""
+        groups, bound = self.groups, self._bound
+        if len(groups) == len(bound) and all(
+            len(group["params"]) == len(known) and all(map(operator.is_, group["params"], known))
+            for group, known in zip(groups, bound, strict=True)
+        ):
+            return
+        self._bound = [list(group["params"]) for group in groups]
+        self._coverages = {}
+        named = {id(p) for p in self.model.parameters()}
+        if any(distributed.is_dtensor(p) and id(p) not in named for ps in self._bound for p in ps):
+            distributed.reshard(self.model)
+
+    def _fire(self, hook: pluggy.HookCaller, event: str, **arguments: Any) -> Any:
+        try:
+            return hook(session=self, **arguments)
+        except Exception as error:
+            self._blame(error, self._culprit(error, hook), event)
+
+    def _call_one(self, plugin: Plugin, event: str, **arguments: Any) -> Any:
+        others = [other for other in self.plugins if other is not plugin]
+        hook = self._manager.subset_hook_caller(event, others)
+        try:
+            results = hook(session=self, **arguments)
+        except Exception as error:
+            self._blame(error, plugin, event)
+        return results[0] if results else None
+
+    def _culprit(self, error: BaseException, hook: pluggy.HookCaller) -> Plugin | None:
+        """Return the plugin whose hook is on the traceback: this costs nothing until it is needed."""
+        implementations = {
+            getattr(impl.function, "__code__", None): impl.plugin for impl in hook.get_hookimpls()
+        }
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            plugin = frame.f_locals.get("self")
+            if any(plugin is known for known in self.plugins):
+                return plugin
+            if frame.f_code in implementations:
+                return implementations[frame.f_code]  # type: ignore[no-any-return]
+        return None
+
+    def _blame(self, error: Exception, plugin: Plugin | None, event: str) -> None:
+        if isinstance(error, RegplugError) or plugin is None:
+            raise error
+        raise PluginError(
+            f"{plugin.name} ({plugin.source}) failed in {event} at step {self.steps}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _manager(plugins: Iterable[Plugin]) -> pluggy.PluginManager:
+    """Return a plugin manager of this session's own that calls plugins in the order given."""
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(hookspecs)
+    known = {name for name in vars(hookspecs) if name.startswith("on_")} | {
+        "before_step",
+        "after_step",
+    }
+    for plugin in reversed(list(plugins)):
+        for name in known:
+            hook: Callable[..., Any] | None = getattr(plugin, name, None)
+            if callable(hook) and not hasattr(hook, "regplug_impl"):
+                raise PluginError(
+                    f"{plugin.name} ({plugin.source}): {name} is a hook but is not marked with "
+                    "@regplug.hookimpl, so it would never be called"
+                )
+        try:
+            # pluggy calls the last registered first.
+            manager.register(plugin, name=plugin.name)
+            manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            raise PluginError(
+                f"{plugin.name} ({plugin.source}) breaks the hook contract: {error}"
+            ) from error
+    return manager
