@@ -12,7 +12,8 @@ from regplug import errors, schedules
 from regplug.distributed import Sum, local
 from regplug.hookspecs import hookimpl, hookspec
 from regplug.parameters import Coverage, Selection
-from regplug.plugin import Penalty, Plugin, Scheduled
+from regplug.penalty import Penalty
+from regplug.plugin import Plugin, Scheduled
 from regplug.session import Session, attach
 
 __all__ = [

@@ -3,7 +3,7 @@
 import operator
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any
 
@@ -117,10 +117,19 @@ class Session:
         self._check_plugins()
         self._manager = _manager(self.plugins)
         hook = self._manager.hook
-        self._on_loss, self._on_gradients = hook.on_loss, hook.on_gradients
-        self._before_step, self._after_step = hook.before_step, hook.after_step
         self._unscale = any(
             not impl.plugin.scaled_gradients for impl in hook.on_gradients.get_hookimpls()
+        )
+        # Looked up once, since they fire at every step; None where no plugin listens.
+        self._on_loss, self._on_gradients, self._on_closure, self._before_step, self._after_step = (
+            caller if caller.get_hookimpls() else None
+            for caller in (
+                hook.on_loss,
+                hook.on_gradients,
+                hook.on_closure,
+                hook.before_step,
+                hook.after_step,
+            )
         )
         try:
             self._bind()
@@ -132,7 +141,8 @@ class Session:
             if self.optimizer is not None:
                 self._events = optimizers.StepEvents(self.optimizer, self)
         except BaseException:
-            self.detach()
+            with suppress(RegplugError):  # the first error is the one to see
+                self.detach()
             raise
 
     def _check_plugins(self) -> None:
@@ -151,8 +161,14 @@ class Session:
                 )
             if plugin._session_name is not None:
                 raise SpecError(
-                    f"{plugin.name} is attached to another session already ({plugin._session_name!r}); "
-                    "make a second instance, or give its spec"
+                    f"{plugin.name} is attached to another session already "
+                    f"({plugin._session_name!r}): make a second instance, or give its spec"
+                )
+            if isinstance(self.optimizer, torch.optim.LBFGS) and _moves_weights(plugin):
+                raise UnsupportedError(
+                    f"{plugin.name} changes weights behind the back of LBFGS, whose line search "
+                    "and curvature estimates that would break: use a penalty with delivery='step' "
+                    "or 'loss', or another optimizer"
                 )
             seen[plugin.name] = plugin
 
@@ -190,7 +206,7 @@ class Session:
         terms = self._fire(self._on_loss, "on_loss", loss=loss)
         total = loss
         for term in terms:
-            total = total + term.to(device=loss.device, dtype=loss.dtype)
+            total = total + term.to(loss)
         if not self.gradients_through_loss and total.requires_grad:
             if total is loss:
                 # A hook on the caller's own tensor would outlive this call and see other passes.
@@ -432,7 +448,7 @@ class Session:
 
     def closure_value(self) -> float:
         """Return the value of the penalties added to a closure's gradients. Called by the hooks."""
-        terms = self._fire(self._manager.hook.on_closure, "on_closure")
+        terms = self._fire(self._on_closure, "on_closure")
         return float(sum(float(term) for term in terms))
 
     def after_update(self) -> None:
@@ -459,7 +475,9 @@ class Session:
         if any(distributed.is_dtensor(p) and id(p) not in named for ps in self._bound for p in ps):
             distributed.reshard(self.model)
 
-    def _fire(self, hook: pluggy.HookCaller, event: str, **arguments: Any) -> Any:
+    def _fire(self, hook: pluggy.HookCaller | None, event: str, **arguments: Any) -> Any:
+        if hook is None:
+            return ()
         try:
             return hook(session=self, **arguments)
         except Exception as error:
@@ -475,7 +493,7 @@ class Session:
         return results[0] if results else None
 
     def _culprit(self, error: BaseException, hook: pluggy.HookCaller) -> Plugin | None:
-        """Return the plugin whose hook is on the traceback: this costs nothing until it is needed."""
+        """Return the plugin whose hook is on the traceback: at no cost until it is needed."""
         implementations = {
             getattr(impl.function, "__code__", None): impl.plugin for impl in hook.get_hookimpls()
         }
@@ -494,6 +512,11 @@ class Session:
             f"{plugin.name} ({plugin.source}) failed in {event} at step {self.steps}: "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+def _moves_weights(plugin: Plugin) -> bool:
+    hooks = (getattr(plugin, name, None) for name in ("before_step", "after_step"))
+    return plugin.changes_weights and any(hasattr(hook, "regplug_impl") for hook in hooks)
 
 
 def _manager(plugins: Iterable[Plugin]) -> pluggy.PluginManager:

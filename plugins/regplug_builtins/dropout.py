@@ -92,13 +92,13 @@ class Dropout(Plugin):
     ) -> None:
         self.relative = relative
         if relative:
-            self.factor = rate  # type: ignore[assignment]
+            self.factor = rate
         else:
-            self.rate = rate  # type: ignore[assignment]
+            self.rate = rate
         self.where = [where] if isinstance(where, str) else list(where)
         if not self.where or not all(isinstance(p, str) and p.strip("! ") for p in self.where):
             raise SelectionError(f"where must be glob patterns on module names, got {where!r}")
-        self.name = name  # type: ignore[assignment]
+        self.name = name
         self._targets: list[Target] = []
 
     @hookimpl

@@ -52,8 +52,8 @@ class ElasticNet(Penalty):
     ) -> None:
         # The strengths are inside the value; the factor in front of it stays 1.
         super().__init__(1.0, where=where, delivery=delivery, name=name)  # type: ignore[arg-type]
-        self.l1_strength = l1  # type: ignore[assignment]
-        self.l2_strength = l2  # type: ignore[assignment]
+        self.l1_strength = l1
+        self.l2_strength = l2
 
     @property
     def active(self) -> bool:
@@ -78,7 +78,7 @@ class ElasticNet(Penalty):
         """Return the soft threshold of step·λ₁, divided by 1 + 2·step·λ₂."""
         return soft_threshold(w, step * self.l1_strength) / (1 + 2 * self.l2_strength * step)
 
-    def add_gradient(
+    def add_gradients(
         self, gradients: list[torch.Tensor], weights: list[torch.Tensor], factor: float
     ) -> None:
         """Add ``factor·(λ₁·sign(w) + 2λ₂·w)`` to each gradient."""

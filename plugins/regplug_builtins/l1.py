@@ -61,7 +61,7 @@ class L1(Penalty):
         """Return sign(w)·max(|w| − step·λ, 0)."""
         return soft_threshold(w, step * self.strength)
 
-    def add_gradient(
+    def add_gradients(
         self, gradients: list[torch.Tensor], weights: list[torch.Tensor], factor: float
     ) -> None:
         """Add ``factor·sign(w)`` to each gradient."""

@@ -45,7 +45,7 @@ class L2(Penalty):
         """Return w/(1 + 2·step·λ)."""
         return w / (1 + 2 * self.strength * step)
 
-    def add_gradient(
+    def add_gradients(
         self, gradients: list[torch.Tensor], weights: list[torch.Tensor], factor: float
     ) -> None:
         """Add ``2·factor·w`` to each gradient."""

@@ -64,10 +64,10 @@ class WeightDecay(Plugin):
     ) -> None:
         if existing not in EXISTING:
             raise SpecError(f"existing must be one of {', '.join(EXISTING)}, got {existing!r}")
-        self.strength = strength  # type: ignore[assignment]
+        self.strength = strength
         self.selection = Selection(where)  # type: ignore[arg-type]
         self.existing = existing
-        self.name = name  # type: ignore[assignment]
+        self.name = name
         self._originals: dict[int, Any] = {}
         self._checked: Coverage | None = None
         self._load_hook: Any = None

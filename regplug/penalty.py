@@ -1,0 +1,323 @@
+"""A regularizer that is a formula: :class:`Penalty`.
+
+A whole one:
+
+>>> import regplug, torch
+>>> class Smooth(regplug.Penalty):
+...     "λ·Σ log cosh(w)"
+...     separable = True
+...     def value(self, w):
+...         return w.cosh().log().sum()
+>>> model = torch.nn.Linear(3, 1)
+>>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+>>> session = regplug.attach(model, optimizer, [Smooth(1e-3)])
+>>> session.plugins[0].name
+'smooth'
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from regplug import deliveries, optimizers
+from regplug.errors import PluginError, RegplugError, SpecError, UnsupportedError
+from regplug.hookspecs import hookimpl
+from regplug.parameters import Coverage, Selection, Where
+from regplug.plugin import Plugin, Scheduled
+from regplug.schedules import ScheduleLike
+
+if TYPE_CHECKING:
+    from regplug.session import Session
+
+__all__ = ["DELIVERIES", "Penalty"]
+
+DELIVERIES = ("auto", "loss", "step", "proximal")
+
+
+class Penalty(Plugin):
+    r"""A term ``strength · Σ value(w)`` of the objective, over the selected parameters.
+
+    Subclasses write :meth:`value`, and :meth:`gradient` and :meth:`proximal` if they like.
+
+    Args:
+        strength: λ, a finite number ≥ 0 or a schedule of the step count.
+        where: the parameters, see :class:`regplug.parameters.Selection`.
+        delivery: how the penalty reaches the weights:
+
+            - ``"step"``: its gradient is added to ``.grad`` when the gradients are final. Once per
+              real step, at full strength, whatever accumulation, clipping and scaling did before.
+            - ``"loss"``: ``session.loss`` adds it to the loss, the textbook form: it is
+              accumulated, clipped and scaled with the loss.
+            - ``"proximal"``: its proximal operator is applied after the update, with the step
+              that the optimizer effectively takes: exact zeros.
+            - ``"auto"``: settled at the first real step, ``"loss"`` if the gradients came through
+              ``session.loss``, else ``"step"``. Never both.
+        name: the key of its state and metrics, where one session has two of a kind.
+
+    Raises:
+        SpecError: ``strength`` is negative or not finite, ``delivery`` is not one of these, or it
+            is ``"proximal"`` and there is no :meth:`proximal`.
+        SelectionError: ``where`` is no selection.
+    """
+
+    separable: bool = False
+    """Whether the value is a sum over elements. Then shards and blocks are worked on alone:
+    :meth:`value`, :meth:`gradient` and :meth:`proximal` may be given flat float32 pieces."""
+
+    elementwise_steps: bool = False
+    """Whether :meth:`proximal` of a non-separable penalty solves its problem for a tensor of
+    steps, as Adam and its like have. A separable one always does."""
+
+    scaled_gradients = True
+
+    strength = Scheduled()
+
+    def __init__(
+        self,
+        strength: ScheduleLike,
+        *,
+        where: Where = "weights",
+        delivery: str = "auto",
+        name: str | None = None,
+    ) -> None:
+        self.strength = strength  # type: ignore[assignment]
+        self.where = where
+        self.delivery = delivery
+        self.name = name  # type: ignore[assignment]
+
+    # --- the formula ----------------------------------------------------------------------
+
+    def value(self, w: torch.Tensor) -> torch.Tensor:
+        """Return the penalty of one parameter, a 0-d tensor, differentiable, without λ."""
+        raise NotImplementedError(f"{type(self).__name__} must define value(w)")
+
+    def gradient(self, w: torch.Tensor) -> torch.Tensor:
+        """Return the gradient of :meth:`value` at ``w``, shaped like it, without λ.
+
+        Written here by autograd; a formula of your own saves time. It must not change ``w``, and
+        must itself be differentiable for a loss that is differentiated twice.
+        """
+        create_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            if not (create_graph and w.requires_grad):
+                w = w.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.value(w), w, create_graph=create_graph)
+        return gradient
+
+    def proximal(self, w: torch.Tensor, step: "float | torch.Tensor") -> torch.Tensor:
+        """Return argmin over u of ``½‖u − w‖²/step + λ·value(u)``, shaped like ``w``.
+
+        λ is ``self.strength``. ``step`` is a number, or a tensor like ``w`` with a step for each
+        element, 0 where the element is to stay as it is.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no proximal operator")
+
+    # --- the same on lists, for speed -----------------------------------------------------
+    #
+    # A separable penalty is always called through these. A list is a batch of pieces, a mebibyte
+    # or so together, so temporaries like them are cheap; override one where ``torch._foreach`` or
+    # a fused operation does better than a call of the formula for each piece.
+
+    def values(self, weights: list[torch.Tensor]) -> torch.Tensor:
+        """Return Σ value(w) over ``weights``, which have one dtype and device; a 0-d tensor."""
+        values = [self._scalar(self.value(w)) for w in weights]
+        return values[0] if len(values) == 1 else torch.stack(values).sum()
+
+    def add_gradients(
+        self, gradients: list[torch.Tensor], weights: list[torch.Tensor], factor: float
+    ) -> None:
+        """Add ``factor · gradient(w)`` to each of ``gradients``, in place."""
+        for g, w in zip(gradients, weights, strict=True):
+            g.add_(self.gradient(w), alpha=factor)
+
+    def proximal_(self, weights: list[torch.Tensor], step: "float | torch.Tensor") -> None:
+        """Replace each weight by its proximal point, in place.
+
+        ``step`` is a number for all of them, or a tensor like the only one.
+        """
+        for w in weights:
+            w.copy_(self.proximal(deliveries.widened(w), step))
+
+    def _scalar(self, value: torch.Tensor) -> torch.Tensor:
+        if not isinstance(value, torch.Tensor) or value.ndim != 0:
+            shape = tuple(value.shape) if isinstance(value, torch.Tensor) else value
+            raise PluginError(f"{self.name}: value(w) must return a 0-d tensor, got {shape!r}")
+        return value
+
+    # --- settings -------------------------------------------------------------------------
+
+    @property
+    def where(self) -> Where:
+        """The selection as it was given."""
+        return self._selection.where
+
+    @where.setter
+    def where(self, where: Where) -> None:
+        self._selection = Selection(where)
+
+    @property
+    def delivery(self) -> str:
+        """The delivery as it was given; :meth:`acts` tells what ``"auto"`` became."""
+        return self._delivery
+
+    @delivery.setter
+    def delivery(self, delivery: str) -> None:
+        if delivery not in DELIVERIES:
+            raise SpecError(f"delivery must be one of {', '.join(DELIVERIES)}, got {delivery!r}")
+        if delivery == "proximal" and type(self).proximal is Penalty.proximal:
+            raise SpecError(
+                f"delivery='proximal': {type(self).__name__} has no proximal operator; "
+                "use 'step' or 'loss'"
+            )
+        self._delivery = delivery
+        self._settled = None if delivery == "auto" else delivery
+
+    _selection = Selection()
+    _delivery = "auto"
+    _settled: str | None = None
+    _told_rounding = False
+
+    @property
+    def changes_weights(self) -> bool:  # type: ignore[override]
+        """Only a proximal operator changes weights."""
+        return self._delivery == "proximal"
+
+    @property
+    def active(self) -> bool:
+        """Whether there is anything to do now. At strength 0 a penalty is as good as absent."""
+        return self.strength != 0
+
+    # --- events ---------------------------------------------------------------------------
+
+    @hookimpl
+    def on_attach(self, session: "Session") -> None:
+        """Check what can be known before the first step."""
+        self._settled = None if self._delivery == "auto" else self._delivery
+        self._told_rounding = False
+        self.strengths()
+        coverage = session.coverage(self._selection)
+        if self._settled == "proximal":
+            self._check_proximal(session)
+            return
+        for entry in coverage:
+            if getattr(entry.module, "sparse", False) is True:
+                raise UnsupportedError(
+                    f"{self.name}: {entry.name} has sparse gradients ({type(entry.module).__name__}"
+                    "(sparse=True)), to which no dense gradient can be added: use sparse=False, "
+                    f"delivery='proximal', or exclude it with where=[…, '!{entry.name}']"
+                )
+
+    def _check_proximal(self, session: "Session") -> None:
+        rule = session.update_rule()
+        if rule.elementwise and not self.separable and not self.elementwise_steps:
+            raise UnsupportedError(
+                f"{self.name}: {type(session.optimizer).__name__} takes a step of its own for each "
+                "element, for which the proximal operator of a penalty that is not separable has "
+                "no closed form: use SGD, or delivery='step' (if it does act element by element, "
+                "say separable = True)"
+            )
+
+    @hookimpl
+    def on_loss(self, session: "Session") -> torch.Tensor | None:
+        """Return the penalty as a term of the loss, unless it is delivered elsewhere."""
+        if self._settled not in (None, "loss") or not self.active:
+            return None
+        weights, factors, strength = [], [], self.strength
+        for entry in session.coverage(self._selection).trainable:
+            weights.append(entry.parameter)
+            factors.append(optimizers.sign(session.groups[entry.group_index]) * strength)
+        return deliveries.LossTerm.of(self, factors, weights) if weights else None
+
+    @hookimpl
+    def on_gradients(self, session: "Session") -> None:
+        """Add the gradient to ``.grad``, if that is the delivery."""
+        if self._settled != "step" and self._settle(session) != "step":
+            return
+        if not self.active:
+            return
+        scale = self.strength * session.gradient_scale
+        for index, weights, gradients in session.updates(self._selection):
+            factor = scale * optimizers.sign(session.groups[index])
+            if not self._told_rounding:
+                self._told_rounding = True
+                deliveries.tell_rounding(self, gradients, weights, factor)
+            try:
+                deliveries.add_gradients(self, gradients, weights, factor)
+            except RuntimeError as error:
+                if any(g.layout != torch.strided for g in gradients):
+                    raise UnsupportedError(
+                        f"{self.name}: a gradient is sparse, to which no dense gradient can be "
+                        "added: exclude that parameter, or use delivery='proximal'"
+                    ) from error
+                raise
+
+    @hookimpl
+    def on_closure(self, session: "Session") -> torch.Tensor | None:
+        """Return the value whose gradient was added, for a line search."""
+        if self._settled != "step" or not self.active:
+            return None
+        weights: list[torch.Tensor] = []
+        factors: list[float] = []
+        for index, of_group, _ in session.updates(self._selection):
+            weights += of_group
+            factors += [self.strength * optimizers.sign(session.groups[index])] * len(of_group)
+        return deliveries.total(self, weights, factors) if weights else None
+
+    @hookimpl
+    def after_step(self, session: "Session") -> None:
+        """Apply the proximal operator, if that is the delivery."""
+        if self._settled != "proximal" or not self.active:
+            return
+        rule = session.update_rule()
+        for index, weights, gradients in session.updates(self._selection):
+            group = session.groups[index]
+            if rule.elementwise:
+                assert session.optimizer is not None
+                state = session.optimizer.state
+                for w, g in zip(weights, gradients, strict=True):
+                    if w in state:
+                        deliveries.elementwise_proximal(self, rule, group, state[w], w, g)
+            else:
+                deliveries.proximal(self, weights, rule.step(group, {}, gradients[0]))
+
+    @hookimpl
+    def on_metrics(self, session: "Session") -> Mapping[str, Any]:
+        """Return value (strength included), strength and share of exact zeros."""
+        coverage = session.coverage(self._selection)
+        strengths = self.strengths()
+        value = deliveries.value(
+            self,
+            [entry.parameter for entry in coverage.trainable],
+            factor=strengths.get("strength", 1.0),
+        )
+        return {"value": value, **strengths, "zeros": deliveries.zeros(coverage)}
+
+    def _settle(self, session: "Session") -> str:
+        if self._settled is None:
+            self._settled = "loss" if session.gradients_through_loss else "step"
+        elif self._settled == "loss" and not session.gradients_through_loss:
+            raise RegplugError(
+                f"{self.name} has delivery='loss', but no gradient came through the loss event: "
+                "write `loss = session.loss(loss)` before `loss.backward()`, or use delivery='step'"
+            )
+        return self._settled
+
+    def agreement(self, session: "Session") -> Mapping[str, Any]:
+        """Return the settings, and what they come to in this model."""
+        return {
+            **super().agreement(session),
+            "delivery": self._delivery,
+            "covers": [entry.name for entry in session.coverage(self._selection)],
+        }
+
+    def acts(self, session: "Session") -> str:
+        """Return the delivery, with what ``"auto"`` became."""
+        if self._delivery == "auto":
+            return f"{self._settled} (auto)" if self._settled else "auto"
+        return self._delivery
+
+    def covers(self, session: "Session") -> tuple[int, int] | None:
+        """Return how many tensors and weights are covered."""
+        coverage: Coverage = session.coverage(self._selection)
+        return len(coverage.trainable), coverage.weights
