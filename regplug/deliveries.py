@@ -66,10 +66,10 @@ def tell_rounding(
     factor: float,
 ) -> None:
     """Warn if half-precision gradients are too coarse for most of what is about to be added."""
-    for g, w in zip(gradients, weights, strict=True):
+    for pair in zip(gradients, weights, strict=True):
+        g, w = map(distributed.local, pair)
         if g.dtype not in _HALVES or not penalty.separable or g.layout != torch.strided:
             continue
-        g, w = distributed.local(g), distributed.local(w)
         if w.numel() == 0:
             continue
         added = penalty.gradient(widened(w)) * factor
@@ -154,7 +154,7 @@ def total(
 
 
 def value(penalty: "Penalty", weights: Sequence[torch.Tensor], factor: float) -> Any:
-    """Return factor·Σ value(w) for metrics: a sum over shards, or a tensor alike on all ranks."""
+    """Return what metrics show, factor·Σ: a sum over shards, or a tensor alike on all ranks."""
     terms = [_own_value(penalty, [w]).double() for w in weights]
     if penalty.separable:
         return distributed.Sum(zip(weights, terms, strict=True), factor=factor)
@@ -185,7 +185,7 @@ class LossTerm(torch.autograd.Function):
         return cls.apply(penalty, factors, *weights)  # type: ignore[no-any-return,no-untyped-call]
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, penalty: "Penalty", factors: Sequence[float], *weights: torch.Tensor
     ) -> torch.Tensor:
         ctx.penalty, ctx.factors = penalty, factors

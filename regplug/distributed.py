@@ -58,7 +58,7 @@ def part(whole: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
 
 
 def like(part: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
-    """Return ``part``, this rank's part of something, as a ``DTensor`` like ``of`` if that is one."""
+    """Return ``part``, this rank's part of a tensor like ``of``, as a ``DTensor`` if ``of`` is."""
     if not is_dtensor(of):
         return part
     from torch.distributed.tensor import DTensor
@@ -173,4 +173,4 @@ def reshard(model: nn.Module) -> None:
     """
     for module in model.modules():
         if hasattr(module, "reshard") and hasattr(module, "unshard"):
-            module.reshard()
+            module.reshard()  # type: ignore[operator]

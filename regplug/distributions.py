@@ -44,7 +44,7 @@ def offers() -> list[Offer]:
     Files are listed in another order on each machine, and a checkout that is installed for
     development shows up twice when its folder is on ``sys.path`` too: neither may matter.
     """
-    found = {}
+    found: dict[tuple[str, str, str], Offer] = {}
     for entry_point in importlib.metadata.entry_points(group=GROUP):
         dist = entry_point.dist
         offer = Offer(

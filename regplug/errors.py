@@ -20,7 +20,7 @@ class RegplugError(Exception):
 
 
 class SpecError(RegplugError, ValueError):
-    """A spec or an argument is wrong: a syntax error, a negative strength, two plugins of one name."""
+    """A spec or argument is wrong: bad syntax, a negative strength, one name for two plugins."""
 
 
 class PluginNotFoundError(RegplugError, LookupError):
@@ -40,4 +40,4 @@ class StateError(RegplugError, ValueError):
 
 
 class UnsupportedError(RegplugError):
-    """regplug knows that it cannot be right here (a wrapper, an optimizer, a layout) and says so."""
+    """regplug knows that it can't be right here: a wrapper, an optimizer, a layout."""

@@ -73,7 +73,7 @@ def on_detach(session: "Session") -> None:
 
 
 @hookspec
-def on_loss(session: "Session", loss: torch.Tensor) -> torch.Tensor | None:  # type: ignore[empty-body]
+def on_loss(session: "Session", loss: torch.Tensor) -> torch.Tensor | None:
     """Fires at each ``session.loss(loss)``, before backward: any number of times per step.
 
     Gradient mode is the caller's. ``loss`` is the caller's own, without the terms of the other
@@ -84,7 +84,7 @@ def on_loss(session: "Session", loss: torch.Tensor) -> torch.Tensor | None:  # t
 
 @hookspec
 def on_gradients(session: "Session") -> None:
-    """Fires once per real step, before the optimizer's update; with a closure after each evaluation.
+    """Fires once per real step, before the update; with a closure, after each evaluation of it.
 
     The gradients are final: accumulated, reduced over ranks, clipped. They are unscaled too,
     unless the plugin says that it multiplies by ``session.gradient_scale`` itself
@@ -94,7 +94,7 @@ def on_gradients(session: "Session") -> None:
 
 
 @hookspec
-def on_closure(session: "Session") -> torch.Tensor | None:  # type: ignore[empty-body]
+def on_closure(session: "Session") -> torch.Tensor | None:
     """Fires after ``on_gradients`` at each evaluation of a closure, and only there.
 
     Returns the value, a 0-d tensor, of the term whose gradient ``on_gradients`` added, or None:

@@ -330,7 +330,7 @@ def _adagrad(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> 
 def _adadelta(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> Any:
     rho, eps, second = group["rho"], group["eps"], state["square_avg"]
     variance = second + eps
-    # The step overwrote its accumulator a with ρ·a + (1 − ρ)·(a + ε)·r, r = g²/(v + ε): solve for a.
+    # The step made its accumulator a into ρ·a + (1 − ρ)·(a + ε)·r with r = g²/(v + ε): solve for a.
     ratio = gradient.square().div_(variance).mul_(1 - rho)
     accumulated = (state["acc_delta"] - ratio * eps).div_(ratio.add_(rho)).clamp_(min=0)
     return _over(group["lr"], variance.div_(accumulated.add_(eps)).sqrt_(), second)
@@ -383,7 +383,8 @@ def update_rule(optimizer: Optimizer | None) -> UpdateRule:
             for group in optimizer.param_groups:
                 if (why := rule.check(group)) is not None:
                     raise UnsupportedError(
-                        f"proximal delivery can't account for this {type(optimizer).__name__}: {why}"
+                        "proximal delivery can't account for this "
+                        f"{type(optimizer).__name__}: {why}"
                     )
             return rule
     names = ", ".join(sorted(cls.__name__ for cls in _KNOWN))

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TypeAlias
+from typing import TypeAlias, overload
 
 import torch
 from torch import nn
@@ -77,9 +77,8 @@ def named_parameters(model: nn.Module) -> list[Named]:
             _, names, owners = found.setdefault(id(parameter), (parameter, [], []))
             plain = _PARAMETRIZED.sub(r"\1", name)
             if plain != name:
-                module = modules[path[: path.rindex("parametrizations.")].rstrip(".")]
                 names.append(plain)
-                owners.append(module)
+                owners.append(modules[path[: path.rindex("parametrizations.")].rstrip(".")])
             names.append(name)
             owners.append(module)
     return [Named(p, tuple(names), tuple(owners)) for p, names, owners in found.values()]
@@ -122,7 +121,9 @@ class Selection:
     """
 
     def __init__(self, where: Where = "weights") -> None:
-        parts = list(where) if isinstance(where, list | tuple) else [where]
+        parts: list[str | Predicate] = (
+            list(where) if isinstance(where, list | tuple) else [where]  # type: ignore[list-item]
+        )
         if not parts:
             raise SelectionError("where must not be an empty list")
         for part in parts:
@@ -237,7 +238,11 @@ class Coverage(Sequence[Covered]):
     def __len__(self) -> int:
         return len(self.entries)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def,override]
+    @overload
+    def __getitem__(self, index: int) -> Covered: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Covered, ...]: ...
+    def __getitem__(self, index: int | slice) -> Covered | tuple[Covered, ...]:
         return self.entries[index]
 
     def __iter__(self) -> Iterator[Covered]:
@@ -271,16 +276,15 @@ def cover(
     ]
     if not any(entry.parameter.requires_grad for entry in entries):
         own = {id(parameter) for group in groups for parameter in group["params"]}
-        known = named_parameters(model)
-        named = [n.name for n in known if id(n.parameter) in own]
-        if not named:
+        updated = [n.name for n in named_parameters(model) if id(n.parameter) in own]
+        if not updated:
             raise SelectionError(
                 "this optimizer has no parameter of this model: it was made from another model, "
                 "or from this one before its parameters were replaced; make it after the model is "
                 "in its final form, or attach again"
             )
         raise SelectionError(
-            f"where={selection.where!r} selects {_listed(n.name for n in chosen.values())}, none of "
-            f"which this optimizer updates: it has {_listed(named)}"
+            f"where={selection.where!r} selects {_listed(n.name for n in chosen.values())}, none "
+            f"of which this optimizer updates: it has {_listed(updated)}"
         )
     return Coverage(entries)

@@ -81,10 +81,10 @@ class Penalty(Plugin):
         delivery: str = "auto",
         name: str | None = None,
     ) -> None:
-        self.strength = strength  # type: ignore[assignment]
+        self.strength = strength
         self.where = where
         self.delivery = delivery
-        self.name = name  # type: ignore[assignment]
+        self.name = name
 
     # --- the formula ----------------------------------------------------------------------
 

@@ -47,7 +47,7 @@ ScheduleLike: TypeAlias = float | Callable[[int], float]
 
 
 def _number(argument: str, value: object) -> float:
-    if isinstance(value, bool) or isinstance(value, str | bytes):
+    if isinstance(value, bool | str | bytes):
         raise SpecError(f"{argument} must be a number, got {value!r}")
     try:
         number = float(value)  # type: ignore[arg-type]
@@ -178,7 +178,7 @@ class exponential(_Ramp):  # noqa: N801
             raise SpecError(f"start and end of an exponential must be above 0, got {self!r}")
 
     def _between(self, share: float) -> float:
-        return self.start * (self.end / self.start) ** share
+        return float(self.start ** (1 - share) * self.end**share)
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -118,7 +118,8 @@ class Session:
         self._manager = _manager(self.plugins)
         hook = self._manager.hook
         self._unscale = any(
-            not impl.plugin.scaled_gradients for impl in hook.on_gradients.get_hookimpls()
+            not getattr(impl.plugin, "scaled_gradients", False)
+            for impl in hook.on_gradients.get_hookimpls()
         )
         # Looked up once, since they fire at every step; None where no plugin listens.
         self._on_loss, self._on_gradients, self._on_closure, self._before_step, self._after_step = (
@@ -494,15 +495,15 @@ class Session:
 
     def _culprit(self, error: BaseException, hook: pluggy.HookCaller) -> Plugin | None:
         """Return the plugin whose hook is on the traceback: at no cost until it is needed."""
-        implementations = {
-            getattr(impl.function, "__code__", None): impl.plugin for impl in hook.get_hookimpls()
+        by_instance = {id(plugin): plugin for plugin in self.plugins}
+        by_code = {
+            getattr(impl.function, "__code__", None): by_instance.get(id(impl.plugin))
+            for impl in hook.get_hookimpls()
         }
         for frame, _ in traceback.walk_tb(error.__traceback__):
-            plugin = frame.f_locals.get("self")
-            if any(plugin is known for known in self.plugins):
+            plugin = by_instance.get(id(frame.f_locals.get("self"))) or by_code.get(frame.f_code)
+            if plugin is not None:
                 return plugin
-            if frame.f_code in implementations:
-                return implementations[frame.f_code]  # type: ignore[no-any-return]
         return None
 
     def _blame(self, error: Exception, plugin: Plugin | None, event: str) -> None:

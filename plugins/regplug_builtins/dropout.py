@@ -127,7 +127,8 @@ class Dropout(Plugin):
             rate = scheduled * target.own if self.relative else scheduled
             if not 0 <= rate <= 1:
                 raise SpecError(
-                    f"{self.name}: {target.name} would get rate {rate:g} = {scheduled:g}·{target.own:g}"
+                    f"{self.name}: {target.name} would get the rate {rate:g}, which is "
+                    f"{scheduled:g}·{target.own:g}"
                 )
             setattr(target.module, target.attribute, rate)
 

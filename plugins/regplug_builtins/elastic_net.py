@@ -22,7 +22,8 @@ class ElasticNet(Penalty):
         l1: λ₁, a finite number ≥ 0 or a schedule of the step count.
         l2: λ₂, likewise.
         where: the parameters, by default ``"weights"``.
-        delivery: ``"auto"``, ``"loss"``, ``"step"`` or ``"proximal"``, see :class:`regplug.Penalty`.
+        delivery: ``"auto"``, ``"loss"``, ``"step"`` or ``"proximal"``; see
+            :class:`regplug.Penalty`.
         name: the key of its state and metrics (``/l1_strength`` and ``/l2_strength`` among them).
 
     Raises:
@@ -66,9 +67,8 @@ class ElasticNet(Penalty):
 
     def value(self, w: torch.Tensor) -> torch.Tensor:
         """Return λ₁·Σ|w| + λ₂·Σw²."""
-        return (
-            self.l1_strength * torch.linalg.vector_norm(w, 1) + self.l2_strength * w.square().sum()
-        )
+        l1: torch.Tensor = torch.linalg.vector_norm(w, 1)
+        return self.l1_strength * l1 + self.l2_strength * w.square().sum()
 
     def gradient(self, w: torch.Tensor) -> torch.Tensor:
         """Return λ₁·sign(w) + 2λ₂·w."""

@@ -28,7 +28,8 @@ class L1(Penalty):
     Args:
         strength: λ, a finite number ≥ 0 or a schedule of the step count.
         where: the parameters, by default ``"weights"``.
-        delivery: ``"auto"``, ``"loss"``, ``"step"`` or ``"proximal"``, see :class:`regplug.Penalty`.
+        delivery: ``"auto"``, ``"loss"``, ``"step"`` or ``"proximal"``; see
+            :class:`regplug.Penalty`.
         name: the key of its state and metrics.
 
     Raises:
@@ -51,7 +52,8 @@ class L1(Penalty):
 
     def value(self, w: torch.Tensor) -> torch.Tensor:
         """Return Σ|w|."""
-        return torch.linalg.vector_norm(w, 1)
+        norm: torch.Tensor = torch.linalg.vector_norm(w, 1)
+        return norm
 
     def gradient(self, w: torch.Tensor) -> torch.Tensor:
         """Return sign(w)."""

@@ -16,7 +16,8 @@ class L2(Penalty):
     Args:
         strength: λ, a finite number ≥ 0 or a schedule of the step count.
         where: the parameters, by default ``"weights"``.
-        delivery: ``"auto"``, ``"loss"``, ``"step"`` or ``"proximal"``, see :class:`regplug.Penalty`.
+        delivery: ``"auto"``, ``"loss"``, ``"step"`` or ``"proximal"``; see
+            :class:`regplug.Penalty`.
         name: the key of its state and metrics.
 
     Raises:

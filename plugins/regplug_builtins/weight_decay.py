@@ -92,10 +92,10 @@ class WeightDecay(Plugin):
                 continue
             if self.existing == "error":
                 raise SpecError(
-                    f"{self.name}: {type(session.optimizer).__name__} decays the parameters of group "
-                    f"{index} already, by weight_decay={group['weight_decay']:g}: make it with "
-                    "weight_decay=0, or say existing='replace' (this plugin takes over until it is "
-                    "detached) or existing='add' (both act)"
+                    f"{self.name}: {type(session.optimizer).__name__} decays the parameters of "
+                    f"group {index} already, by weight_decay={group['weight_decay']:g}: make it "
+                    "with weight_decay=0, or say existing='replace' (this plugin takes over until "
+                    "it is detached) or existing='add' (both act)"
                 )
             self._originals[index] = group["weight_decay"]
             group["weight_decay"] = 0.0
@@ -132,8 +132,8 @@ class WeightDecay(Plugin):
             # Neighbours of w are at least eps/2·|w| apart: what is below half of that is lost.
             if 0 < decay < torch.finfo(dtype).eps / 4:
                 warnings.warn(
-                    f"{self.name}: a decay of lr·λ = {decay:.1g} rounds away in {dtype} weights and "
-                    "changes nothing: keep the weights in float32 (autocast does)",
+                    f"{self.name}: a decay of lr·λ = {decay:.1g} rounds away in {dtype} weights "
+                    "and changes nothing: keep the weights in float32 (autocast does)",
                     stacklevel=2,
                 )
                 self._told = True
