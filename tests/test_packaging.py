@@ -35,7 +35,7 @@ FLOORS = (
     {"__main__"},
     {"cli"},
     {"run"},
-    {"report", "testing", "tune"},
+    {"report", "scaffold", "shelf", "testing", "tune"},
     {"__init__"},
     {"session"},
     {"catalog"},
