@@ -39,6 +39,8 @@ class Scheduled:
     Args:
         low: the smallest value allowed.
         high: the largest value allowed.
+        off: the value at which the plugin is as good as absent, to the bit; None if it has no
+            such value, as the bound of a constraint. The exam checks it.
 
     Raises:
         SpecError: on setting or reading a value that is not finite or out of range; it names the
@@ -52,8 +54,10 @@ class Scheduled:
     0.5
     """
 
-    def __init__(self, low: float = 0.0, high: float = float("inf")) -> None:
-        self.low, self.high = low, high
+    def __init__(
+        self, low: float = 0.0, high: float = float("inf"), *, off: float | None = 0.0
+    ) -> None:
+        self.low, self.high, self.off = low, high, off
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -104,6 +108,13 @@ class Plugin:
     scaled_gradients: bool = False
     """Whether ``on_gradients`` multiplies what it adds by ``session.gradient_scale`` itself. Else
     the session unscales the gradients first where a fused optimizer has left that to its kernel."""
+
+    order_matters: bool = False
+    """Whether what the plugin does in an event depends on what others did in that event before it
+    (it changes gradients by more than an addition, say). If not, the exam checks that."""
+
+    stochastic: bool = False
+    """Whether it draws at random. Then the exam compares distributed runs by their statistics."""
 
     _step: int = 0
     _name: str | None = None

@@ -1,4 +1,4 @@
-"""What is on the shelf: every installed plugin with its arguments and abilities, broken ones too."""
+"""What is on the shelf: every installed plugin with its arguments, broken ones with their error."""
 
 import inspect
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ def shelf() -> list[Entry]:
 
 
 def _entry(origin: tuple[str, str, str, str], cls: type[Plugin]) -> Entry:
-    is_penalty = issubclass(cls, Penalty)
+    penalty = cls if issubclass(cls, Penalty) else None
     return Entry(
         *origin,
         summary=_summary(cls),
@@ -72,8 +72,8 @@ def _entry(origin: tuple[str, str, str, str], cls: type[Plugin]) -> Entry:
             }
             for parameter in inspect.signature(cls).parameters.values()
         ],
-        deliveries=_deliveries(cls) if is_penalty else [],
-        separable=bool(cls.separable) if is_penalty else None,
+        deliveries=[] if penalty is None else _deliveries(penalty),
+        separable=None if penalty is None else bool(penalty.separable),
     )
 
 
@@ -113,7 +113,7 @@ def as_table(entries: Sequence[Entry]) -> str:
 
 
 def _signature(arguments: Sequence[dict[str, Any]]) -> str:
-    shown = []
+    shown: list[str] = []
     for argument in arguments:
         stars = {"variadic positional": "*", "variadic keyword": "**"}.get(argument["kind"], "")
         default = "" if argument["default"] is None else f"={argument['default']}"
