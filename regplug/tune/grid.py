@@ -1,0 +1,230 @@
+"""The grid: specs with a placeholder, and the strengths to put there.
+
+>>> grid = Grid({"l1": [0.1, 0.01], "elastic_net(_, 0.5, where='all')": [1.0]})
+>>> grid.candidates[1]
+{'l1': 0.01, "elastic_net(_, 0.5, where='all')": 1.0}
+>>> grid.specs(grid.candidates[1])
+['l1(0.01)', "elastic_net(1.0, 0.5, where='all')"]
+"""
+
+import ast
+import itertools
+import math
+import numbers
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from regplug.errors import SpecError
+
+__all__ = ["Auto", "Candidate", "Grid"]
+
+Candidate = dict[str, float]
+
+_SHORT = re.compile(r"\s*([A-Za-z_]\w*)\s*=(?!=)\s*(.+)", re.DOTALL)
+_BARE = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*")
+
+
+@dataclass(frozen=True)
+class Auto:
+    r"""A geometric path of ``n`` strengths, from the top of a proximal penalty down to ``eps``.
+
+    The top is the smallest strength that keeps every selected weight at zero; the path is
+    ``top · eps^(k/(n−1))`` for ``k = 0 … n−1``. In a grid, ``"auto"`` is short for ``Auto()``.
+
+    Args:
+        eps: the smallest strength over the largest, between 0 and 1.
+        n: how many strengths, at least 2.
+
+    Raises:
+        SpecError: ``eps`` or ``n`` is out of range.
+
+    References:
+        Jerome Friedman, Trevor Hastie, Rob Tibshirani, "Regularization Paths for Generalized
+        Linear Models via Coordinate Descent", 2010, https://doi.org/10.18637/jss.v033.i01
+        (section 2.5: the path from the entry of the first variable, with warm starts).
+
+    >>> [round(strength, 3) for strength in Auto(eps=0.01, n=3).below(2.0)]
+    [2.0, 0.2, 0.02]
+    """
+
+    eps: float = 1e-3
+    n: int = 30
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.eps, numbers.Real) and 0 < self.eps < 1):
+            raise SpecError(f"eps must be above 0 and below 1, got {self.eps!r}")
+        if isinstance(self.n, bool) or not isinstance(self.n, numbers.Integral) or self.n < 2:
+            raise SpecError(f"n must be a whole number of at least 2, got {self.n!r}")
+
+    def below(self, top: float) -> tuple[float, ...]:
+        """Return the path that starts at ``top``."""
+        return (top, *(top * self.eps ** (k / (self.n - 1)) for k in range(1, self.n)))
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One key of the grid: a spec with one placeholder, and what goes there."""
+
+    key: str
+    template: str
+    values: tuple[float, ...] | Auto
+
+    def spec(self, value: float) -> str:
+        """Return the spec with ``value`` in the place of the placeholder."""
+        tree = _Fill(value).visit(ast.parse(self.template, mode="eval"))
+        return ast.unparse(tree)
+
+
+class Grid:
+    """All combinations of the strengths of one or more specs, in the order of the keys.
+
+    Args:
+        grid: a mapping of specs to strengths. A spec holds the placeholder ``_`` once, as in
+            ``"l1(_, where='all')"`` or ``"l1(linear(0, _, steps=100))"``; a bare name stands for
+            ``name(_)``. The strengths are numbers, or ``"auto"``.
+
+    Raises:
+        SpecError: the grid or one of its lists is empty, a key is no spec or holds the
+            placeholder not at all or twice, a strength is no finite number or there twice.
+    """
+
+    def __init__(self, grid: Mapping[str, Iterable[float] | str | Auto]) -> None:
+        if not isinstance(grid, Mapping):
+            raise SpecError(
+                "grid must be a mapping of specs to strengths, as {'l1': [1e-3, 1e-4]}, "
+                f"got {grid!r}"
+            )
+        if not grid:
+            raise SpecError(
+                "grid is empty: name a plugin and its strengths, as {'l1': [1e-3, 1e-4]}"
+            )
+        self.axes = tuple(
+            Axis(key, _template(key), _values(key, values)) for key, values in grid.items()
+        )
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys as they were written."""
+        return tuple(axis.key for axis in self.axes)
+
+    @property
+    def automatic(self) -> tuple[Axis, ...]:
+        """The axes whose strengths are still to be found."""
+        return tuple(axis for axis in self.axes if isinstance(axis.values, Auto))
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """Every combination, the last key running fastest."""
+        lists = []
+        for axis in self.axes:
+            if isinstance(axis.values, Auto):
+                raise SpecError(f"the strengths of grid[{axis.key!r}] are still to be found")
+            lists.append(axis.values)
+        return [dict(zip(self.keys, chosen, strict=True)) for chosen in itertools.product(*lists)]
+
+    def specs(self, candidate: Mapping[str, float]) -> list[str]:
+        """Return the specs of one combination, in the order of the keys."""
+        return [axis.spec(candidate[axis.key]) for axis in self.axes]
+
+    def with_values(self, found: Mapping[str, tuple[float, ...]]) -> "Grid":
+        """Return the grid with the strengths that were found for its automatic axes."""
+        other = Grid.__new__(Grid)
+        other.axes = tuple(
+            replace(axis, values=found.get(axis.key, axis.values)) for axis in self.axes
+        )
+        return other
+
+    def with_argument(self, key: str, argument: str, value: Any) -> "Grid":
+        """Return the grid with ``argument=value`` added to the call in ``key``'s spec."""
+        other = Grid.__new__(Grid)
+        other.axes = tuple(
+            replace(axis, template=_with_argument(axis.template, argument, value))
+            if axis.key == key
+            else axis
+            for axis in self.axes
+        )
+        return other
+
+
+def _template(key: object) -> str:
+    """Return ``key`` as a call with one placeholder, spelled out."""
+    if not isinstance(key, str) or not key.strip():
+        raise SpecError(
+            f"a key of grid must be a spec such as 'l1' or 'l1(_, where=\"all\")', got {key!r}"
+        )
+    text = key.strip()
+    if _BARE.fullmatch(text):
+        text = f"{text}(_)"
+    elif short := _SHORT.fullmatch(text):
+        text = f"{short[1]}({short[2]})"
+    try:
+        tree = ast.parse(text, mode="eval")
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        raise SpecError(f"grid[{key!r}]: {key!r} is no spec: {error}") from error
+    if not isinstance(tree.body, ast.Call):
+        raise SpecError(f"grid[{key!r}]: {key!r} is no spec: write a call, as 'l1(_)'")
+    found = sum(isinstance(node, ast.Name) and node.id == "_" for node in ast.walk(tree))
+    if found != 1:
+        many = "no placeholder" if not found else f"{found} placeholders"
+        raise SpecError(
+            f"grid[{key!r}] holds {many}: write _ once, where the strength goes, as in 'l1(_)'"
+        )
+    return ast.unparse(tree)
+
+
+def _values(key: str, values: object) -> tuple[float, ...] | Auto:
+    if isinstance(values, Auto):
+        return values
+    if isinstance(values, str):
+        if values == "auto":
+            return Auto()
+        raise SpecError(f"grid[{key!r}] must be a list of strengths or 'auto', got {values!r}")
+    if not isinstance(values, Iterable) or isinstance(values, bytes | Mapping):
+        raise SpecError(f"grid[{key!r}] must be a list of strengths or 'auto', got {values!r}")
+    try:
+        numbers_ = tuple(_number(key, value) for value in values)
+    except TypeError as error:  # an array without dimensions says that it is iterable, and is not
+        raise SpecError(f"grid[{key!r}] must be a list of strengths, got {values!r}") from error
+    if not numbers_:
+        raise SpecError(f"grid[{key!r}] is empty: give at least one strength")
+    for value in numbers_:
+        if numbers_.count(value) > 1:
+            raise SpecError(f"grid[{key!r}] holds {value!r} more than once")
+    return numbers_
+
+
+def _number(key: str, value: Any) -> float:
+    """Return ``value`` as Python's own int or float; whole numbers stay whole (``steps=_``)."""
+    try:
+        plain = value.item() if hasattr(value, "item") else value
+    except (ValueError, RuntimeError):  # an array or tensor of several numbers
+        plain = value
+    if isinstance(plain, bool) or not isinstance(plain, numbers.Real):
+        raise SpecError(f"grid[{key!r}] holds {value!r}, which is no number")
+    number = int(plain) if isinstance(plain, numbers.Integral) else float(plain)
+    if not math.isfinite(number):
+        raise SpecError(f"grid[{key!r}] holds {value!r}, which is not finite")
+    return number
+
+
+def _with_argument(template: str, argument: str, value: Any) -> str:
+    tree = ast.parse(template, mode="eval")
+    assert isinstance(tree.body, ast.Call)
+    tree.body.keywords.append(ast.keyword(arg=argument, value=ast.Constant(value)))
+    return ast.unparse(ast.fix_missing_locations(tree))
+
+
+class _Fill(ast.NodeTransformer):
+    def __init__(self, value: float) -> None:
+        # A negative constant is no literal of Python's grammar: unparse wants the minus apart.
+        self.value = value
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        if node.id != "_":
+            return node
+        number = ast.copy_location(ast.Constant(abs(self.value)), node)
+        if self.value < 0:
+            return ast.copy_location(ast.UnaryOp(ast.USub(), number), node)
+        return number
