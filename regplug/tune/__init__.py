@@ -1,0 +1,14 @@
+"""Choosing strengths: cross-validation, the one-standard-error rule, and pictures, for any loop.
+
+Needs the extra ``regplug[tune]`` (scikit-learn, joblib, matplotlib).
+
+- :class:`StrengthCV`: a scikit-learn estimator around your own training loop.
+- :class:`Recipe`: a loop told as data, of which all fits are trained at once.
+- :class:`Auto`: the settings of an automatic grid.
+"""
+
+from regplug.tune.grid import Auto
+from regplug.tune.recipe import Recipe
+from regplug.tune.search import StrengthCV
+
+__all__ = ["Auto", "Recipe", "StrengthCV"]
