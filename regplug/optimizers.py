@@ -72,11 +72,14 @@ def _has_step_hooks(optimizer: Optimizer) -> bool:
 class StepListener(Protocol):
     """What :class:`StepEvents` calls."""
 
-    def before_update(self, *, first: bool) -> None:
-        """Gradients are final; ``first`` is False for further evaluations of a closure."""
+    def gradients_ready(self) -> None:
+        """Gradients are final: once per step, or after each evaluation of a closure."""
 
     def closure_value(self) -> float:
         """Return the value of what was added to the gradients after a closure's evaluation."""
+
+    def before_update(self) -> None:
+        """The optimizer is about to update the weights: once per step."""
 
     def after_update(self) -> None:
         """The optimizer has updated the weights."""
@@ -121,9 +124,11 @@ class StepEvents:
                 if len(args) > 1:
                     return (args[0], wrapped, *args[2:]), kwargs
                 return args, {**kwargs, "closure": wrapped}
-            if is_real(optimizer):
+            if self._listener is not None and is_real(optimizer):
                 self._real = True
-                self._tell(first=True)
+                with torch.no_grad():
+                    self._listener.gradients_ready()
+                    self._listener.before_update()
         except BaseException:
             self._depth = 0
             raise
@@ -136,21 +141,19 @@ class StepEvents:
             with torch.no_grad():
                 self._listener.after_update()
 
-    def _tell(self, *, first: bool) -> None:
-        if self._listener is not None:
-            with torch.no_grad():
-                self._listener.before_update(first=first)
-
     def _wrap(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         def penalized() -> Any:
             # LBFGS calls this with grad on, others may not: the caller's mode reaches the closure.
             loss = closure()
             if self._listener is None or not has_gradients(self.optimizer):
                 return loss
-            self._tell(first=not self._real)
-            self._real = True
             with torch.no_grad():
-                value = self._listener.closure_value() if self._listener is not None else 0.0
+                self._listener.gradients_ready()
+                # Of the weights that the gradients were taken at, so before any is decayed.
+                value = self._listener.closure_value()
+                if not self._real:
+                    self._real = True
+                    self._listener.before_update()
                 return loss if loss is None or not value else loss + value
 
         return penalized

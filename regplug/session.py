@@ -246,11 +246,12 @@ class Session:
             )
         if lr is not None and not lr >= 0:
             raise SpecError(f"lr must not be negative, got {lr!r}")
-        self._by_hand["lr"] = lr
-        real = any(p.grad is not None for p in self._by_hand["params"])
+        self._by_hand = {"params": list(self.model.parameters()), "lr": lr}
+        real = not self._detached and any(p.grad is not None for p in self._by_hand["params"])
         if real:
             with torch.no_grad():
-                self.before_update(first=True)
+                self.gradients_ready()
+                self.before_update()
         yield
         if real:
             with torch.no_grad():
@@ -438,19 +439,21 @@ class Session:
 
     # --- events ----------------------------------------------------------------------------
 
-    def before_update(self, *, first: bool) -> None:
-        """Fire on_gradients, and before_step on the first call in a step. Called by the hooks."""
+    def gradients_ready(self) -> None:
+        """Fire on_gradients. Called by the hooks."""
         self._bind()
         if self._unscale and self.optimizer is not None:
             optimizers.unscale_gradients(self.optimizer)
         self._fire(self._on_gradients, "on_gradients")
-        if first:
-            self._fire(self._before_step, "before_step")
 
     def closure_value(self) -> float:
         """Return the value of the penalties added to a closure's gradients. Called by the hooks."""
         terms = self._fire(self._on_closure, "on_closure")
         return float(sum(float(term) for term in terms))
+
+    def before_update(self) -> None:
+        """Fire before_step. Called by the hooks."""
+        self._fire(self._before_step, "before_step")
 
     def after_update(self) -> None:
         """Fire after_step, then count the step. Called by the hooks."""
