@@ -4,7 +4,7 @@ A parameter is a plain tensor, alike on all ranks, or a ``DTensor`` (FSDP2, tens
 which each rank holds a part. Element-wise work is done on the parts alone, with no communication.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,13 @@ def is_sharded(tensor: torch.Tensor) -> bool:
 
 def _placements(tensor: torch.Tensor) -> Sequence[Any]:
     return tensor.placements  # type: ignore[attr-defined,no-any-return]
+
+
+def mesh_ranks(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Return the global ranks over which ``tensor`` is spread; nothing for a plain one."""
+    if not is_dtensor(tensor):
+        return ()
+    return tuple(sorted(tensor.device_mesh.mesh.flatten().tolist()))  # type: ignore[attr-defined]
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
@@ -132,37 +139,38 @@ def resolve(sums: Sequence[Sum]) -> list[float]:
     return [total * s.factor for total, s in zip(totals, sums, strict=True)]
 
 
+def layers(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield ``model`` and what it wraps, from the outside in: DDP, compiled, the user's own."""
+    while True:
+        yield model
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif isinstance(inner := model._modules.get("_orig_mod"), nn.Module):
+            model = inner
+        else:
+            return
+
+
 def unwrap_model(model: nn.Module) -> nn.Module:
     """Return the user's own module from inside DDP, ``torch.compile`` and their like.
 
     Raises:
         UnsupportedError: FSDP1, which flattens parameters, or DeepSpeed's engine.
     """
-    while True:
-        kind = type(model)
-        if kind.__module__.partition(".")[0] == "deepspeed":
+    for layer in layers(model):
+        if type(layer).__module__.partition(".")[0] == "deepspeed":
             raise UnsupportedError(
                 "DeepSpeed's engine keeps gradients out of .grad, where a penalty could be added; "
                 "use DDP or FSDP2"
             )
-        if any(base.__name__ == "FullyShardedDataParallel" for base in kind.__mro__):
-            break
-        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            model = model.module
-        elif "_orig_mod" in model._modules:
-            inner = model._modules["_orig_mod"]
-            assert inner is not None
-            model = inner
-        else:
-            break
-    for module in model.modules():
+    for module in layer.modules():
         if any(base.__name__ == "FullyShardedDataParallel" for base in type(module).__mro__):
             raise UnsupportedError(
                 "FSDP1 (FullyShardedDataParallel) flattens parameters, so that neither their shape "
                 "nor their values are there to act on: use FSDP2 (torch.distributed.fsdp."
                 "fully_shard, or fsdp_version: 2 in Accelerate's configuration)"
             )
-    return model
+    return layer
 
 
 def reshard(model: nn.Module) -> None:

@@ -1,0 +1,1 @@
+"""What regplug does for other packages; each module is imported only where it is used."""
