@@ -4,14 +4,17 @@ A separable penalty is worked on in batches of flat pieces, shard by shard; any 
 tensors, which sharded parameters are gathered for. Halves are computed with in float32.
 """
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from regplug import distributed
-from regplug.blocks import batches
+from regplug.blocks import BLOCK, batches
+from regplug.errors import PluginError, RegplugError
 from regplug.optimizers import Group, UpdateRule
 from regplug.parameters import Coverage
 
@@ -19,9 +22,10 @@ if TYPE_CHECKING:
     from regplug.penalty import Penalty
 
 __all__ = [
-    "LossTerm",
+    "Term",
     "add_gradients",
     "elementwise_proximal",
+    "penalized",
     "proximal",
     "tell_rounding",
     "total",
@@ -126,39 +130,45 @@ def _whole_proximal(penalty: "Penalty", w: torch.Tensor, step: Any) -> None:
 # --- values ------------------------------------------------------------------------------------
 
 
-def _own_value(penalty: "Penalty", weights: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return Σ value(w); of a separable penalty and sharded weights, of this rank's parts."""
-    if penalty.separable:
-        parts = [distributed.local(w).detach() for w in weights]
-        sums = [penalty.values([widened(w) for w in ws]) for (ws,) in batches([parts])]
-    else:
-        sums = [penalty.values([widened(distributed.full(w))]) for w in weights]
-    if not sums:
-        return torch.zeros((), device=weights[0].device)
-    return sums[0] if len(sums) == 1 else torch.stack(sums).sum()
+def _pieces(penalty: "Penalty", w: torch.Tensor) -> list[torch.Tensor]:
+    """Return values that add up to value(w); of a sharded w and a separable penalty, this part's."""
+    if not penalty.separable:
+        return [penalty.scalar_value(widened(distributed.full(w)))]
+    part = distributed.local(w)
+    if 0 < part.numel() <= BLOCK:
+        return [penalty.scalar_value(widened(part))]
+    return [penalty.scalar_value(widened(piece)) for ((piece,),) in batches([[part]])]
+
+
+def _sum(values: Sequence[torch.Tensor], like: torch.Tensor) -> torch.Tensor | float:
+    # A number where it costs nothing to read one: arithmetic on 0-d tensors is ten times slower.
+    if like.device.type == "cpu":
+        return math.fsum(value.item() for value in values)
+    return torch.stack([value.to(like.device) for value in values]).sum() if values else 0.0
 
 
 def total(
-    penalty: "Penalty", weights: Sequence[torch.Tensor], factors: Sequence[float]
-) -> torch.Tensor:
-    """Return Σ factor·value(w), a 0-d tensor: one collective, and only if weights are sharded."""
-    kinds = {(factor, w.device, w.dtype) for w, factor in zip(weights, factors, strict=True)}
-    sharded = penalty.separable and any(distributed.is_sharded(w) for w in weights)
-    if len(kinds) == 1 and not sharded:
-        return _own_value(penalty, weights) * factors[0]
-    terms = [_own_value(penalty, [w]) * f for w, f in zip(weights, factors, strict=True)]
-    if sharded:
-        (summed,) = distributed.resolve([distributed.Sum(zip(weights, terms, strict=True))])
-        return terms[0].new_tensor(summed)
-    return torch.stack([term.to(terms[0].device) for term in terms]).sum()
+    penalty: "Penalty", by_factor: Sequence[tuple[float, Sequence[torch.Tensor]]]
+) -> torch.Tensor | float:
+    """Return Σ factor·value(w), a number or 0-d tensor; a collective only if weights are sharded."""
+    if penalty.separable and any(distributed.is_sharded(w) for _, ws in by_factor for w in ws):
+        terms = [(w, p * f) for f, ws in by_factor for w in ws for p in _pieces(penalty, w)]
+        return distributed.resolve([distributed.Sum(terms)])[0]
+    result: torch.Tensor | float = 0.0
+    for factor, ws in by_factor:
+        for device in dict.fromkeys(w.device for w in ws):
+            mine = [w for w in ws if w.device == device]
+            values = [piece for w in mine for piece in _pieces(penalty, w)]
+            result = result + _sum(values, mine[0]) * factor
+    return result
 
 
 def value(penalty: "Penalty", weights: Sequence[torch.Tensor], factor: float) -> Any:
-    """Return what metrics show, factor·Σ: a sum over shards, or a tensor alike on all ranks."""
-    terms = [_own_value(penalty, [w]).double() for w in weights]
+    """Return what metrics show, factor·Σ: a sum over shards, or a number alike on all ranks."""
     if penalty.separable:
-        return distributed.Sum(zip(weights, terms, strict=True), factor=factor)
-    return torch.stack([term.to(terms[0].device) for term in terms]).sum() * factor
+        terms = [(w, piece) for w in weights for piece in _pieces(penalty, w)]
+        return distributed.Sum(terms, factor=factor)
+    return total(penalty, [(factor, weights)])
 
 
 def zeros(coverage: Coverage) -> distributed.Sum:
@@ -170,43 +180,83 @@ def zeros(coverage: Coverage) -> distributed.Sum:
     return distributed.Sum(terms, factor=1 / max(coverage.weights, 1))
 
 
-class LossTerm(torch.autograd.Function):
-    """Σ factor·value(w) with the gradient that the penalty states, right under create_graph.
+@dataclass(frozen=True)
+class Term:
+    """What a penalty adds to a loss: Σ factor·value(w), for each factor over its own weights."""
 
-    As one node of the graph it saves no intermediate results, and keeps ``DTensor`` gradients as
-    such, so that it may be added to a plain loss.
+    penalty: "Penalty"
+    by_factor: Sequence[tuple[float, Sequence[torch.Tensor]]]
+
+
+def penalized(loss: torch.Tensor, terms: Sequence[Term]) -> torch.Tensor:
+    """Return ``loss`` with ``terms`` added, whose gradients are those that the penalties state.
+
+    All terms are one node of the graph. It saves no intermediate results, and keeps ``DTensor``
+    gradients as such, so that penalties of sharded weights may be added to a plain loss.
     """
+    weights = {id(w): w for term in terms for _, ws in term.by_factor for w in ws}
+    if not weights:
+        return loss
+    result: torch.Tensor = _Penalized.apply(terms, loss, *weights.values())  # type: ignore[no-untyped-call]
+    return result
 
-    @classmethod
-    def of(
-        cls, penalty: "Penalty", factors: Sequence[float], weights: Sequence[torch.Tensor]
-    ) -> torch.Tensor:
-        """Return the term, a 0-d tensor."""
-        return cls.apply(penalty, factors, *weights)  # type: ignore[no-any-return,no-untyped-call]
 
+class _Penalized(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, penalty: "Penalty", factors: Sequence[float], *weights: torch.Tensor
+        ctx: Any, terms: Sequence[Term], loss: torch.Tensor, *weights: torch.Tensor
     ) -> torch.Tensor:
-        ctx.penalty, ctx.factors = penalty, factors
+        ctx.terms = terms
         ctx.save_for_backward(*weights)
-        return total(penalty, weights, factors)
+        added: Any = sum(total(term.penalty, term.by_factor) for term in terms)
+        return loss + (added.to(loss) if isinstance(added, torch.Tensor) else added)
 
     @staticmethod
     def backward(ctx: Any, *outputs: torch.Tensor) -> Any:
-        (upstream,), penalty = outputs, ctx.penalty
+        (upstream,) = outputs
         weights: tuple[torch.Tensor, ...] = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph: this gradient is differentiated in turn
-            gradients = [
-                penalty.gradient(w) * (factor * upstream)
-                for w, factor in zip(weights, ctx.factors, strict=True)
-            ]
-            return None, None, *gradients
-        parts = [torch.zeros_like(distributed.local(w)) for w in weights]
-        shards = [distributed.like(part, w) for part, w in zip(parts, weights, strict=True)]
-        for factor in dict.fromkeys(ctx.factors):
-            mine = [index for index, f in enumerate(ctx.factors) if f == factor]
-            add_gradients(penalty, [shards[i] for i in mine], [weights[i] for i in mine], factor)
-        if upstream != 1:
-            torch._foreach_mul_(parts, upstream)
-        return None, None, *shards
+        # create_graph: the gradient will be differentiated in turn
+        differentiate = _differentiable if torch.is_grad_enabled() else _in_place
+        return None, upstream, *differentiate(ctx.terms, weights, upstream)
+
+
+def _differentiable(
+    terms: Sequence[Term], weights: Sequence[torch.Tensor], upstream: torch.Tensor
+) -> list[torch.Tensor]:
+    gradients: dict[int, torch.Tensor] = {}
+    for term in terms:
+        for factor, ws in term.by_factor:
+            for w in ws:
+                added = _blamed(term, term.penalty.gradient, w) * (factor * upstream)
+                gradients[id(w)] = gradients[id(w)] + added if id(w) in gradients else added
+    return [gradients[id(w)] for w in weights]
+
+
+def _in_place(
+    terms: Sequence[Term], weights: Sequence[torch.Tensor], upstream: torch.Tensor
+) -> list[torch.Tensor]:
+    parts = [torch.zeros_like(distributed.local(w)) for w in weights]
+    shards = {id(w): distributed.like(part, w) for w, part in zip(weights, parts, strict=True)}
+    # Reading the upstream gradient costs nothing on a CPU; elsewhere it would wait for the device.
+    scale = upstream.item() if upstream.device.type == "cpu" else 1.0
+    for term in terms:
+        for factor, ws in term.by_factor:
+            mine = [shards[id(w)] for w in ws]
+            _blamed(term, add_gradients, term.penalty, mine, ws, factor * scale)
+    if upstream.device.type != "cpu":
+        torch._foreach_mul_(parts, upstream)
+    return list(shards.values())
+
+
+def _blamed(term: Term, function: Any, *arguments: Any) -> Any:
+    """Call a formula from inside a backward pass, where no session stands by to name the plugin."""
+    try:
+        return function(*arguments)
+    except RegplugError:
+        raise
+    except Exception as error:
+        plugin = term.penalty
+        raise PluginError(
+            f"{plugin.name} ({plugin.source}) failed in the backward pass of on_loss at step "
+            f"{plugin._step}: {type(error).__name__}: {error}"
+        ) from error

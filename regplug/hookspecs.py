@@ -78,7 +78,9 @@ def on_loss(session: "Session", loss: torch.Tensor) -> torch.Tensor | None:
 
     Gradient mode is the caller's. ``loss`` is the caller's own, without the terms of the other
     plugins; it is not to be changed in place. Returns a 0-d tensor that is *added* to the loss
-    (turn its sign for parameters whose group says ``maximize``), or None.
+    (turn its sign for parameters whose group says ``maximize``), or None. A
+    :class:`regplug.Penalty` returns its formula instead, and the session puts those of all
+    penalties into one node of the graph.
     """
 
 
@@ -94,11 +96,11 @@ def on_gradients(session: "Session") -> None:
 
 
 @hookspec
-def on_closure(session: "Session") -> torch.Tensor | None:
+def on_closure(session: "Session") -> torch.Tensor | float | None:
     """Fires after ``on_gradients`` at each evaluation of a closure, and only there.
 
-    Returns the value, a 0-d tensor, of the term whose gradient ``on_gradients`` added, or None:
-    a line search must see the objective whose gradient it is given.
+    Returns the value, a number or 0-d tensor, of the term whose gradient ``on_gradients`` added,
+    or None: a line search must see the objective whose gradient it is given.
     """
 
 

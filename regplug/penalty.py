@@ -113,16 +113,23 @@ class Penalty(Plugin):
         """
         raise NotImplementedError(f"{type(self).__name__} has no proximal operator")
 
+    def scalar_value(self, w: torch.Tensor) -> torch.Tensor:
+        """Return :meth:`value`, checked to be a 0-d tensor.
+
+        Raises:
+            PluginError: it is not.
+        """
+        value = self.value(w)
+        if not isinstance(value, torch.Tensor) or value.ndim != 0:
+            shape = tuple(value.shape) if isinstance(value, torch.Tensor) else value
+            raise PluginError(f"{self.name}: value(w) must return a 0-d tensor, got {shape!r}")
+        return value
+
     # --- the same on lists, for speed -----------------------------------------------------
     #
     # A separable penalty is always called through these. A list is a batch of pieces, a mebibyte
     # or so together, so temporaries like them are cheap; override one where ``torch._foreach`` or
     # a fused operation does better than a call of the formula for each piece.
-
-    def values(self, weights: list[torch.Tensor]) -> torch.Tensor:
-        """Return Σ value(w) over ``weights``, which have one dtype and device; a 0-d tensor."""
-        values = [self._scalar(self.value(w)) for w in weights]
-        return values[0] if len(values) == 1 else torch.stack(values).sum()
 
     def add_gradients(
         self, gradients: list[torch.Tensor], weights: list[torch.Tensor], factor: float
@@ -138,12 +145,6 @@ class Penalty(Plugin):
         """
         for w in weights:
             w.copy_(self.proximal(deliveries.widened(w), step))
-
-    def _scalar(self, value: torch.Tensor) -> torch.Tensor:
-        if not isinstance(value, torch.Tensor) or value.ndim != 0:
-            shape = tuple(value.shape) if isinstance(value, torch.Tensor) else value
-            raise PluginError(f"{self.name}: value(w) must return a 0-d tensor, got {shape!r}")
-        return value
 
     # --- settings -------------------------------------------------------------------------
 
@@ -219,15 +220,19 @@ class Penalty(Plugin):
             )
 
     @hookimpl
-    def on_loss(self, session: "Session") -> torch.Tensor | None:
+    def on_loss(self, session: "Session") -> deliveries.Term | None:
         """Return the penalty as a term of the loss, unless it is delivered elsewhere."""
         if self._settled not in (None, "loss") or not self.active:
             return None
-        weights, factors, strength = [], [], self.strength
-        for entry in session.coverage(self._selection).trainable:
-            weights.append(entry.parameter)
-            factors.append(optimizers.sign(session.groups[entry.group_index]) * strength)
-        return deliveries.LossTerm.of(self, factors, weights) if weights else None
+        return deliveries.Term(self, self._by_factor(session))
+
+    def _by_factor(self, session: "Session") -> list[tuple[float, list[torch.Tensor]]]:
+        """Return λ, with the sign that each group's objective gives it, and the group's weights."""
+        strength, groups = self.strength, session.groups
+        return [
+            (strength * optimizers.sign(groups[index]), [w for w in ws if w.requires_grad])
+            for index, ws in session.coverage(self._selection).by_group.items()
+        ]
 
     @hookimpl
     def on_gradients(self, session: "Session") -> None:
@@ -253,16 +258,11 @@ class Penalty(Plugin):
                 raise
 
     @hookimpl
-    def on_closure(self, session: "Session") -> torch.Tensor | None:
+    def on_closure(self, session: "Session") -> "torch.Tensor | float | None":
         """Return the value whose gradient was added, for a line search."""
         if self._settled != "step" or not self.active:
             return None
-        weights: list[torch.Tensor] = []
-        factors: list[float] = []
-        for index, of_group, _ in session.updates(self._selection):
-            weights += of_group
-            factors += [self.strength * optimizers.sign(session.groups[index])] * len(of_group)
-        return deliveries.total(self, weights, factors) if weights else None
+        return deliveries.total(self, self._by_factor(session))
 
     @hookimpl
     def after_step(self, session: "Session") -> None:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from regplug import distributed, hookspecs, optimizers
 from regplug.catalog import load
+from regplug.deliveries import Term, penalized
 from regplug.errors import PluginError, RegplugError, SpecError, StateError, UnsupportedError
 from regplug.hookspecs import PROJECT
 from regplug.parameters import Coverage, Selection, cover
@@ -204,10 +205,17 @@ class Session:
         if self._detached:
             return loss
         self._bind()
-        terms = self._fire(self._on_loss, "on_loss", loss=loss)
+        added = self._fire(self._on_loss, "on_loss", loss=loss)
         total = loss
-        for term in terms:
-            total = total + term.to(loss)
+        for term in added:
+            if isinstance(term, torch.Tensor):
+                total = total + term.to(loss)
+        terms = [term for term in added if isinstance(term, Term)]
+        if terms:
+            try:
+                total = penalized(total, terms)
+            except Exception as error:
+                self._blame(error, self._culprit(error, self._on_loss), "on_loss")
         if not self.gradients_through_loss and total.requires_grad:
             if total is loss:
                 # A hook on the caller's own tensor would outlive this call and see other passes.
@@ -496,12 +504,12 @@ class Session:
             self._blame(error, plugin, event)
         return results[0] if results else None
 
-    def _culprit(self, error: BaseException, hook: pluggy.HookCaller) -> Plugin | None:
+    def _culprit(self, error: BaseException, hook: pluggy.HookCaller | None) -> Plugin | None:
         """Return the plugin whose hook is on the traceback: at no cost until it is needed."""
         by_instance = {id(plugin): plugin for plugin in self.plugins}
         by_code = {
             getattr(impl.function, "__code__", None): by_instance.get(id(impl.plugin))
-            for impl in hook.get_hookimpls()
+            for impl in (hook.get_hookimpls() if hook else ())
         }
         for frame, _ in traceback.walk_tb(error.__traceback__):
             plugin = by_instance.get(id(frame.f_locals.get("self"))) or by_code.get(frame.f_code)
