@@ -119,12 +119,11 @@ class Ranks:
     def _compare(self, mine: dict[str, str]) -> None:
         store = self._store()
         store.set(f"here/{self._rank}", "1")
-        first = json.loads(store.compare_set("first", "", words))
-        if first[1] != mine:
-            lines = "\n".join(
-                difference(first[0], json.loads(first[1]), self._rank, json.loads(mine))
-            )
-            self._fail(f"the ranks differ:\n{lines}")
+        words = json.dumps([self._rank, mine])
+        first, theirs = json.loads(store.compare_set("first", "", words))
+        if theirs != mine:
+            lines = difference(first, theirs, self._rank, mine)
+            self._fail("the ranks differ:\n" + "\n".join(lines))
         store.add("arrived", 1)
         deadline, pause = time.monotonic() + PATIENCE, 0.001
         while True:
