@@ -2,6 +2,7 @@
 
 import operator
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import TracebackType
@@ -13,15 +14,20 @@ from torch import nn
 from torch.optim import Optimizer
 
 from regplug import distributed, hookspecs, optimizers
+from regplug.agreement import Ranks
 from regplug.catalog import load
 from regplug.deliveries import Term, penalized
 from regplug.errors import PluginError, RegplugError, SpecError, StateError, UnsupportedError
 from regplug.hookspecs import PROJECT
+from regplug.integrations import accelerate
 from regplug.parameters import Coverage, Selection, cover
 from regplug.plugin import Plugin
 from regplug.table import table
 
 __all__ = ["Session", "attach"]
+
+# So many backward passes without a single step are no gradient accumulation.
+_PATIENCE = 256
 
 
 def attach(
@@ -71,14 +77,23 @@ def attach(
     """
     if not isinstance(model, nn.Module):
         raise SpecError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    listed = [plugins] if isinstance(plugins, str | Plugin) else list(plugins)
-    return Session(
-        model,
-        optimizer,
-        [load(plugin) if isinstance(plugin, str) else plugin for plugin in listed],
-        accelerator=accelerator,
-        name=name,
-    )
+    if isinstance(plugins, str | Plugin | type):
+        plugins = [plugins]
+    if not isinstance(plugins, Iterable):
+        raise SpecError(f"plugins must be a list of specs and plugin instances, got {plugins!r}")
+    if name is not None and not (isinstance(name, str) and name):
+        raise SpecError(f"name must be a non-empty string, got {name!r}")
+    prepared = accelerator is not None or accelerate.is_wrapper(optimizer)
+    ranks = Ranks(model, prepared=prepared, name=name or "regplug")
+    with ranks.telling():
+        return Session(
+            model,
+            optimizer,
+            [load(plugin) if isinstance(plugin, str) else plugin for plugin in plugins],
+            ranks,
+            accelerator=accelerator,
+            name=name,
+        )
 
 
 class Session:
@@ -98,6 +113,7 @@ class Session:
         model: nn.Module,
         optimizer: Optimizer | None,
         plugins: list[Plugin],
+        ranks: Ranks,
         *,
         accelerator: Any = None,
         name: str | None = None,
@@ -108,8 +124,12 @@ class Session:
         self.name = "regplug" if name is None else name
         self.steps = 0
         self.gradients_through_loss = False
+        # Backward passes through the loss event while no step was seen yet, None from then on.
+        self._waiting: int | None = 0
         self._attached: list[Plugin] = []
         self._detached = False
+        self._ranks = ranks
+        self._disconnect: Callable[[], None] | None = None
         self._events: optimizers.StepEvents | None = None
         self._by_hand: optimizers.Group = {"params": list(self.model.parameters()), "lr": None}
         self._bound: list[list[torch.Tensor]] = []
@@ -142,6 +162,9 @@ class Session:
                 self._call_one(plugin, "on_attach")
             if self.optimizer is not None:
                 self._events = optimizers.StepEvents(self.optimizer, self)
+            if accelerator is not None or accelerate.is_wrapper(optimizer):
+                self._disconnect = accelerate.connect(self, accelerator, optimizer)
+            ranks.compare(self)
         except BaseException:
             with suppress(RegplugError):  # the first error is the one to see
                 self.detach()
@@ -216,7 +239,7 @@ class Session:
                 total = penalized(total, terms)
             except Exception as error:
                 self._blame(error, self._culprit(error, self._on_loss), "on_loss")
-        if not self.gradients_through_loss and total.requires_grad:
+        if (not self.gradients_through_loss or self._waiting is not None) and total.requires_grad:
             if total is loss:
                 # A hook on the caller's own tensor would outlive this call and see other passes.
                 total = loss.view_as(loss)
@@ -225,6 +248,22 @@ class Session:
 
     def _saw_backward(self, gradient: torch.Tensor) -> None:
         self.gradients_through_loss = True
+        if self._waiting is not None:
+            self._waiting += 1
+            if self._waiting == _PATIENCE:
+                warnings.warn(self._no_step_yet(), stacklevel=2)
+
+    def _no_step_yet(self) -> str:
+        who = "no optimizer" if self.optimizer is None else f"this {type(self.optimizer).__name__}"
+        ways = (
+            "wrap the update in `with session.step():`"
+            if self.optimizer is None
+            else "attach to the optimizer whose step() the loop calls, for a wrapper the one inside"
+        )
+        return (
+            f"{self._waiting} backward passes came through the loss event of {self.name}, which is "
+            f"attached to {who}, but no step was seen, so nothing acts at the step: {ways}"
+        )
 
     @contextmanager
     def step(self, lr: float | None = None) -> Iterator[None]:
@@ -308,6 +347,8 @@ class Session:
             notes += [f"{plugin.name}: {note}" for note in plugin.notes(self)]
         where = type(self.model).__name__
         by = type(self.optimizer).__name__ if self.optimizer is not None else "no optimizer"
+        if self._waiting:
+            notes.append(self._no_step_yet())
         state = ", detached" if self._detached else ""
         title = f"{self.name}: {where} with {by}, {self.steps} steps{state}"
         heads = ["plugin", "from", "acts", "tensors", "weights", "strength now"]
@@ -359,6 +400,9 @@ class Session:
         if self._events is not None:
             self._events.disconnect()
             self._events = None
+        if self._disconnect is not None:
+            self._disconnect()
+            self._disconnect = None
         failures = []
         while self._attached:
             plugin = self._attached.pop()
@@ -381,6 +425,9 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         self.detach()
+        # What other ranks see of a rank that failed is a lost connection.
+        if isinstance(error, RuntimeError) and (words := self._ranks.heard()) is not None:
+            raise RegplugError(f"session {self.name!r}: {words}") from error
 
     # --- what plugins ask ------------------------------------------------------------------
 
@@ -450,6 +497,8 @@ class Session:
     def gradients_ready(self) -> None:
         """Fire on_gradients. Called by the hooks."""
         self._bind()
+        if not self._ranks.compared:
+            self._ranks.compare_late(self)
         if self._unscale and self.optimizer is not None:
             optimizers.unscale_gradients(self.optimizer)
         self._fire(self._on_gradients, "on_gradients")
@@ -466,6 +515,7 @@ class Session:
     def after_update(self) -> None:
         """Fire after_step, then count the step. Called by the hooks."""
         self._fire(self._after_step, "after_step")
+        self._waiting = None
         self._advance_to(self.steps + 1)
 
     def _advance_to(self, steps: int) -> None:
@@ -519,11 +569,14 @@ class Session:
 
     def _blame(self, error: Exception, plugin: Plugin | None, event: str) -> None:
         if isinstance(error, RegplugError) or plugin is None:
+            self._ranks.tell(error)
             raise error
-        raise PluginError(
+        failure = PluginError(
             f"{plugin.name} ({plugin.source}) failed in {event} at step {self.steps}: "
             f"{type(error).__name__}: {error}"
-        ) from error
+        )
+        self._ranks.tell(failure)
+        raise failure from error
 
 
 def _moves_weights(plugin: Plugin) -> bool:
