@@ -44,7 +44,13 @@ def unwrap(optimizer: object) -> Optimizer:
         inner = next(
             (
                 candidate
-                for name in ("optimizer", "base_optimizer", "_optimizer", "inner_optimizer")
+                for name in (
+                    "optimizer",
+                    "base_optimizer",
+                    "inner_optimizer",
+                    "_optimizer",
+                    "_base_optimizer",
+                )
                 if isinstance(candidate := getattr(seen, name, None), Optimizer)
             ),
             None,

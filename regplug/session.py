@@ -1,10 +1,12 @@
 """One attached loop: :func:`attach` and the :class:`Session` that it returns."""
 
+import math
 import operator
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from numbers import Real
 from types import TracebackType
 from typing import Any
 
@@ -291,8 +293,8 @@ class Session:
                 "this session has an optimizer, whose step() fires the events by itself; "
                 "session.step() is for loops without one: attach(model, plugins=…)"
             )
-        if lr is not None and not lr >= 0:
-            raise SpecError(f"lr must not be negative, got {lr!r}")
+        if lr is not None and not (isinstance(lr, Real | torch.Tensor) and 0 <= lr < math.inf):
+            raise SpecError(f"lr must be a finite number that is not negative, got {lr!r}")
         self._by_hand = {"params": list(self.model.parameters()), "lr": lr}
         real = not self._detached and any(p.grad is not None for p in self._by_hand["params"])
         if real:
@@ -375,7 +377,9 @@ class Session:
         """
         steps = state.get("steps") if isinstance(state, Mapping) else None
         states = state.get("plugins") if isinstance(state, Mapping) else None
-        if not isinstance(steps, int) or steps < 0 or not isinstance(states, Mapping):
+        if not (isinstance(steps, int) and steps >= 0 and isinstance(states, Mapping)) or not all(
+            isinstance(own, Mapping) for own in states.values()
+        ):
             raise StateError("this is not what session.state_dict() returned")
         own = {plugin.name for plugin in self.plugins}
         if own != set(states):

@@ -502,7 +502,7 @@ def test_hook_without_the_marker_is_refused(model):
         def after_step(self, session):
             raise AssertionError
 
-    with pytest.raises(PluginError, match="forgets .*after_step .*@regplug.hookimpl"):
+    with pytest.raises(PluginError, match=r"forgets .*after_step .*@regplug.hookimpl"):
         regplug.attach(model, plugins=[Forgets()])
 
 
