@@ -21,7 +21,7 @@ from regplug.plugin import Plugin
 __all__ = ["find", "load", "load_class", "names", "parse"]
 
 _LONGEST = 10_000
-_SHORT = re.compile(r"\s*([A-Za-z_]\w*)\s*=(?!=)(.*)", re.DOTALL)
+_SHORT = re.compile(r"\s*([A-Za-z_]\w*)\s*=(?!=)(.*\S.*)", re.DOTALL)
 _SCHEDULES = {
     name: getattr(schedules, name)
     for name in ("constant", "linear", "cosine", "exponential", "piecewise", "warmup")
@@ -98,7 +98,7 @@ def load_class(name: str) -> type[Plugin]:
     offer = find(name)
     try:
         cls = offer.entry_point.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(
             f"the plugin {name!r} of {offer.source} does not load from {offer.value}: "
             f"{type(error).__name__}: {error}"
@@ -144,6 +144,10 @@ def parse(spec: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         args, kwargs = _arguments(node, spec)
     except RecursionError as error:
         raise SpecError(f"{_quoted(spec)} is nested too deep") from error
+    except SpecError:
+        raise
+    except ValueError as error:  # an integer of thousands of digits, which Python won't print
+        raise SpecError(f"{_quoted(spec)}: {error}") from error
     return node.func.id, args, kwargs
 
 
@@ -164,7 +168,8 @@ def _literal(node: ast.expr, spec: str) -> Any:
             return node.value
         case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=ast.Constant(value=int() | float())):
             value = node.operand.value  # type: ignore[attr-defined]
-            return -value if isinstance(node.op, ast.USub) else value
+            if not isinstance(value, bool):
+                return -value if isinstance(node.op, ast.USub) else value
         case ast.List():
             return [_literal(item, spec) for item in node.elts]
         case ast.Tuple():

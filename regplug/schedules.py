@@ -51,7 +51,9 @@ def _number(argument: str, value: object) -> float:
         raise SpecError(f"{argument} must be a number, got {value!r}")
     try:
         number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError) as error:
+    except OverflowError as error:
+        raise SpecError(f"{argument} must be finite, got a number beyond all floats") from error
+    except (TypeError, ValueError) as error:
         raise SpecError(f"{argument} must be a number, got {value!r}") from error
     if not math.isfinite(number):
         raise SpecError(f"{argument} must be finite, got {value!r}")

@@ -1,0 +1,436 @@
+"""Specs are read and never run; plugins are found by name, one at a time."""
+
+import contextlib
+import importlib.metadata
+import inspect
+import sys
+import textwrap
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import regplug
+from regplug import catalog
+from regplug.catalog import parse
+from regplug.errors import PluginError, PluginNotFoundError, RegplugError, SpecError
+from regplug.schedules import constant, cosine, exponential, linear, piecewise, warmup
+
+# The grammar
+
+
+@pytest.mark.parametrize(
+    ("spec", "args", "kwargs"),
+    [
+        ("l1", (), {}),
+        ("l1()", (), {}),
+        ("l1(1e-5)", (1e-5,), {}),
+        ("l1=1e-5", (1e-5,), {}),
+        ("  l1 = 1e-5  ", (1e-5,), {}),
+        ("l1=linear(0, 1e-4, steps=1000)", (linear(0, 1e-4, steps=1000),), {}),
+        ("l1=1e-5, where='encoder.*'", (1e-5,), {"where": "encoder.*"}),
+        ("\tl1(\n  1e-5,\n)", (1e-5,), {}),
+        ("l1(-1, +2.5, -0.0)", (-1, 2.5, -0.0), {}),
+        ("l1(True, False, None)", (True, False, None), {}),
+        ("l1('a', \"b\", 'a' 'b')", ("a", "b", "ab"), {}),
+        ("l1([1, 'x', [2]], (3,), {0: 1.5})", ([1, "x", [2]], (3,), {0: 1.5}), {}),
+        ("l1(1e-5, where=['all', '!*.bias'])", (1e-5,), {"where": ["all", "!*.bias"]}),
+        ("l1(constant(0.5))", (constant(0.5),), {}),
+        ("l1(cosine(1, 0, steps=5))", (cosine(1, 0, 5),), {}),
+        ("l1(exponential(1, 0.1, 5))", (exponential(1, 0.1, 5),), {}),
+        ("l1(piecewise({0: 0.0, 10: 1e-4}))", (piecewise({0: 0.0, 10: 1e-4}),), {}),
+        ("l1(warmup(linear(1, 0, steps=9), steps=3))", (warmup(linear(1, 0, 9), 3),), {}),
+        ("elastic_net(l1=1, l2=linear(0, 1, 2))", (), {"l1": 1, "l2": linear(0, 1, 2)}),
+    ],
+)
+def test_spec_is_a_call_with_literals(spec, args, kwargs):
+    name, found_args, found_kwargs = parse(spec)
+    assert name == spec.strip().partition("(")[0].partition("=")[0].strip()
+    assert (found_args, found_kwargs) == (args, kwargs)
+    assert [type(a) for a in found_args] == [type(a) for a in args]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("", "'' is no spec such as"),
+        ("   ", "is no spec such as"),
+        ("l1(1e-5", r"'l1\(1e-5' is no spec such as"),
+        ("l1(1e-5))", "is no spec such as"),
+        ("l1(1) + l2(1)", "not a call of a plain name"),
+        ("1e-5", "not a call of a plain name"),
+        ("'l1'", "not a call of a plain name"),
+        ("torch.nn.L1Loss()", "not a call of a plain name"),
+        ("l1(1)(2)", "not a call of a plain name"),
+        ("l1; l2", "is no spec such as"),
+        ("l1 = ", "is no spec such as"),
+        ("l1 == 1", "not a call of a plain name"),
+        ("import os", "is no spec such as"),
+        ("l1(x)", "'x' is no literal"),
+        ("l1(1 + 1)", r"'1 \+ 1' is no literal"),
+        ("l1(2 ** 99)", r"'2 \*\* 99' is no literal"),
+        ("l1(-True)", "is no literal"),
+        ("l1(--1)", "is no literal"),
+        ("l1(not 1)", "is no literal"),
+        ("l1(1j)", "is no literal"),
+        ("l1(b'x')", "is no literal"),
+        ("l1(...)", "is no literal"),
+        ("l1(lambda t: 1)", "'lambda t: 1' is no literal"),
+        ("l1([t for t in [1]])", "is no literal"),
+        ("l1({1, 2})", "is no literal"),
+        ("l1({**{}})", "is no literal"),
+        ("l1({[]: 1})", "unhashable"),
+        ("l1(f'{1}')", "is no literal"),
+        ("l1((y := 1))", "is no literal"),
+        ("l1(*[1, 2])", "is no literal"),
+        ("l1(**{'a': 1})", r"\*\* is not allowed in a spec"),
+        ("l1(a=1, a=2)", "a"),
+        ("l1(linaer(0, 1, steps=2))", "linaer is no schedule; the nearest are linear"),
+        ("l1(__import__('os'))", "__import__ is no schedule"),
+        ("l1(os.system('x'))", "is no literal"),
+        ("l1(linear(0))", r"missing 2 required positional arguments: 'end' and 'steps'"),
+        ("l1(linear(0, 1, steps=0))", "steps must be at least 1, got 0"),
+        ("l1(linear(0, 1e999, steps=1))", "end must be finite, got inf"),
+        ("l1(linear(0, 'x', steps=1))", "end must be a number, got 'x'"),
+        ("l1(piecewise({1: 2}))", "what holds at step 0"),
+        ("l1(" + "0x" + "f" * 9000 + " + 1)", "digits"),
+        ("l1(linear(0, 0x" + "f" * 9000 + ", steps=1))", "end must be finite"),
+        ("l1(linear(0, 1, steps=-0x" + "f" * 9000 + "))", "digits"),
+        ("l1(" + "9" * 5000 + ")", "is no spec such as"),
+        ("l1(" + "[" * 3000 + "]" * 3000 + ")", "too"),
+        ("l1(" + "-" * 3000 + "1)", "is no"),
+        ("l1(" + "x" * 20_000 + ")", "at most 10000 characters"),
+        ("l1(\0)", "is no spec such as"),
+        ("l1(\ud800)", "is no spec such as"),
+        ("l1(1)\nl2(1)", "is no spec such as"),
+        (5, "a spec must be a string, got 5"),
+        (b"l1", "a spec must be a string"),
+    ],
+)
+def test_anything_else_is_refused_with_its_reason(spec, message):
+    with pytest.raises(SpecError, match=message):
+        parse(spec)
+
+
+words = st.sampled_from(
+    [
+        *(
+            "l1",
+            "linear",
+            "piecewise",
+            "warmup",
+            "__import__",
+            "os",
+            "exec",
+            "x",
+            "lambda t:",
+            "if",
+        ),
+        *(
+            "(",
+            ")",
+            "[",
+            "]",
+            "{",
+            "}",
+            ",",
+            "=",
+            ":",
+            "*",
+            "**",
+            ".",
+            "-",
+            "+",
+            "'",
+            '"',
+            "f'",
+            "#",
+        ),
+        *("0", "1e-5", "1e999", "0xff", "-1", "nan", "None", "True", "steps=", "where=", "'a.*'"),
+        *(" ", "\n", "\\", "\0", ";", ":=", "@", "await ", "yield ", "é", "\ud800", "{0: 1}"),
+    ]
+)
+texts = st.one_of(
+    st.text(max_size=60),
+    st.lists(words, max_size=14).map("".join),
+    st.lists(words, max_size=12).map(lambda parts: f"l1({''.join(parts)})"),
+    st.recursive(
+        st.sampled_from(["1", "'a'", "x", "linear(0, 1, 2)"]),
+        lambda inner: st.sampled_from(
+            ["[{}]", "({},)", "{{0: {}}}", "warmup({}, steps=3)", "-{}"]
+        ).flatmap(lambda form: inner.map(form.format)),
+        max_leaves=20,
+    ).map(lambda literal: f"l1={literal}"),
+)
+
+
+class Watch:
+    on = False
+
+
+noticed = []
+
+
+def _watch(event, args):
+    if Watch.on and event in ("exec", "import", "open", "os.system", "subprocess.Popen"):
+        noticed.append((event, str(args)[:200]))
+
+
+@pytest.fixture(scope="module")
+def audited():
+    """Python tells this hook of everything that is run, imported or opened; it is never removed."""
+    sys.addaudithook(_watch)
+
+
+@given(text=texts)
+@example(text="l1(__import__('os').system('true'))")
+@example(text="l1([exec('1') for _ in [1]])")
+@example(text="l1(" * 1000)
+@settings(max_examples=400, deadline=None)
+def test_only_our_errors_come_out_and_nothing_is_run(audited, text):
+    noticed.clear()
+    Watch.on = True
+    try:
+        name, args, kwargs = parse(text)
+    except RegplugError:
+        return
+    finally:
+        Watch.on = False
+        assert noticed == []
+    assert name.isidentifier()
+    assert isinstance(args, tuple)
+    assert all(isinstance(key, str) for key in kwargs)
+
+
+def test_the_watch_would_notice(audited):
+    noticed.clear()
+    Watch.on = True
+    try:
+        exec("1")
+        catalog.load_class("l1")
+    finally:
+        Watch.on = False
+    assert {event for event, _ in noticed} >= {"exec", "open"}
+
+
+@given(text=texts)
+@settings(max_examples=150, deadline=None)
+def test_attach_with_any_text_raises_only_our_errors(text):
+    with contextlib.suppress(RegplugError):
+        regplug.attach(torch.nn.Linear(2, 2), plugins=[text]).detach()
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.tuples(inner)
+            | st.dictionaries(st.integers() | st.text(), inner, max_size=3)
+        ),
+        max_leaves=10,
+    )
+)
+def test_every_literal_reads_as_python_reads_it(value):
+    assert parse(f"p({value!r})".replace("inf", "1e999")) == ("p", (value,), {})
+
+
+# What is installed: real distributions in folders of their own
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Return a function that puts a distribution with its modules on ``sys.path``."""
+    before = set(sys.modules)
+
+    def install(name, entry_points, version="1.0", **modules):
+        site = tmp_path / f"{name}-site"
+        folder = site / f"{name.replace('-', '_')}-{version}.dist-info"
+        folder.mkdir(parents=True)
+        (folder / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8"
+        )
+        lines = "".join(f"{key} = {value}\n" for key, value in entry_points)
+        (folder / "entry_points.txt").write_text(f"[regplug]\n{lines}", encoding="utf-8")
+        for module, source in modules.items():
+            (site / f"{module}.py").write_text(textwrap.dedent(source), encoding="utf-8")
+        monkeypatch.syspath_prepend(str(site))
+        return site
+
+    yield install
+    for module in set(sys.modules) - before:
+        if str(getattr(sys.modules[module], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[module]
+
+
+SMOOTH = """
+    import regplug
+    class Smooth(regplug.Penalty):
+        separable = True
+        def value(self, w):
+            return w.cosh().log().sum()
+"""
+
+
+def test_installed_plugin_is_found_by_its_entry_point(install):
+    install("acme-smooth", [("velvet", "acme_smooth:Smooth")], "2.5", acme_smooth=SMOOTH)
+    assert "velvet" in catalog.names()
+    assert "acme_smooth" not in sys.modules
+    model = torch.nn.Linear(2, 2)
+    session = regplug.attach(model, plugins=["velvet(0.5)", "velvet(0.5, name='other')"])
+    assert [plugin.name for plugin in session.plugins] == ["velvet", "other"]
+    assert session.plugins[0].source == "acme-smooth 2.5"
+    assert "acme-smooth 2.5" in session.describe()
+    value = 0.5 * model.weight.cosh().log().sum().item()
+    assert session.metrics()["velvet/value"] == pytest.approx(value)
+
+
+def test_instance_of_an_installed_class_has_the_entry_points_name(install):
+    install("acme-smooth", [("velvet", "acme_smooth:Smooth")], acme_smooth=SMOOTH)
+    assert catalog.load_class("velvet")(0.5).name == "velvet"
+
+
+def test_class_that_nobody_installed_has_its_own_name_in_snake_case():
+    names = {"Smooth": "smooth", "L1Smooth": "l1_smooth", "HTTPNorm": "http_norm", "L0": "l0"}
+    for cls, name in names.items():
+        plugin = type(cls, (regplug.Plugin,), {"__init__": lambda self: None})()
+        assert plugin.name == name
+        assert plugin.source == __name__
+
+
+def test_only_the_named_plugin_is_imported(install):
+    """pluggy's load_setuptools_entrypoints imports every plugin, broken ones included."""
+    install("acme-good", [("good", "acme_good:Smooth")], acme_good=SMOOTH)
+    install("acme-bad", [("bad", "acme_bad:Bad")], acme_bad="raise RuntimeError('no GPU')")
+    assert {"good", "bad"} <= set(catalog.names())
+    assert catalog.load("good(1)").strength == 1
+    assert "acme_bad" not in sys.modules
+
+
+def test_broken_import_names_the_distribution_and_keeps_the_cause(install):
+    install("acme-bad", [("bad", "acme_bad:Bad")], "0.9", acme_bad="raise RuntimeError('no GPU')")
+    message = r"plugin 'bad' of acme-bad 0\.9 does not load .*acme_bad:Bad.*RuntimeError: no GPU"
+    with pytest.raises(PluginError, match=message) as caught:
+        catalog.load("bad(1)")
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("acme_missing:Smooth", "ModuleNotFoundError"),
+        ("acme_absent:Plush", "AttributeError.*Plush"),
+        ("acme_exit:Smooth", "SystemExit: 3"),
+    ],
+)
+def test_entry_point_that_leads_nowhere_names_the_distribution(install, value, reason):
+    modules = {"acme_absent": SMOOTH, "acme_exit": "import sys; sys.exit(3)"}
+    install("acme-lost", [("lost", value)], "3.1", **modules)
+    with pytest.raises(PluginError, match=rf"acme-lost 3\.1 does not load from {value}: {reason}"):
+        catalog.load("lost(1)")
+
+
+@pytest.mark.parametrize("thing", ["5", "lambda strength: None", "dict", "Smooth(1)", "None"])
+def test_entry_point_that_is_no_plugin_class_is_refused(install, thing):
+    source = textwrap.dedent(SMOOTH) + f"thing = {thing}\n"
+    install("acme-odd", [("odd", "acme_odd:thing")], "1.2", acme_odd=source)
+    with pytest.raises(PluginError, match=r"'odd' of acme-odd 1\.2 is .*no subclass of regplug\."):
+        catalog.load("odd(1)")
+
+
+def test_two_distributions_of_one_name_are_an_error_naming_both(install):
+    """pluggy silently skips the second of two entry points with one name."""
+    install("acme-one", [("velvet", "acme_one:Smooth")], "1.0", acme_one=SMOOTH)
+    install("acme-two", [("velvet", "acme_two:Smooth")], "2.0", acme_two=SMOOTH)
+    message = r"'velvet' is taken twice, by acme-one 1\.0 .* and acme-two 2\.0"
+    with pytest.raises(PluginError, match=message):
+        catalog.load("velvet(1)")
+    assert catalog.load("l1(1)").name == "l1"
+
+
+def test_taking_the_name_of_a_built_in_is_an_error(install):
+    install("acme-one", [("l1", "acme_one:Smooth")], "1.0", acme_one=SMOOTH)
+    with pytest.raises(PluginError, match=r"acme-one 1\.0 .* and regplug 0\.1\.0"):
+        catalog.load("l1(1)")
+
+
+def test_one_distribution_that_offers_a_name_twice_is_an_error(install):
+    both = [("velvet", "acme_one:Smooth"), ("velvet", "acme_one:Other")]
+    install("acme-one", both, acme_one=SMOOTH)
+    with pytest.raises(PluginError, match="'velvet' is taken twice, by acme-one"):
+        catalog.load("velvet(1)")
+
+
+def test_checkout_that_is_listed_twice_is_one_offer(install):
+    """An editable install shows up twice where its folder is on sys.path too."""
+    for _ in range(2):
+        site = install("acme-one", [("velvet", "acme_one:Smooth")], acme_one=SMOOTH)
+        site.rename(site.with_name(f"{site.name}-{_}"))
+        sys.path.insert(0, str(site.with_name(f"{site.name}-{_}")))
+    try:
+        assert sum(e.name == "velvet" for e in importlib.metadata.entry_points(group="regplug")) > 0
+        assert catalog.load("velvet(1)").name == "velvet"
+    finally:
+        del sys.path[:2]
+
+
+def test_misspelt_name_is_told_the_nearest():
+    with pytest.raises(
+        PluginNotFoundError, match="'elastic_nte'; the nearest are elastic_net"
+    ) as e:
+        catalog.load("elastic_nte(1)")
+    assert isinstance(e.value, LookupError)
+    assert "`regplug plugins` lists all" in str(e.value)
+
+
+def test_what_is_installed_is_asked_anew_each_time(install):
+    with pytest.raises(PluginNotFoundError, match="velvet"):
+        catalog.load("velvet(1)")
+    install("acme-smooth", [("velvet", "acme_smooth:Smooth")], acme_smooth=SMOOTH)
+    assert catalog.load("velvet(1)").name == "velvet"
+
+
+def test_names_are_sorted_whatever_the_file_system_says(install):
+    install("acme-z", [("zz", "z:Z"), ("aa", "a:A")])
+    install("acme-a", [("mm", "m:M")])
+    assert catalog.names() == sorted(catalog.names())
+
+
+# Arguments that do not fit
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("l1()", "missing a required argument: 'strength'"),
+        ("l1(1, 2)", "too many positional arguments"),
+        ("l1(1, strenght=2)", "unexpected keyword argument 'strenght'"),
+        ("l1(1, strength=2)", "multiple values for argument 'strength'"),
+        ("l1", "missing a required argument"),
+    ],
+)
+def test_arguments_that_do_not_fit_show_the_signature(spec, message):
+    with pytest.raises(SpecError, match=message) as caught:
+        catalog.load(spec)
+    signature = inspect.signature(catalog.load_class("l1"))
+    assert str(caught.value).startswith(repr(spec))
+    assert f"l1{signature}" in str(caught.value)
+
+
+def test_plugin_that_cannot_be_made_is_named(install):
+    source = """
+        import regplug
+        class Moody(regplug.Plugin):
+            def __init__(self, mood=None):
+                if mood == "type":
+                    raise TypeError("no such mood")
+                raise OSError("not today")
+    """
+    install("acme-moody", [("moody", "acme_moody:Moody")], "7", acme_moody=source)
+    with pytest.raises(
+        PluginError, match=r"moody \(acme-moody 7\) failed on 'moody\(\)'.*not today"
+    ):
+        catalog.load("moody()")
+    with pytest.raises(SpecError, match=r"moody\('type'\).*no such mood"):
+        catalog.load("moody('type')")
