@@ -14,7 +14,7 @@ import torch
 
 from regplug import Penalty, Plugin, hookimpl
 from regplug.errors import RegplugError, SpecError
-from regplug.parameters import Selection, Where
+from regplug.parameters import Selection
 from regplug.tune.fits import FitError, Train
 from regplug.tune.grid import Auto, Axis, Grid
 from regplug.tune.loading import new_plugin
@@ -29,12 +29,16 @@ __all__ = ["AtZero", "check_automatic", "found", "smallest_zeroing"]
 class AtZero(Plugin):
     """Holds the selected weights at zero and watches the gradient of the loss there.
 
+    To a loop it looks like the penalty whose place it takes.
+
     Args:
-        where: the weights, see :class:`regplug.parameters.Selection`.
+        penalty: the penalty.
     """
 
-    def __init__(self, where: Where = "weights") -> None:
-        self._selection = Selection(where)
+    def __init__(self, penalty: Penalty) -> None:
+        self.name = penalty.name
+        self.strength, self.delivery, self.where = 1.0, penalty.delivery, penalty.where
+        self._selection = Selection(penalty.where)
         self._steps = 0
         self._last: list[torch.Tensor] = []
         self._change = math.inf
@@ -127,29 +131,40 @@ def check_automatic(grid: Grid) -> Grid:
 
 
 def found(grid: Grid, train: Train, X: Any, y: Any, seed: int) -> Grid:
-    """Return the grid with the strengths of its automatic axes, from a run of the loop for each.
+    """Return the grid with the strengths of its automatic axes, from one run of the loop.
+
+    The other plugins are there as well, with their first strengths.
 
     Raises:
         FitError: the loop raised.
         SpecError: no strength keeps the weights at zero, or any does.
     """
-    values = {}
-    for axis in grid.automatic:
-        penalty = new_plugin(axis.spec(1.0))
-        assert isinstance(penalty, Penalty)
-        assert isinstance(axis.values, Auto)
-        probe = AtZero(penalty.where)
-        try:
-            with seeded(seed_for(seed, 0)):
-                train(X, y, [probe])
-            gradients = probe.gradients()
-        except Exception as error:
-            raise FitError(
-                f"grid[{axis.key!r}]: the run that looks for the largest strength failed: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        values[axis.key] = axis.values.below(smallest_zeroing(axis, gradients))
-    return grid.with_values(values)
+    plugins: list[Plugin] = []
+    probes: dict[str, AtZero] = {}
+    for axis in grid.axes:
+        if isinstance(axis.values, Auto):
+            penalty = new_plugin(axis.spec(1.0))
+            assert isinstance(penalty, Penalty)
+            probes[axis.key] = AtZero(penalty)
+            plugins.append(probes[axis.key])
+        else:
+            plugins.append(new_plugin(axis.spec(axis.values[0])))
+    try:
+        with seeded(seed_for(seed, 0)):
+            train(X, y, plugins)
+        gradients = {key: probe.gradients() for key, probe in probes.items()}
+    except Exception as error:
+        raise FitError(
+            f"grid[{next(iter(probes))!r}]: the run that looks for the largest strength failed: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return grid.with_values(
+        {
+            axis.key: axis.values.below(smallest_zeroing(axis, gradients[axis.key]))
+            for axis in grid.axes
+            if isinstance(axis.values, Auto)
+        }
+    )
 
 
 def smallest_zeroing(axis: Axis, gradients: list[torch.Tensor]) -> float:
