@@ -136,6 +136,7 @@ class Session:
         self._by_hand: optimizers.Group = {"params": list(self.model.parameters()), "lr": None}
         self._bound: list[list[torch.Tensor]] = []
         self._coverages: dict[Selection, Coverage] = {}
+        self._watchers: tuple[Callable[[Session], object], ...] = ()
         self._rule: optimizers.UpdateRule | None = None
         self._check_plugins()
         self._manager = _manager(self.plugins)
@@ -328,6 +329,22 @@ class Session:
         found.update(zip(sums, distributed.resolve(list(sums.values())), strict=True))
         return {key: float(value) for key, value in found.items()}
 
+    def after_each_step(self, callback: Callable[["Session"], object]) -> Callable[[], None]:
+        """Call ``callback(session)`` after each real step, once it is counted, with grad off.
+
+        For whoever watches a loop, as :class:`regplug.report.Recorder` does; what acts on the
+        weights is a plugin.
+
+        Returns:
+            A function that undoes it. Detaching the session does so too.
+        """
+        self._watchers += (callback,)
+
+        def undo() -> None:
+            self._watchers = tuple(kept for kept in self._watchers if kept is not callback)
+
+        return undo
+
     def describe(self) -> str:
         """Return a table of the plugins: where each acts, what it covers, how strong it is now."""
         self._bind()
@@ -401,6 +418,7 @@ class Session:
             PluginError: a plugin failed to restore; the others have been asked all the same.
         """
         self._detached = True
+        self._watchers = ()
         if self._events is not None:
             self._events.disconnect()
             self._events = None
@@ -521,6 +539,8 @@ class Session:
         self._fire(self._after_step, "after_step")
         self._waiting = None
         self._advance_to(self.steps + 1)
+        for callback in self._watchers:
+            callback(self)
 
     def _advance_to(self, steps: int) -> None:
         self.steps = steps
