@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -180,6 +180,10 @@ def zeros(coverage: Coverage) -> distributed.Sum:
     return distributed.Sum(terms, factor=1 / max(coverage.weights, 1))
 
 
+# One penalty's part in a weight's gradient: its formula, and the factor before it.
+Share: TypeAlias = tuple["Penalty", float]
+
+
 @dataclass(frozen=True)
 class Term:
     """What a penalty adds to a loss: Σ factor·value(w), for each factor over its own weights."""
@@ -191,71 +195,101 @@ class Term:
 def penalized(loss: torch.Tensor, terms: Sequence[Term]) -> torch.Tensor:
     """Return ``loss`` with ``terms`` added, whose gradients are those that the penalties state.
 
-    All terms are one node of the graph. It saves no intermediate results, and keeps ``DTensor``
-    gradients as such, so that penalties of sharded weights may be added to a plain loss.
+    Nodes of this kind save no intermediate results, and keep ``DTensor`` gradients as such, so
+    that penalties of sharded weights may be added to a plain loss. A node stands for about a
+    mebibyte of weights: their gradients are made together, and have been accumulated before those
+    of the next are made, so that no model-sized temporary arises.
     """
-    weights = {id(w): w for term in terms for _, ws in term.by_factor for w in ws}
-    if not weights:
-        return loss
-    result: torch.Tensor = _Penalized.apply(terms, loss, *weights.values())  # type: ignore[no-untyped-call]
-    return result
+    with torch.no_grad():
+        added: Any = sum(total(term.penalty, term.by_factor) for term in terms)
+    shares: dict[int, tuple[torch.Tensor, list[Share]]] = {}
+    for term in terms:
+        for factor, ws in term.by_factor:
+            for w in ws:
+                shares.setdefault(id(w), (w, []))[1].append((term.penalty, factor))
+    node: list[tuple[torch.Tensor, list[Share]]] = []
+    filled = 0
+    for w, own in shares.values():
+        if node and filled + w.numel() > BLOCK:
+            loss, added, node, filled = _Penalized.of(loss, added, node), 0.0, [], 0
+        node.append((w, own))
+        filled += w.numel()
+    return _Penalized.of(loss, added, node) if node else loss
 
 
 class _Penalized(torch.autograd.Function):
+    @classmethod
+    def of(
+        cls,
+        loss: torch.Tensor,
+        added: torch.Tensor | float,
+        node: Sequence[tuple[torch.Tensor, list[Share]]],
+    ) -> torch.Tensor:
+        weights, shares = zip(*node, strict=True)
+        result: torch.Tensor = cls.apply(shares, added, loss, *weights)  # type: ignore[no-untyped-call]
+        return result
+
     @staticmethod
     def forward(
-        ctx: Any, terms: Sequence[Term], loss: torch.Tensor, *weights: torch.Tensor
+        ctx: Any,
+        shares: Sequence[list[Share]],
+        added: torch.Tensor | float,
+        loss: torch.Tensor,
+        *weights: torch.Tensor,
     ) -> torch.Tensor:
-        ctx.terms = terms
+        ctx.shares = shares
         ctx.save_for_backward(*weights)
-        added: Any = sum(total(term.penalty, term.by_factor) for term in terms)
         return loss + (added.to(loss) if isinstance(added, torch.Tensor) else added)
 
     @staticmethod
     def backward(ctx: Any, *outputs: torch.Tensor) -> Any:
         (upstream,) = outputs
-        weights: tuple[torch.Tensor, ...] = ctx.saved_tensors
         # create_graph: the gradient will be differentiated in turn
-        differentiate = _differentiable if torch.is_grad_enabled() else _in_place
-        return None, upstream, *differentiate(ctx.terms, weights, upstream)
+        gradient = _differentiable if torch.is_grad_enabled() else _plain
+        scale = _number_if_free(upstream)
+        gradients = (
+            gradient(w, own, scale) for w, own in zip(ctx.saved_tensors, ctx.shares, strict=True)
+        )
+        return None, None, upstream, *gradients
+
+
+def _number_if_free(upstream: torch.Tensor) -> torch.Tensor | float:
+    # Elsewhere than on a CPU, reading a value waits for the device.
+    free = upstream.device.type == "cpu" and not torch.is_grad_enabled()
+    return upstream.item() if free else upstream
 
 
 def _differentiable(
-    terms: Sequence[Term], weights: Sequence[torch.Tensor], upstream: torch.Tensor
-) -> list[torch.Tensor]:
-    gradients: dict[int, torch.Tensor] = {}
-    for term in terms:
-        for factor, ws in term.by_factor:
-            for w in ws:
-                added = _blamed(term, term.penalty.gradient, w) * (factor * upstream)
-                gradients[id(w)] = gradients[id(w)] + added if id(w) in gradients else added
-    return [gradients[id(w)] for w in weights]
+    w: torch.Tensor, shares: Sequence[Share], scale: torch.Tensor | float
+) -> torch.Tensor:
+    first, *others = (_blamed(p, p.gradient, w) * (factor * scale) for p, factor in shares)
+    return sum(others, start=first)
 
 
-def _in_place(
-    terms: Sequence[Term], weights: Sequence[torch.Tensor], upstream: torch.Tensor
-) -> list[torch.Tensor]:
-    parts = [torch.zeros_like(distributed.local(w)) for w in weights]
-    shards = {id(w): distributed.like(part, w) for w, part in zip(weights, parts, strict=True)}
-    # Reading the upstream gradient costs nothing on a CPU; elsewhere it would wait for the device.
-    scale = upstream.item() if upstream.device.type == "cpu" else 1.0
-    for term in terms:
-        for factor, ws in term.by_factor:
-            mine = [shards[id(w)] for w in ws]
-            _blamed(term, add_gradients, term.penalty, mine, ws, factor * scale)
-    if upstream.device.type != "cpu":
-        torch._foreach_mul_(parts, upstream)
-    return list(shards.values())
+def _plain(w: torch.Tensor, shares: Sequence[Share], scale: torch.Tensor | float) -> torch.Tensor:
+    (penalty, factor), *others = shares
+    if penalty.separable:
+        part = _blamed(penalty, penalty.gradient, widened(distributed.local(w)))
+    else:
+        part = distributed.part(_blamed(penalty, penalty.gradient, widened(distributed.full(w))), w)
+    gradient = distributed.like((part * (factor * scale)).to(w.dtype), w)
+    for penalty, factor in others:
+        if isinstance(scale, torch.Tensor):
+            distributed.local(gradient).add_(
+                distributed.local(_plain(w, [(penalty, factor)], scale))
+            )
+        else:
+            _blamed(penalty, add_gradients, penalty, [gradient], [w], factor * scale)
+    return gradient
 
 
-def _blamed(term: Term, function: Any, *arguments: Any) -> Any:
+def _blamed(plugin: "Penalty", function: Any, *arguments: Any) -> Any:
     """Call a formula from inside a backward pass, where no session stands by to name the plugin."""
     try:
         return function(*arguments)
     except RegplugError:
         raise
     except Exception as error:
-        plugin = term.penalty
         raise PluginError(
             f"{plugin.name} ({plugin.source}) failed in the backward pass of on_loss at step "
             f"{plugin._step}: {type(error).__name__}: {error}"

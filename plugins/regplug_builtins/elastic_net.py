@@ -67,7 +67,7 @@ class ElasticNet(Penalty):
 
     def value(self, w: torch.Tensor) -> torch.Tensor:
         """Return λ₁·Σ|w| + λ₂·Σw²."""
-        l1: torch.Tensor = torch.linalg.vector_norm(w, 1)
+        l1: torch.Tensor = w.abs().sum()
         return self.l1_strength * l1 + self.l2_strength * w.square().sum()
 
     def gradient(self, w: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ import torch
 
 from regplug import Penalty
 
-__all__ = ["L1", "soft_threshold"]
+__all__ = ["L1", "soft_threshold", "soft_threshold_"]
 
 
 def soft_threshold(w: torch.Tensor, threshold: float | torch.Tensor) -> torch.Tensor:
@@ -16,6 +16,17 @@ def soft_threshold(w: torch.Tensor, threshold: float | torch.Tensor) -> torch.Te
     if isinstance(threshold, torch.Tensor):
         return w - w.clamp(-threshold, threshold)
     return torch.nn.functional.softshrink(w, threshold)
+
+
+def soft_threshold_(weights: list[torch.Tensor], threshold: float | torch.Tensor) -> None:
+    """Do :func:`soft_threshold` in place, each weight with its own dtype's rounding once."""
+    for w in weights:
+        if w.dtype in (torch.float16, torch.bfloat16):
+            w.copy_(soft_threshold(w.float(), threshold))
+        elif isinstance(threshold, torch.Tensor):
+            w.sub_(w.clamp(-threshold, threshold))
+        else:
+            torch._C._nn.softshrink(w, threshold, out=w)
 
 
 class L1(Penalty):
@@ -52,7 +63,7 @@ class L1(Penalty):
 
     def value(self, w: torch.Tensor) -> torch.Tensor:
         """Return Σ|w|."""
-        norm: torch.Tensor = torch.linalg.vector_norm(w, 1)
+        norm: torch.Tensor = w.abs().sum()
         return norm
 
     def gradient(self, w: torch.Tensor) -> torch.Tensor:
@@ -68,3 +79,7 @@ class L1(Penalty):
     ) -> None:
         """Add ``factor·sign(w)`` to each gradient."""
         torch._foreach_add_(gradients, torch._foreach_sign(weights), alpha=factor)
+
+    def proximal_(self, weights: list[torch.Tensor], step: float | torch.Tensor) -> None:
+        """Replace each weight by its proximal point."""
+        soft_threshold_(weights, step * self.strength)
