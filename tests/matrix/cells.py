@@ -1,0 +1,75 @@
+"""The rows of the matrix, from the installed entry points, and the cells that cannot hold."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+from regimes import REGIMES, Regime
+
+import regplug
+from regplug import catalog
+
+SCHEDULE = "linear(0.02, 0.06, steps=4)"
+"""Given for each argument that a plugin requires, so that the count of real steps shows."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A plugin with one of its deliveries; ``delivery`` is empty for plugins that have none."""
+
+    plugin: str
+    delivery: str
+
+    @property
+    def spec(self) -> str:
+        parameters = inspect.signature(catalog.load_class(self.plugin)).parameters.values()
+        required = [
+            p
+            for p in parameters
+            if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
+        arguments = [SCHEDULE] * len(required)
+        if self.delivery:
+            arguments.append(f"delivery={self.delivery!r}")
+        return f"{self.plugin}({', '.join(arguments)})"
+
+    def __str__(self) -> str:
+        return f"{self.plugin}, {self.delivery}" if self.delivery else self.plugin
+
+
+def rows() -> list[Row]:
+    """Return a row for each delivery of each installed plugin."""
+    found = []
+    for name in catalog.names():
+        cls = catalog.load_class(name)
+        if not issubclass(cls, regplug.Penalty):
+            found.append(Row(name, ""))
+            continue
+        proximal = cls.proximal is not regplug.Penalty.proximal
+        found += [Row(name, how) for how in ("step", "loss", *(["proximal"] if proximal else []))]
+    return found
+
+
+REASONS = {
+    "a": "Adam takes a step of its own for each element, for which this proximal operator has no "
+    "closed form; refused at attach, which names the ways out",
+}
+
+
+def cannot(row: Row, regime: Regime, plugin: Any) -> str | None:
+    """Return the letter of the reason why a cell cannot hold; it must then be refused."""
+    if (
+        row.delivery == "proximal"
+        and regime.task.optimizer == "adam"
+        and not plugin.separable
+        and not plugin.elementwise_steps
+    ):
+        return "a"
+    return None
+
+
+def cells() -> list[tuple[str, Row]]:
+    """Return all cells, row by row."""
+    return [(regime, row) for row in rows() for regime in REGIMES]

@@ -1,0 +1,73 @@
+"""λ is λ: each plugin in each regime gives the weights of one process in float64."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from cells import Row, cannot, cells, rows
+from reference import by_formula, reference
+from regimes import REGIMES, Outcome, Task, run
+
+from regplug import catalog
+
+pytestmark = pytest.mark.matrix
+
+
+@functools.cache
+def expected(task: Task, row: Row) -> tuple[Outcome, bool]:
+    """Return the reference, and whether the weights are random (dropout's are)."""
+    plugin = catalog.load(row.spec)
+    torch.manual_seed(0)
+    first = reference(task, plugin, row.delivery)
+    if by_formula(plugin):
+        return first, False
+    torch.manual_seed(1)
+    second = reference(task, plugin, row.delivery)
+    return first, any((w != second.weights[name]).any() for name, w in first.weights.items())
+
+
+def largest_error(found: Outcome | str, wanted: Outcome, random: bool) -> float:
+    """Over all weights, or where these are random over what the plugin reports at each step."""
+    assert not isinstance(found, str), found
+    assert len(found.metrics) == len(wanted.metrics)
+    error = 0.0
+    for ours, theirs in zip(found.metrics, wanted.metrics, strict=True):
+        assert set(theirs) <= set(ours)
+        error = max([error, *(abs(ours[key] - value) for key, value in theirs.items())])
+    if random:
+        return error
+    assert set(found.weights) == set(wanted.weights)
+    for name, value in wanted.weights.items():
+        ours = torch.tensor(found.weights[name], dtype=torch.float64).reshape(value.shape)
+        error = max(error, (ours - value.double()).abs().max().item())
+    return error
+
+
+@pytest.mark.parametrize("row", rows(), ids=str)
+def test_the_reference_itself_shows_the_plugin(row: Row) -> None:
+    """A matrix of plugins that do nothing would hold as well."""
+    wanted, random = expected(Task(), row)
+    without = reference(Task(), catalog.load("l2(0)"), "step")
+    moved = max((w - without.weights[n]).abs().max().item() for n, w in wanted.weights.items())
+    assert random or moved > 1e-4
+
+
+@pytest.mark.parametrize(("regime", "row"), cells(), ids=str)
+def test_cell(regime: str, row: Row, request: Any, record: dict[Any, Any]) -> None:
+    chosen = REGIMES[regime]
+    if chosen.ranks > 1:
+        found = request.getfixturevalue("pair").run(run, regime, row.spec)
+    else:
+        found = [run(0, regime, row.spec)]
+    why = cannot(row, chosen, catalog.load(row.spec))
+    if why is not None:
+        record[str(row), regime] = why
+        assert all(isinstance(refusal, str) for refusal in found)
+        return
+    wanted, random = expected(chosen.task, row)
+    error = max(largest_error(each, wanted, random) for each in found)
+    record[str(row), regime] = error
+    assert error < (2e-5 if chosen.task.exact else 1e-12)
