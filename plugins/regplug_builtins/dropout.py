@@ -2,15 +2,13 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from regplug import Plugin, Scheduled, Session, hookimpl
-from regplug.errors import SelectionError, SpecError
+from regplug import Scheduled, Session, hookimpl
 from regplug.schedules import ScheduleLike
+from regplug_builtins._rates import ScheduledRates, Target, patterns
 
 __all__ = ["Dropout"]
 
@@ -20,17 +18,7 @@ _RATE_NAME = re.compile(
 )
 
 
-@dataclass
-class Target:
-    """One rate: an attribute of a module, with the value that it had."""
-
-    module: nn.Module
-    attribute: str
-    name: str
-    own: float
-
-
-class Dropout(Plugin):
+class Dropout(ScheduledRates):
     r"""Sets every dropout rate of the model to a schedule, at each step.
 
     Found by type: ``nn.Dropout`` and its kin, ``AlphaDropout``, ``MultiheadAttention``, ``RNN``,
@@ -38,6 +26,14 @@ class Dropout(Plugin):
     as ``attention_dropout``, ``dropout_p`` or ``drop_prob``. ``session.describe()`` lists them.
     The rate for a step holds from the end of the step before it, so evaluation in between is
     untouched (dropout is off in ``model.eval()``). Detaching restores each module's own rate.
+
+    A rate that moves is a 0-d tensor in the float's place, so that ``torch.compile`` compiles
+    once for the whole schedule, in one graph: ``nn.Dropout`` and its kin, and ``F.dropout`` and
+    ``F.scaled_dot_product_attention`` that read an attribute. The latter makes its attention
+    weights in full then, for the fused kernels want a constant. ``MultiheadAttention`` breaks the
+    graph and runs eagerly; torch runs ``LSTM`` and ``GRU`` eagerly anyway; ``session.describe()``
+    marks both.
+    Copies and pickles of the model hold plain floats.
 
     The shapes of the literature are one-line schedules:
 
@@ -78,7 +74,7 @@ class Dropout(Plugin):
     0.3
     """
 
-    changes_weights = False
+    kind = "dropout rate"
     rate = Scheduled(low=0.0, high=1.0)
     factor = Scheduled()
 
@@ -95,59 +91,25 @@ class Dropout(Plugin):
             self.factor = rate
         else:
             self.rate = rate
-        self.where = [where] if isinstance(where, str) else list(where)
-        if not self.where or not all(isinstance(p, str) and p.strip("! ") for p in self.where):
-            raise SelectionError(f"where must be glob patterns on module names, got {where!r}")
+        self.where = patterns(where)
         self.name = name
-        self._targets: list[Target] = []
 
-    @hookimpl
-    def on_attach(self, session: Session) -> None:
-        """Find the rates, remember them, and set those of the first step."""
-        found = list(_rates(session.model))
-        self._targets = [target for target in found if self._takes(target)]
-        if not self._targets:
-            have = ", ".join(target.name for target in found[:6]) or "none at all"
-            raise SelectionError(
-                f"{self.name}: where={self.where!r} matches no dropout; the model has {have}"
-            )
-        self._set(session.steps)
+    def find(self, model: nn.Module) -> Iterator[Target]:
+        """Yield every dropout rate of the model."""
+        for path, module in model.named_modules():
+            for attribute in _attributes(module):
+                own = getattr(module, attribute)
+                yield Target(module, attribute, f"{path}.{attribute}" if path else attribute, own)
 
-    def _takes(self, target: Target) -> bool:
-        names = (target.name, target.name.rpartition(".")[0])
-        exclude = [pattern[1:] for pattern in self.where if pattern.startswith("!")]
-        include = [pattern for pattern in self.where if not pattern.startswith("!")] or ["*"]
-        return any(fnmatchcase(n, p) for n in names for p in include) and not any(
-            fnmatchcase(n, p) for n in names for p in exclude
-        )
+    def rate_at(self, step: int, index: int, target: Target) -> float:
+        """Return the schedule's value, multiplied by the module's own rate if it is relative."""
+        if self.relative:
+            return type(self).factor.at(self, step) * target.own
+        return type(self).rate.at(self, step)
 
-    def _set(self, step: int) -> None:
-        scheduled = (type(self).factor if self.relative else type(self).rate).at(self, step)
-        for target in self._targets:
-            rate = scheduled * target.own if self.relative else scheduled
-            if not 0 <= rate <= 1:
-                raise SpecError(
-                    f"{self.name}: {target.name} would get the rate {rate:g}, which is "
-                    f"{scheduled:g}·{target.own:g}"
-                )
-            setattr(target.module, target.attribute, rate)
-
-    @hookimpl
-    def after_step(self, session: Session) -> None:
-        """Set the rates of the next step."""
-        self._set(session.steps + 1)
-
-    @hookimpl
-    def on_load_state(self, session: Session) -> None:
-        """Set the rates of the step that the session goes on from."""
-        self._set(session.steps)
-
-    @hookimpl
-    def on_detach(self, session: Session) -> None:
-        """Give each module its own rate back."""
-        for target in self._targets:
-            setattr(target.module, target.attribute, target.own)
-        self._targets = []
+    def together(self, index: int, target: Target) -> object:
+        """Return what tells rates apart: the modules' own, if it is relative."""
+        return target.own if self.relative else None
 
     @hookimpl
     def on_metrics(self, session: Session) -> Mapping[str, float]:
@@ -156,26 +118,6 @@ class Dropout(Plugin):
             return {"rate": self.rate}
         own = sum(target.own for target in self._targets) / max(len(self._targets), 1)
         return {"rate": self.factor * own, "factor": self.factor}
-
-    def covers(self, session: Session) -> None:
-        """Dropout covers modules, not weights."""
-
-    def acts(self, session: Session) -> str:
-        """Return how many rates are set."""
-        return f"{len(self._targets)} dropout rates, after_step"
-
-    def notes(self, session: Session) -> list[str]:
-        """Return the rates that are set."""
-        names = [f"{target.name} (own {target.own:g})" for target in self._targets]
-        return ["sets " + ", ".join(names)] if names else []
-
-
-def _rates(model: nn.Module) -> Iterator[Target]:
-    for path, module in model.named_modules():
-        for attribute in _attributes(module):
-            own = getattr(module, attribute)
-            name = f"{path}.{attribute}" if path else attribute
-            yield Target(module, attribute, name, own)
 
 
 def _attributes(module: nn.Module) -> Iterator[str]:

@@ -1,0 +1,164 @@
+"""What plugins that set rates of modules have in common: find them, set them, put them back."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from regplug import Plugin, Session, hookimpl
+from regplug.errors import SelectionError, SpecError
+from regplug.schedules import Schedule
+from regplug_builtins._rate import Rate
+
+__all__ = ["ScheduledRates", "Target", "patterns"]
+
+
+@dataclass
+class Target:
+    """One rate: an attribute of a module, with the value that it had."""
+
+    module: nn.Module
+    attribute: str
+    name: str
+    own: float
+
+
+def patterns(where: str | Sequence[str]) -> list[str]:
+    """Return ``where`` as a list of glob patterns.
+
+    Raises:
+        SelectionError: it is none.
+    """
+    found = [where] if isinstance(where, str) else list(where)
+    if not found or not all(isinstance(p, str) and p.strip("! ") for p in found):
+        raise SelectionError(f"where must be glob patterns on module names, got {where!r}")
+    return found
+
+
+class ScheduledRates(Plugin):
+    """Base of the plugins that set probabilities of modules at each step.
+
+    A subclass says which (:meth:`find`) and what each is to be (:meth:`rate_at`).
+    """
+
+    changes_weights = False
+    kind = "rate"
+    """What is found, for messages."""
+
+    where: list[str]
+    _targets: Sequence[Target] = ()
+    _rates: Sequence[Rate] = ()
+
+    def find(self, model: nn.Module) -> Iterator[Target]:
+        """Yield every rate of the model that this plugin knows."""
+        raise NotImplementedError
+
+    def rate_at(self, step: int, index: int, target: Target) -> float:
+        """Return the rate of the ``index``-th target at ``step``."""
+        raise NotImplementedError
+
+    def schedules(self) -> list[object]:
+        """Return the schedules that the rates follow."""
+        return [v for k, v in vars(self).items() if k in self.strengths()]
+
+    @property
+    def moving(self) -> bool:
+        """Whether the rates ever change. If not, plain floats serve."""
+        return not all(
+            isinstance(schedule, Schedule) and len(set(schedule.bounds())) == 1
+            for schedule in self.schedules()
+        )
+
+    @hookimpl
+    def on_attach(self, session: Session) -> None:
+        """Find the rates, remember them, and set those of the first step."""
+        found = list(self.find(session.model))
+        targets = [target for target in found if self._takes(target)]
+        if not targets:
+            have = ", ".join(target.name for target in found[:6]) or "none at all"
+            raise SelectionError(
+                f"{self.name}: where={self.where!r} matches no {self.kind}; the model has {have}"
+            )
+        for target in targets:
+            if isinstance(target.own, Rate):
+                raise SpecError(
+                    f"{self.name}: {target.name} is set by another plugin already: exclude it from "
+                    f"one of them, as with where=['*', '!{target.name}']"
+                )
+        values = [self._checked(session.steps, i, target) for i, target in enumerate(targets)]
+        self._targets = targets
+        if self.moving:
+            # Equal rates that move together are one input of a compiled graph, not dozens.
+            shared: dict[object, Rate] = {}
+            self._rates = [
+                shared.setdefault(self.together(i, target), Rate(value))
+                for i, (target, value) in enumerate(zip(targets, values, strict=True))
+            ]
+        for i, target in enumerate(targets):
+            setattr(target.module, target.attribute, self._rates[i] if self._rates else values[i])
+
+    def together(self, index: int, target: Target) -> object:
+        """Return a key that is equal for targets whose rates are equal at every step."""
+        return index
+
+    def _takes(self, target: Target) -> bool:
+        names = (target.name, target.name.rpartition(".")[0])
+        exclude = [pattern[1:] for pattern in self.where if pattern.startswith("!")]
+        include = [pattern for pattern in self.where if not pattern.startswith("!")] or ["*"]
+        return any(fnmatchcase(n, p) for n in names for p in include) and not any(
+            fnmatchcase(n, p) for n in names for p in exclude
+        )
+
+    def _checked(self, step: int, index: int, target: Target) -> float:
+        rate = self.rate_at(step, index, target)
+        if not 0 <= rate <= 1:
+            raise SpecError(f"{self.name}: {target.name} would get rate {rate:g} at step {step}")
+        return rate
+
+    def _set(self, step: int) -> None:
+        for i, rate in enumerate(self._rates):
+            rate.set(self._checked(step, i, self._targets[i]))
+
+    @hookimpl
+    def after_step(self, session: Session) -> None:
+        """Set the rates of the next step."""
+        self._set(session.steps + 1)
+
+    @hookimpl
+    def on_load_state(self, session: Session) -> None:
+        """Set the rates of the step that the session goes on from."""
+        self._set(session.steps)
+
+    @hookimpl
+    def on_detach(self, session: Session) -> None:
+        """Give each module its own rate back."""
+        for target in self._targets:
+            setattr(target.module, target.attribute, target.own)
+        self._targets, self._rates = (), ()
+
+    def covers(self, session: Session) -> None:
+        """Rates are of modules, not of weights."""
+
+    def acts(self, session: Session) -> str:
+        """Return how many rates are set."""
+        return f"{len(self._targets)} {self.kind}s, after_step"
+
+    def notes(self, session: Session) -> list[str]:
+        """Return the rates that are set, and which of them torch can't compile."""
+        lines = []
+        if self._targets:
+            names = (f"{target.name} (own {target.own:g})" for target in self._targets)
+            lines.append("sets " + ", ".join(names))
+        if self._rates:
+            for kind, what in _NOT_COMPILED.items():
+                stuck = [t.name for t in self._targets if isinstance(t.module, kind)]
+                if stuck:
+                    lines.append(f"under torch.compile {what}: {', '.join(stuck)}")
+        return lines
+
+
+_NOT_COMPILED: dict[type[nn.Module], str] = {
+    nn.MultiheadAttention: "a moving rate breaks the graph here, and the attention runs eagerly",
+    nn.RNNBase: "torch runs this layer eagerly, whatever its rate",
+}
