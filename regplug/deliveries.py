@@ -110,7 +110,9 @@ def elementwise_proximal(
 ) -> None:
     """Replace ``w`` by its proximal point for the step that each of its elements has."""
     names = rule.tensors(group)
-    columns = [distributed.local(t) for t in (w, g, *(state[name] for name in names))]
+    # A gradient may be sparse, and most rules need none.
+    used = g if rule.uses_gradient else w
+    columns = [distributed.local(t) for t in (w, used, *(state[name] for name in names))]
     if not penalty.separable:
         moments = dict(zip(names, columns[2:], strict=True))
         step = rule.step(group, {**state, **moments}, columns[1])

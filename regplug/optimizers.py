@@ -257,12 +257,14 @@ class UpdateRule:
     ``step(group, state, gradient)`` returns what the gradient is multiplied by in the long run: a
     float, or a tensor shaped like the state's for an optimizer that scales each element by itself.
     There it is 0 for elements that never had a gradient, which leaves them alone. It is evaluated
-    after the update. ``state`` may hold blocks of the tensors named in ``tensors``.
+    after the update. ``state`` may hold blocks of the tensors named in ``tensors``, and
+    ``gradient`` is there only if ``uses_gradient`` asks for it.
     """
 
     step: Callable[[Group, Mapping[str, Any], torch.Tensor], Any]
     tensors: Callable[[Group], tuple[str, ...]] = lambda group: ()
     check: Callable[[Group], str | None] = lambda group: None
+    uses_gradient: bool = False
 
     @property
     def elementwise(self) -> bool:
@@ -376,7 +378,10 @@ _KNOWN: dict[type[Optimizer], UpdateRule] = {
     ),
     torch.optim.Adagrad: UpdateRule(_adagrad, lambda group: ("sum",)),
     torch.optim.Adadelta: UpdateRule(
-        _adadelta, lambda group: ("square_avg", "acc_delta"), check=_adadelta_check
+        _adadelta,
+        lambda group: ("square_avg", "acc_delta"),
+        check=_adadelta_check,
+        uses_gradient=True,
     ),
 }
 _KNOWN[torch.optim.AdamW] = _KNOWN[torch.optim.Adam]
