@@ -19,6 +19,7 @@ from regplug import distributed, hookspecs, optimizers
 from regplug.agreement import Ranks
 from regplug.catalog import load
 from regplug.deliveries import Term, penalized
+from regplug.eager import eagerly
 from regplug.errors import PluginError, RegplugError, SpecError, StateError, UnsupportedError
 from regplug.hookspecs import PROJECT
 from regplug.integrations import accelerate
@@ -202,6 +203,7 @@ class Session:
 
     # --- what the loop calls ---------------------------------------------------------------
 
+    @eagerly
     def loss(self, loss: torch.Tensor) -> torch.Tensor:
         """Return the loss with the penalties of this session in it: the textbook form.
 

@@ -46,7 +46,7 @@ FLOORS = (
     {"distributed"},
     {"integrations"},
     {"schedules"},
-    {"blocks", "distributions", "table"},
+    {"blocks", "eager", "distributions", "table"},
     {"hookspecs", "errors"},
 )
 

@@ -1,0 +1,37 @@
+"""What ``torch.compile`` is not to trace."""
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch._compile import _disable_dynamo
+
+__all__ = ["eagerly"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def eagerly(function: Callable[P, R]) -> Callable[P, R]:
+    """Return ``function`` so that a compiled caller breaks its graph there and runs it as it is.
+
+    Traced, step counts and strengths would be constants of the graph: each new one would compile
+    anew, and after eight torch gives up. Called eagerly this costs a look at a flag.
+
+    >>> @eagerly
+    ... def double(x):
+    ...     return 2 * x
+    >>> double(3)
+    6
+    """
+    # Not torch.compiler.disable, which imports the compiler, a second or so, before it is needed.
+    untraced: Callable[P, R] = _disable_dynamo(function)
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            return untraced(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return wrapper
