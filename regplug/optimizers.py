@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch.optim import Optimizer
 
+from regplug.eager import eagerly
 from regplug.errors import RegplugError, SpecError, UnsupportedError
 
 __all__ = ["Group", "StepEvents", "StepListener", "UpdateRule", "unwrap", "update_rule"]
@@ -116,6 +117,7 @@ class StepEvents:
         self._handles = []
         self._listener = None
 
+    @eagerly
     def _enter(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         # A subclass whose step calls super().step() gets here twice; only the outer call counts.
         # A step that raised left the depth behind: the stack tells the two cases apart.
@@ -140,6 +142,7 @@ class StepEvents:
             raise
         return None
 
+    @eagerly
     def _leave(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._depth -= 1
         if self._depth == 0 and self._real and self._listener is not None:
