@@ -14,7 +14,13 @@ from typing import Any
 
 from regplug import schedules
 from regplug.distributions import Offer, offers
-from regplug.errors import PluginError, PluginNotFoundError, RegplugError, SpecError
+from regplug.errors import (
+    PluginError,
+    PluginNotFoundError,
+    RegplugError,
+    SelectionError,
+    SpecError,
+)
 from regplug.parameters import nearest
 from regplug.plugin import Plugin
 
@@ -51,8 +57,9 @@ def load(spec: str) -> Plugin:
         ) from error
     try:
         return cls(*args, **kwargs)
-    except SpecError as error:
-        raise SpecError(f"{spec!r}: {error}") from error
+    except (SpecError, SelectionError) as error:
+        error.args = (f"{spec!r}: {error}",)
+        raise
     except RegplugError:
         raise
     except (TypeError, ValueError) as error:

@@ -196,7 +196,7 @@ class Penalty(Plugin):
         """Check what can be known before the first step."""
         self._settled = None if self._delivery == "auto" else self._delivery
         self._told_rounding = False
-        self.strengths()
+        _ = self.active  # says so if a strength was never set
         coverage = session.coverage(self._selection)
         if self._settled == "proximal":
             self._check_proximal(session)

@@ -68,6 +68,12 @@ def _steps(value: object) -> int:
     return int(value)
 
 
+def _shown(value: float) -> str:
+    """Return a float in short, yet exactly: ranks compare schedules by what they look like."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
 @dataclass(frozen=True, repr=False)
 class _Ramp(Schedule):
     start: float
@@ -80,7 +86,8 @@ class _Ramp(Schedule):
         object.__setattr__(self, "steps", _steps(self.steps))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.start:g}, {self.end:g}, steps={self.steps})"
+        start, end = _shown(self.start), _shown(self.end)
+        return f"{type(self).__name__}({start}, {end}, steps={self.steps})"
 
     def bounds(self) -> tuple[float, float]:
         return min(self.start, self.end), max(self.start, self.end)
@@ -88,7 +95,9 @@ class _Ramp(Schedule):
     def __call__(self, step: int) -> float:
         if step >= self.steps:
             return self.end
-        return self._between(step / self.steps)
+        # Rounding may carry a value past the end that it moves to, and so out of its range.
+        low, high = self.bounds()
+        return min(max(self._between(step / self.steps), low), high)
 
     def _between(self, share: float) -> float:
         raise NotImplementedError
@@ -108,7 +117,7 @@ class constant(Schedule):  # noqa: N801 - schedules read as functions
         object.__setattr__(self, "value", _number("value", self.value))
 
     def __repr__(self) -> str:
-        return f"constant({self.value:g})"
+        return f"constant({_shown(self.value)})"
 
     def bounds(self) -> tuple[float, float]:
         return self.value, self.value
@@ -212,7 +221,7 @@ class piecewise(Schedule):  # noqa: N801
         object.__setattr__(self, "values", values)
 
     def __repr__(self) -> str:
-        return f"piecewise({{{', '.join(f'{s}: {v:g}' for s, v in self.values.items())}}})"
+        return f"piecewise({{{', '.join(f'{s}: {_shown(v)}' for s, v in self.values.items())}}})"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, piecewise) and self.values == other.values

@@ -594,15 +594,24 @@ class Session:
         return None
 
     def _blame(self, error: Exception, plugin: Plugin | None, event: str) -> None:
-        if isinstance(error, RegplugError) or plugin is None:
-            self._ranks.tell(error)
-            raise error
-        failure = PluginError(
-            f"{plugin.name} ({plugin.source}) failed in {event} at step {self.steps}: "
-            f"{type(error).__name__}: {error}"
-        )
+        failure = error if plugin is None else self._failure(error, plugin, event)
         self._ranks.tell(failure)
+        if failure is error:
+            raise error
         raise failure from error
+
+    def _failure(self, error: Exception, plugin: Plugin, event: str) -> Exception:
+        """Return what to raise instead of ``error``: it says who failed, where and when."""
+        # What regplug raises on purpose keeps its kind: a wrong argument stays a ValueError.
+        on_purpose = type(error).__module__ == RegplugError.__module__
+        said = str(error).removeprefix(f"{plugin.name}: ")
+        if on_purpose and event == "on_attach":
+            error.args = (f"{plugin.name}: {said}",)
+            return error
+        kind = type(error) if on_purpose else PluginError
+        what = said if on_purpose else f"{type(error).__name__}: {error}"
+        who = f"{plugin.name} ({plugin.source})"
+        return kind(f"{who} failed in {event} at step {self.steps}: {what}")
 
 
 def _moves_weights(plugin: Plugin) -> bool:
