@@ -13,6 +13,7 @@ from regplug.schedules import ScheduleLike
 __all__ = ["WeightDecay"]
 
 EXISTING = ("error", "replace", "add")
+_HALVES = {torch.float16, torch.bfloat16}
 
 
 class WeightDecay(Plugin):
@@ -70,13 +71,13 @@ class WeightDecay(Plugin):
         self.name = name
         self._originals: dict[int, Any] = {}
         self._checked: Coverage | None = None
+        self._handed: list[int] = []
         self._load_hook: Any = None
-        self._told = False
+        self._coarse = False
 
     @hookimpl
     def on_attach(self, session: Session) -> None:
         """Check what the optimizer decays by itself, and take it over if so told."""
-        self._told = False
         self._take_over(session)
         if session.optimizer is not None:
             # Loading an optimizer's state replaces its groups, and brings the old values back.
@@ -86,8 +87,12 @@ class WeightDecay(Plugin):
 
     def _take_over(self, session: Session) -> None:
         self._checked = coverage = session.coverage(self.selection)
+        self._handed = []
+        self._coarse = any(entry.parameter.dtype in _HALVES for entry in coverage)
         for index in coverage.by_group:
             group = session.groups[index]
+            if self.existing != "add" and self._can_hand_over(session, index):
+                self._handed.append(index)
             if not group.get("weight_decay") or self.existing == "add":
                 continue
             if self.existing == "error":
@@ -100,12 +105,38 @@ class WeightDecay(Plugin):
             self._originals[index] = group["weight_decay"]
             group["weight_decay"] = 0.0
 
+    def _can_hand_over(self, session: Session, index: int) -> bool:
+        """Whether the optimizer's own update would do just the same to this group, at no cost."""
+        group, coverage = session.groups[index], session.coverage(self.selection)
+        exact = type(session.optimizer) is torch.optim.AdamW or (
+            type(session.optimizer) in (torch.optim.Adam, torch.optim.NAdam, torch.optim.RAdam)
+            and group.get("decoupled_weight_decay", False)
+        )
+        whole = len(coverage.by_group[index]) == len(group["params"])
+        alone = not any(
+            hasattr(getattr(other, "before_step", None), "regplug_impl")
+            for other in session.plugins
+            if other is not self
+        )
+        return exact and whole and alone and all(p.requires_grad for p in group["params"])
+
+    @hookimpl
+    def after_step(self, session: Session) -> None:
+        """Take back what the optimizer was handed for this step.
+
+        Between steps the groups, and what the optimizer saves of them, are the user's.
+        """
+        for index in self._handed:
+            session.groups[index]["weight_decay"] = 0.0
+
     @hookimpl
     def on_detach(self, session: Session) -> None:
         """Give the optimizer its own weight_decay back."""
         if self._load_hook is not None:
             self._load_hook.remove()
             self._load_hook = None
+        self.after_step(session)
+        self._handed = []
         for index, original in self._originals.items():
             session.groups[index]["weight_decay"] = original
         self._originals = {}
@@ -114,6 +145,7 @@ class WeightDecay(Plugin):
     @hookimpl
     def before_step(self, session: Session) -> None:
         """Decay the weights that take part in this step."""
+        self.after_step(session)  # the optimizer's update may have raised last time
         if session.coverage(self.selection) is not self._checked:
             self._take_over(session)
         strength = self.strength
@@ -121,22 +153,24 @@ class WeightDecay(Plugin):
             return
         for index, weights, _ in session.updates(self.selection):
             lr = session.learning_rate(index)
-            parts = [local(w) for w in weights]
-            if not self._told:
-                self._tell_rounding(parts, float(lr) * strength)
+            if self._coarse:
+                self._tell_rounding(weights, float(lr) * strength)
+            if index in self._handed and len(weights) == _with_gradient(session.groups[index]):
+                session.groups[index]["weight_decay"] = strength
+                continue
             # The expression of torch's AdamW, to the bit; a tensor lr stays on its device.
-            torch._foreach_mul_(parts, 1 - lr * strength)
+            torch._foreach_mul_([local(w) for w in weights], 1 - lr * strength)
 
     def _tell_rounding(self, weights: Sequence[torch.Tensor], decay: float) -> None:
-        for dtype in {w.dtype for w in weights} & {torch.float16, torch.bfloat16}:
+        for dtype in {w.dtype for w in weights} & _HALVES:
             # Neighbours of w are at least eps/2·|w| apart: what is below half of that is lost.
             if 0 < decay < torch.finfo(dtype).eps / 4:
                 warnings.warn(
-                    f"{self.name}: a decay of lr·λ = {decay:.1g} rounds away in {dtype} weights "
-                    "and changes nothing: keep the weights in float32 (autocast does)",
+                    f"{self.name}: lr·λ = {decay:.1g} rounds away in {dtype} weights and "
+                    "changes nothing: keep the weights in float32 (autocast does)",
                     stacklevel=2,
                 )
-                self._told = True
+                self._coarse = False  # told once
 
     @hookimpl
     def on_metrics(self, session: Session) -> Mapping[str, Any]:
@@ -150,6 +184,8 @@ class WeightDecay(Plugin):
 
     def acts(self, session: Session) -> str:
         """Return when it acts, and on what terms."""
+        if self._handed and len(self._handed) == len(session.coverage(self.selection).by_group):
+            return f"the update of {type(session.optimizer).__name__} itself"
         took = {f"{original:g}" for original in self._originals.values()}
         return "before_step" + (f", replacing {', '.join(sorted(took))}" if took else "")
 
@@ -157,3 +193,7 @@ class WeightDecay(Plugin):
         """Return the settings, and what they come to in this model."""
         covered = [entry.name for entry in session.coverage(self.selection)]
         return {**super().agreement(session), "covers": covered}
+
+
+def _with_gradient(group: Mapping[str, Any]) -> int:
+    return sum(p.grad is not None for p in group["params"])
