@@ -151,6 +151,30 @@ def layers(model: nn.Module) -> Iterator[nn.Module]:
             return
 
 
+def finds_unused(model: nn.Module) -> bool:
+    """Whether ``model`` is in a DDP that looks for parameters which took no part in forward."""
+    return any(
+        isinstance(layer, nn.parallel.DistributedDataParallel)
+        and layer.find_unused_parameters
+        and not layer.static_graph
+        for layer in layers(model)
+    )
+
+
+def leaves(tensor: torch.Tensor) -> set[torch.Tensor]:
+    """Return the leaves of the graph behind ``tensor`` that gradients will reach."""
+    found, seen, stack = set(), set(), [tensor.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (leaf := getattr(node, "variable", None)) is not None:
+            found.add(leaf)
+        stack += [following for following, _ in node.next_functions]
+    return found
+
+
 def unwrap_model(model: nn.Module) -> nn.Module:
     """Return the user's own module from inside DDP, ``torch.compile`` and their like.
 

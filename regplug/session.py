@@ -23,7 +23,7 @@ from regplug.eager import eagerly
 from regplug.errors import PluginError, RegplugError, SpecError, StateError, UnsupportedError
 from regplug.hookspecs import PROJECT
 from regplug.integrations import accelerate
-from regplug.parameters import Coverage, Selection, cover
+from regplug.parameters import Coverage, Selection, cover, named_parameters
 from regplug.plugin import Plugin
 from regplug.table import table
 
@@ -132,6 +132,7 @@ class Session:
         self._attached: list[Plugin] = []
         self._detached = False
         self._ranks = ranks
+        self._finds_unused = distributed.finds_unused(model)
         self._disconnect: Callable[[], None] | None = None
         self._events: optimizers.StepEvents | None = None
         self._by_hand: optimizers.Group = {"params": list(self.model.parameters()), "lr": None}
@@ -240,6 +241,8 @@ class Session:
                 total = total + term.to(loss)
         terms = [term for term in added if isinstance(term, Term)]
         if terms:
+            if self._finds_unused:
+                self._check_used(loss, terms)
             try:
                 total = penalized(total, terms)
             except Exception as error:
@@ -250,6 +253,19 @@ class Session:
                 total = loss.view_as(loss)
             total.register_hook(self._saw_backward)
         return total
+
+    def _check_used(self, loss: torch.Tensor, terms: Iterable[Term]) -> None:
+        """Refuse what DDP would end with, "mark a variable ready only once"."""
+        weights = {w for term in terms for _, ws in term.by_factor for w in ws}
+        if unused := weights - distributed.leaves(loss):
+            known = {id(n.parameter): n.name for n in named_parameters(self.model)}
+            names = ", ".join(sorted(known.get(id(w), "?") for w in unused))
+            error = UnsupportedError(
+                f"DistributedDataParallel(find_unused_parameters=True) takes no gradient from a "
+                f"penalty in the loss for parameters that took no part in forward, here {names}: "
+                "use delivery='step', which leaves them alone, or exclude them with where="
+            )
+            self._blame(error, None, "on_loss")
 
     def _saw_backward(self, gradient: torch.Tensor) -> None:
         self.gradients_through_loss = True
