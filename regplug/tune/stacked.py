@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 import regplug
 from regplug import Plugin
-from regplug.errors import RegplugError
+from regplug.errors import RegplugError, SpecError
 from regplug.parameters import Selection
 from regplug.tune.data import as_numpy, rows
 from regplug.tune.fits import Fit, FitError, Outcome, Work, plugins_of, score
@@ -71,9 +71,25 @@ def plan(recipe: Recipe, work: Work, fits: Sequence[Fit], workers: int) -> list[
 def _bytes_per_fit(recipe: Recipe, work: Work, fit: Fit) -> int:
     X, y = work.training(fit.fold)
     model, _ = recipe.start()
+    _check_new(model, recipe.start()[0])
     inputs, targets = as_input(model, X), as_target(model, y)
     some = slice(recipe.batch_size)
     return trial(recipe, plugins_of(fit.specs), inputs[some], targets[some])
+
+
+def _check_new(model: nn.Module, other: nn.Module) -> None:
+    """Refuse a ``build`` whose models share weights: each fit would go on from the one before.
+
+    Raises:
+        SpecError: they do.
+    """
+    known = {id(p) for p in model.parameters()}
+    shared = [name for name, p in other.named_parameters() if id(p) in known and p.requires_grad]
+    if shared:
+        raise SpecError(
+            f"build must make a new model at each call, but two share {', '.join(shared[:3])}: "
+            "fits would go on from each other's weights"
+        )
 
 
 def train_stacked(recipe: Recipe, work: Work, fits: Sequence[Sequence[Fit]]) -> list[Outcome]:
@@ -166,7 +182,8 @@ def _penalties(
             chosen = [stack[names[id(entry.parameter)]] for entry in coverage.trainable]
         weights = [(p, group_of[id(p)]) for p in chosen]
         found.append(StackedPenalty(plugins, weights, optimizer))
-    return found
+    # Terms of the loss have their gradients before the step begins.
+    return sorted(found, key=lambda penalty: penalty.delivery == "step")
 
 
 def _score(

@@ -8,7 +8,7 @@ import torch
 from torch.func import grad, vmap
 from torch.optim import Optimizer
 
-from regplug import Penalty, Plugin
+from regplug import Penalty, Plugin, Scheduled
 from regplug.optimizers import sign, update_rule
 from regplug.schedules import constant
 
@@ -58,21 +58,23 @@ class StackedPenalty:
         self._first = self._penalties[0]
         self._weights = weights
         self._optimizer = optimizer
-        self._names = list(self._first.strengths())
-        self._proximal = self._first.delivery == "proximal"
-        self._rule = update_rule(optimizer) if self._proximal else None
+        self._names = _scheduled(type(self._first), self._first)
+        self.delivery = self._first.delivery
+        self._rule = update_rule(optimizer) if self.delivery == "proximal" else None
         self._steady = all(isinstance(s, constant) for p in self._penalties for s in _schedules(p))
         self._now: tuple[Strengths, torch.Tensor | None] | None = None
         self._ways: dict[tuple[str, torch.Size, bool], Way] = {}
 
     def add_gradients(self, step: int) -> None:
         """Add each model's strength times the gradient of the value, unless it is proximal."""
-        if self._proximal:
+        if self._rule is not None:
             return
         strengths, active = self._strengths(step)
         for w, group in self._weights:
             if w.grad is None:
-                continue
+                if self.delivery == "step":
+                    continue
+                w.grad = torch.zeros_like(w)  # as a term of the loss it has a gradient
             wide = _widened(w)
             found = self._call("gradient", strengths, wide, None)
             found = found * _spread(strengths["strength"], wide) * sign(group)
@@ -100,10 +102,13 @@ class StackedPenalty:
         like = self._weights[0][0]
         for penalty in self._penalties:
             penalty._step = step
-        values = [penalty.strengths() for penalty in self._penalties]
         dtype = torch.promote_types(like.dtype, torch.float32)
         tensors = {
-            name: torch.tensor([v[name] for v in values], dtype=dtype, device=like.device)
+            name: torch.tensor(
+                [getattr(penalty, name) for penalty in self._penalties],
+                dtype=dtype,
+                device=like.device,
+            )
             for name in self._names
         }
         active = [penalty.active for penalty in self._penalties]
@@ -173,8 +178,21 @@ class StackedPenalty:
         return found
 
 
+def _scheduled(cls: type[Penalty], penalty: Penalty) -> list[str]:
+    """Return the names of what is a number or a schedule: ``strength``, and a plugin's own."""
+    return list(
+        dict.fromkeys(
+            name
+            for base in cls.__mro__
+            for name, attribute in vars(base).items()
+            if isinstance(attribute, Scheduled) and name in vars(penalty)
+        )
+    )
+
+
 def _schedules(penalty: Penalty) -> list[Any]:
-    return [getattr(type(penalty), name).schedule(penalty) for name in penalty.strengths()]
+    cls = type(penalty)
+    return [getattr(cls, name).schedule(penalty) for name in _scheduled(cls, penalty)]
 
 
 def _shadow(penalty: Penalty, strengths: Strengths) -> Any:

@@ -69,7 +69,8 @@ def trial(
     other = copy.deepcopy(model)
     with torch.no_grad():
         for p in other.parameters():
-            p.mul_(0.9)
+            if p.requires_grad:
+                p.mul_(0.9)
     saved = _run_singles(recipe, [model, other], inputs, targets)
     _compare(recipe, [model, other], inputs, targets)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
