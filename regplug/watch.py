@@ -1,0 +1,337 @@
+"""Attaching plugins to whatever a program trains, while it runs and without a word from it.
+
+Two of torch's global hooks are enough. The forward of an outermost module tells of a model: the
+optimizers of its parameters that live by then get their sessions before it runs, so that dropout
+rates hold from this first training forward on. A first ``step`` tells of an optimizer that none of
+them knew. The forward hook is taken off as soon as every living optimizer has its session, and put
+back when a new parameter is registered (the next fold's model), so the program runs at full speed.
+"""
+
+import re
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import nn
+from torch.nn.modules import module as nn_module
+from torch.optim import Optimizer
+from torch.optim import optimizer as optim_module
+
+from regplug import distributed, living
+from regplug.catalog import load
+from regplug.errors import RegplugError, SpecError, UnsupportedError
+from regplug.plugin import Plugin
+from regplug.session import Session, attach
+
+__all__ = ["Order", "Stop", "Watch", "checked"]
+
+# So many forwards of outermost modules may pass before the forward hook gives up.
+_PATIENCE = 16
+# So often may new parameters bring it back in vain: a program may register some at every step.
+_RETURNS = 64
+
+_SCOPED = re.compile(r"(?P<spec>.*\S)\s*@\s*(?P<scope>[^@()'\"]+)", re.DOTALL)
+
+
+class Stop(BaseException):
+    """Ends the program: a plugin can't be attached. The message says why."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """One plugin and the models that it is for.
+
+    Attributes:
+        spec: the plugin's spec.
+        scope: a glob pattern on the names of model and optimizer, None for all.
+    """
+
+    spec: str
+    scope: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Order":
+        """Return what ``spec`` or ``spec@pattern`` says.
+
+        >>> Order.parse("l1(1e-4) @ generator")
+        Order(spec='l1(1e-4)', scope='generator')
+        >>> Order.parse("l1(1e-4, where='*@*')").scope is None
+        True
+        """
+        scoped = _SCOPED.fullmatch(text)
+        return cls(scoped["spec"], scoped["scope"].strip()) if scoped else cls(text)
+
+    def fits(self, names: Sequence[str]) -> bool:
+        """Tell whether one of ``names`` matches, in whatever case."""
+        if self.scope is None:
+            return True
+        return any(fnmatchcase(name.lower(), self.scope.lower()) for name in names)
+
+
+def checked(texts: Sequence[str]) -> list[Order]:
+    """Return the orders in ``texts``; every plugin is made once, to see that it can be.
+
+    Raises:
+        SpecError: a spec is wrong, or two plugins for the same models have one name.
+        PluginNotFoundError: no installed distribution offers such a plugin.
+        PluginError: it does not load.
+        UnsupportedError: it needs the loss event, which only the program itself could fire.
+    """
+    orders = [Order.parse(text) for text in texts]
+    seen: dict[tuple[str, str | None], str] = {}
+    for order in orders:
+        plugin = load(order.spec)
+        _refuse_loss(plugin, order.spec)
+        first = seen.setdefault((plugin.name, order.scope), order.spec)
+        if first is not order.spec:
+            raise SpecError(
+                f"{first} and {order.spec} are both named {plugin.name!r}: give one of them "
+                f"another name, as in {plugin.name}(…, name='{plugin.name}_2')"
+            )
+    return orders
+
+
+def _refuse_loss(plugin: Plugin, spec: str) -> None:
+    from regplug import Penalty
+
+    own = getattr(type(plugin), "on_loss", None)
+    if isinstance(plugin, Penalty) and own is Penalty.on_loss:
+        if plugin.delivery != "loss":
+            return
+        way = "use delivery='step', or attach"
+    elif hasattr(own, "regplug_impl"):
+        way = "attach"
+    else:
+        return
+    raise UnsupportedError(
+        f"{spec} acts in the loss event, which a script that is not edited never fires: {way} it "
+        "by hand with regplug.attach, and write loss = session.loss(loss) before loss.backward()"
+    )
+
+
+class Entry:
+    """One session of the program, in as far as it is remembered when it is gone.
+
+    Attributes:
+        name: the session's name.
+        title: what model is trained by what optimizer.
+        steps: how many real steps it made.
+        final: what ``look`` saw of it last.
+        session: the session, or None once nothing but this entry would keep it alive.
+    """
+
+    def __init__(self, session: Session, look: Callable[[Session], Any]) -> None:
+        self.name, self.title, self.steps = session.name, _title(session), 0
+        self.final: Any = None
+        self.session: Session | None = session
+        self._weak = weakref.ref(session)
+        self._look = look
+        self._undo = session.after_each_step(self._stepped)
+
+    def _stepped(self, session: Session) -> None:
+        self.steps, self.session = session.steps, session
+
+    def settle(self) -> None:
+        """Look at the session once more, and keep it alive no longer unless it steps again."""
+        if self.session is not None:
+            self.final = self._look(self.session)
+            self.session = None
+
+    def detach(self) -> None:
+        """Take the session off its loop, if both still live."""
+        session = self._weak()
+        if session is not None:
+            session.detach()
+
+
+def _title(session: Session) -> str:
+    model = session.model
+    kind = (
+        " and ".join([*map(_kind, model.children()), *model._parameters])
+        if isinstance(model, living.Bare)
+        else _kind(model)
+    )
+    return f"{kind} with {type(session.optimizer).__name__}"
+
+
+def _kind(model: nn.Module) -> str:
+    return type(model).__name__
+
+
+class Watch:
+    """Attaches plugins to every optimizer that steps while it is on. A context manager.
+
+    Args:
+        orders: the plugins, and the models that each is for.
+        look: called with a session that is about to be forgotten, and at the end.
+        attached: called with each new session.
+
+    Attributes:
+        entries: one for each session so far.
+        alone: the models that no plugin was for.
+        failure: what ended the program, if a plugin could not be attached.
+    """
+
+    def __init__(
+        self,
+        orders: Sequence[Order],
+        *,
+        look: Callable[[Session], Any] = lambda session: None,
+        attached: Callable[[Session], None] = lambda session: None,
+    ) -> None:
+        self.orders = list(orders)
+        self.entries: list[Entry] = []
+        self.alone: list[str] = []
+        self.failure: str | None = None
+        self.unmatched = {order for order in orders if order.scope is not None}
+        self._look, self._attached = look, attached
+        self._known: WeakSet[Optimizer] = WeakSet()
+        self._refused: WeakSet[Optimizer] = WeakSet()
+        self._called: list[weakref.ref[nn.Module]] = []
+        self._inside: set[int] = set()
+        self._forward: Any = None
+        self._patience, self._returns = _PATIENCE, _RETURNS
+        self._handles: list[Any] = []
+        self._title = ""
+
+    def __enter__(self) -> "Watch":
+        self._handles = [
+            optim_module.register_optimizer_step_pre_hook(self._on_step),
+            nn_module.register_module_parameter_registration_hook(self._on_parameter),
+        ]
+        # torch.compile warns of any global hook; this one is off again before it could matter.
+        warnings.filterwarnings("ignore", "Using `torch.compile.module.` when there are global")
+        self._arm()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._disarm()
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _arm(self) -> None:
+        self._patience = _PATIENCE if not self._known else 4
+        self._inside.clear()
+        if self._forward is None:
+            self._forward = nn_module.register_module_forward_pre_hook(self._on_forward)
+
+    def _disarm(self) -> None:
+        if self._forward is not None:
+            self._forward.remove()
+            self._forward = None
+
+    # --- torch's hooks ---------------------------------------------------------------------
+
+    def _on_parameter(self, module: nn.Module, name: str, parameter: Any) -> None:
+        if self._forward is None and self._returns > 0:
+            self._returns -= 1
+            self._arm()
+
+    def _on_forward(self, module: nn.Module, arguments: Any) -> None:
+        # Inside a graph that is being traced nothing can be looked for, and it is not needed:
+        # the outermost module was called from outside of it.
+        if torch.compiler.is_compiling() or id(module) in self._inside:
+            return
+        if not (module.training or torch.is_grad_enabled()):
+            return
+        own = {id(p) for p in module.parameters()}
+        if not own:
+            return
+        self._inside.update(id(child) for child in module.modules() if child is not module)
+        self._remember(module)
+        found = [o for o in living.optimizers() if o not in self._known | self._refused]
+        served = 0
+        for optimizer in sorted(found, key=_order_in(module)):
+            if not living.holds_any(module, optimizer):
+                continue
+            served += 1
+            try:
+                self._attach(optimizer)
+            except RegplugError:
+                # Perhaps it never steps, and then it is no error: its first step decides.
+                self._refused.add(optimizer)
+        self._patience = _PATIENCE if served else self._patience - 1
+        if (served and served == len(found)) or self._patience <= 0:
+            self._disarm()
+
+    def _on_step(self, optimizer: Optimizer, arguments: Any, keywords: Any) -> None:
+        if self.failure is not None:
+            raise Stop(self.failure)
+        if optimizer in self._known:
+            return
+        own = {id(p) for p in living.parameters_of(optimizer)}
+        for outer in living.stepping():
+            if outer in self._known and own & {id(p) for p in living.parameters_of(outer)}:
+                return  # it works for one that has its session
+        if living.passes_on(optimizer):
+            return  # another one works for it, and gets the session
+        try:
+            self._attach(optimizer)
+        except RegplugError as error:
+            self.failure = f"{self._title}: {error}"
+            raise Stop(self.failure) from None
+
+    # --- sessions --------------------------------------------------------------------------
+
+    def _remember(self, module: nn.Module) -> None:
+        self._called = [ref for ref in self._called if ref() not in (None, module)]
+        self._called.insert(0, weakref.ref(module))
+        del self._called[_PATIENCE:]
+
+    def _attach(self, optimizer: Optimizer) -> None:
+        called = [module for ref in self._called if (module := ref()) is not None]
+        model = living.model_of(optimizer, called)
+        names = [*living.names_of(model), *_class_names(model)]
+        self._title = f"{names[0]} with {type(optimizer).__name__}"
+        mine = [o for o in self.orders if o.fits([*names, *_names_of_optimizer(optimizer)])]
+        self.unmatched.difference_update(mine)
+        if not mine:
+            self._known.add(optimizer)
+            self._refused.discard(optimizer)
+            self.alone.append(self._title)
+            return
+        for entry in self.entries:
+            entry.settle()
+        session = attach(
+            model, optimizer, [order.spec for order in mine], name=self._free_name(names[0])
+        )
+        self._known.add(optimizer)
+        self._refused.discard(optimizer)
+        self.entries.append(Entry(session, self._look))
+        self._attached(session)
+
+    def _free_name(self, name: str) -> str:
+        taken = {entry.name for entry in self.entries}
+        number = 1
+        free = name
+        while free in taken:
+            number += 1
+            free = f"{name}-{number}"
+        return free
+
+
+def _class_names(model: nn.Module) -> list[str]:
+    """Return the class names of ``model`` and of what it wraps, the user's own first."""
+    if isinstance(model, living.Bare):
+        return ["+".join(model._modules) or "parameters", *map(_kind, model.children())]
+    return [_kind(layer) for layer in reversed(list(distributed.layers(model)))]
+
+
+def _names_of_optimizer(optimizer: Optimizer) -> list[str]:
+    return [*living.names_of(optimizer), type(optimizer).__name__]
+
+
+def _order_in(module: nn.Module) -> Callable[[Optimizer], tuple[int, str]]:
+    """Return a key that sorts optimizers alike on all ranks: by their place in ``module``."""
+    places = {id(p): place for place, p in enumerate(module.parameters())}
+
+    def key(optimizer: Optimizer) -> tuple[int, str]:
+        first = min(places.get(id(p), len(places)) for p in living.parameters_of(optimizer))
+        return first, type(optimizer).__name__
+
+    return key
