@@ -70,4 +70,6 @@ def test_cell(regime: str, row: Row, request: Any, record: dict[Any, Any]) -> No
     wanted, random = expected(chosen.task, row)
     error = max(largest_error(each, wanted, random) for each in found)
     record[str(row), regime] = error
+    assert all(each.weights == found[0].weights for each in found), "the ranks drift apart"
+    assert all(each.metrics == found[0].metrics for each in found), "the ranks report differently"
     assert error < (2e-5 if chosen.task.exact else 1e-12)
