@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from numbers import Real
 from types import TracebackType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pluggy
 import torch
@@ -137,7 +138,8 @@ class Session:
         self._events: optimizers.StepEvents | None = None
         self._by_hand: optimizers.Group = {"params": list(self.model.parameters()), "lr": None}
         self._bound: list[list[torch.Tensor]] = []
-        self._coverages: dict[Selection, Coverage] = {}
+        # By weak keys: a plugin may make a selection anew each time it asks.
+        self._coverages: WeakKeyDictionary[Selection, Coverage] = WeakKeyDictionary()
         self._watchers: tuple[Callable[[Session], object], ...] = ()
         self._rule: optimizers.UpdateRule | None = None
         self._check_plugins()
@@ -237,8 +239,11 @@ class Session:
         added = self._fire(self._on_loss, "on_loss", loss=loss)
         total = loss
         for term in added:
-            if isinstance(term, torch.Tensor):
-                total = total + term.to(loss)
+            if isinstance(term, Term):
+                continue
+            if not _is_scalar(term):
+                self._refuse_returned(_is_scalar, "on_loss", loss=loss)
+            total = total + term.to(loss)
         terms = [term for term in added if isinstance(term, Term)]
         if terms:
             if self._finds_unused:
@@ -341,8 +346,13 @@ class Session:
         found: dict[str, Any] = {}
         with torch.no_grad():
             for plugin in self.plugins:
-                reported = self._call_one(plugin, "on_metrics") or {}
-                found.update({f"{plugin.name}/{key}": value for key, value in reported.items()})
+                for key, value in self._mapping(plugin, "on_metrics").items():
+                    if not isinstance(value, distributed.Sum) and not _is_number(value):
+                        wrong = (
+                            f"{key!r} must be a float, a 0-d tensor or a Sum, got {_seen(value)}"
+                        )
+                        self._blame(TypeError(wrong), plugin, "on_metrics")
+                    found[f"{plugin.name}/{key}"] = value
         sums = {key: value for key, value in found.items() if isinstance(value, distributed.Sum)}
         found.update(zip(sums, distributed.resolve(list(sums.values())), strict=True))
         return {key: float(value) for key, value in found.items()}
@@ -400,7 +410,7 @@ class Session:
 
         Plain types and tensors alone, so ``torch.load(weights_only=True)`` reads it.
         """
-        states = {p.name: dict(self._call_one(p, "on_state") or {}) for p in self.plugins}
+        states = {p.name: dict(self._mapping(p, "on_state")) for p in self.plugins}
         return {"steps": self.steps, "plugins": states}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -491,6 +501,10 @@ class Session:
         """
         found = self._coverages.get(selection)
         if found is None:
+            named = {id(p) for p in self.model.parameters()}
+            owned = (p for group in self.groups for p in group["params"])
+            if any(distributed.is_dtensor(p) and id(p) not in named for p in owned):
+                distributed.reshard(self.model)
             found = cover(selection, self.model, self.groups)
             self._coverages[selection] = found
         return found
@@ -546,6 +560,8 @@ class Session:
     def closure_value(self) -> float:
         """Return the value of the penalties added to a closure's gradients. Called by the hooks."""
         terms = self._fire(self._on_closure, "on_closure")
+        if not all(map(_is_number, terms)):
+            self._refuse_returned(_is_number, "on_closure")
         return float(sum(float(term) for term in terms))
 
     def before_update(self) -> None:
@@ -574,10 +590,7 @@ class Session:
         ):
             return
         self._bound = [list(group["params"]) for group in groups]
-        self._coverages = {}
-        named = {id(p) for p in self.model.parameters()}
-        if any(distributed.is_dtensor(p) and id(p) not in named for ps in self._bound for p in ps):
-            distributed.reshard(self.model)
+        self._coverages.clear()
 
     def _fire(self, hook: pluggy.HookCaller | None, event: str, **arguments: Any) -> Any:
         if hook is None:
@@ -595,6 +608,23 @@ class Session:
         except Exception as error:
             self._blame(error, plugin, event)
         return results[0] if results else None
+
+    def _mapping(self, plugin: Plugin, event: str) -> Mapping[str, Any]:
+        returned = self._call_one(plugin, event)
+        if returned is not None and not isinstance(returned, Mapping):
+            wrong = f"it must return a mapping or None, got {_seen(returned)}"
+            self._blame(TypeError(wrong), plugin, event)
+        return returned or {}
+
+    def _refuse_returned(
+        self, is_right: Callable[[Any], bool], event: str, **arguments: Any
+    ) -> None:
+        """Find the plugin whose hook returned what it must not, by asking each again."""
+        for plugin in self.plugins:
+            returned = self._call_one(plugin, event, **arguments)
+            if returned is not None and not isinstance(returned, Term) and not is_right(returned):
+                wrong = f"it must return a 0-d tensor or None, got {_seen(returned)}"
+                self._blame(TypeError(wrong), plugin, event)
 
     def _culprit(self, error: BaseException, hook: pluggy.HookCaller | None) -> Plugin | None:
         """Return the plugin whose hook is on the traceback: at no cost until it is needed."""
@@ -628,6 +658,20 @@ class Session:
         what = said if on_purpose else f"{type(error).__name__}: {error}"
         who = f"{plugin.name} ({plugin.source})"
         return kind(f"{who} failed in {event} at step {self.steps}: {what}")
+
+
+def _is_scalar(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim == 0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) or _is_scalar(value)
+
+
+def _seen(value: object) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return repr(value)
 
 
 def _moves_weights(plugin: Plugin) -> bool:
