@@ -173,9 +173,9 @@ def test_models_with_tied_frozen_and_unused_parameters():
     both(recipe)
     # What no row reaches is left alone by the operator, unless a term of the loss reaches it.
     proximal = "l1(_, delivery='proximal')"
-    alone = both(recipe, {proximal: [2.0, 1.0]})
-    joined = both(recipe, {proximal: [2.0, 1.0], "l2": [0.1]})
-    stepped = both(recipe, {proximal: [2.0, 1.0], "l2(_, delivery='step')": [0.1]})
+    alone = both(recipe, {proximal: [4.0, 1.0]})
+    joined = both(recipe, {proximal: [4.0, 1.0], "l2": [0.1]})
+    stepped = both(recipe, {proximal: [4.0, 1.0], "l2(_, delivery='step')": [0.1]})
     counts = [s.cv_results_["mean_nonzero"].tolist() for s in (alone, joined, stepped)]
     assert counts[1][0] + 9 <= min(counts[0][0], counts[2][0])
 
