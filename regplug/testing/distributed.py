@@ -1,0 +1,152 @@
+"""Checks on two ranks: DDP, FSDP2, and whether all ranks hold and report the same.
+
+Each rank trains on half of every batch, so that the mean of both is the plain loop's.
+"""
+
+import math
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from regplug.testing.bench import Bench, Rig, Setup, Snapshot, difference
+from regplug.testing.processes import RANKS, processes
+from regplug.testing.registry import Case, check
+from regplug.testing.subject import Failure, Subject, same
+
+__all__: list[str] = []
+
+STEPS, BATCH = 3, 8
+
+
+def _ddp(model: nn.Module) -> nn.Module:
+    return nn.parallel.DistributedDataParallel(model)
+
+
+def _fsdp2(model: nn.Module) -> nn.Module:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    fully_shard(model, mesh=init_device_mesh("cpu", (RANKS,)))
+    return model
+
+
+WRAPPERS = {"ddp": _ddp, "fsdp2": _fsdp2}
+
+
+class _Half(Bench):
+    """The samples of each batch that are this rank's."""
+
+    def data(self, step: int, n: int = BATCH) -> torch.Tensor:
+        share = n // RANKS
+        rank = dist.get_rank()
+        return super().data(step, n)[rank * share : (rank + 1) * share]
+
+
+def train(rank: int, bench: Bench, setup: Setup | None, wrapper: str) -> dict[str, Any]:
+    """Train on this rank and return what it holds and reports at the end. Runs in a worker."""
+    rig = _Sharded(_Half(bench.model, bench.batch), setup, wrap=WRAPPERS[wrapper])
+    try:
+        snapshot = rig.run(STEPS)
+        session = rig.session
+        return {
+            "weights": snapshot.weights,
+            "numbers": snapshot.numbers,
+            "steps": session.steps if session else STEPS,
+            "metrics": session.metrics() if session else {},
+        }
+    finally:
+        rig.detach()
+
+
+class _Sharded(Rig):
+    """A rig whose optimizer gets the parameters that the wrapper has put in place."""
+
+    def __init__(self, bench: Bench, setup: Setup | None, *, wrap: Any) -> None:
+        super().__init__(bench, setup, wrap=wrap)
+
+
+def _job(subject: Subject, setup: Setup | None, wrapper: str) -> list[dict[str, Any]]:
+    """Return the answers of both ranks, asked once; an error is remembered too."""
+    key = (wrapper, setup.delivery if setup else "without")
+    if key not in subject.workers_results:
+        try:
+            subject.workers_results[key] = processes().run(train, subject.bench, setup, wrapper)
+        except Exception as error:
+            subject.workers_results[key] = error
+    found = subject.workers_results[key]
+    if isinstance(found, Exception):
+        raise found
+    return found  # type: ignore[no-any-return]
+
+
+def _snapshot(answer: dict[str, Any]) -> Snapshot:
+    return Snapshot(answer["weights"], answer["numbers"])
+
+
+def _like_plain(subject: Subject, setup: Setup, wrapper: str) -> None:
+    answer = _job(subject, setup, wrapper)[0]
+    if answer["steps"] != STEPS:
+        raise Failure(f"{STEPS} steps were counted as {answer['steps']}")
+    expected = subject.rig(setup).run(STEPS)
+    if not subject.plugin.stochastic:
+        same(_snapshot(answer), expected, "it acts otherwise than in one process")
+        return
+    without, alone = subject.rig(None).run(STEPS), _job(subject, None, wrapper)[0]
+    found, usual = _spread(_snapshot(answer), _snapshot(alone)), _spread(expected, without)
+    if not usual / 2 <= found <= usual * 2:
+        raise Failure(
+            f"what it draws moves the weights by {found:.3g} (root mean square), and by "
+            f"{usual:.3g} in one process"
+        )
+
+
+def _spread(found: Snapshot, expected: Snapshot) -> float:
+    gaps = torch.cat([(found.weights[n] - w).flatten() for n, w in expected.weights.items()])
+    return float(gaps.square().mean().sqrt())
+
+
+@check("ddp", distributed=True)
+def ddp(subject: Subject) -> Iterable[Case]:
+    """On two ranks of ``DistributedDataParallel`` it does what it does in one process."""
+    for setup in subject.setups():
+        yield setup.regime, partial(_like_plain, subject, setup, "ddp")
+
+
+@check("fsdp2", distributed=True)
+def fsdp2(subject: Subject) -> Iterable[Case]:
+    """On weights that ``fully_shard`` splits unevenly it does what it does in one process."""
+    for setup in subject.setups():
+        yield setup.regime, partial(_like_plain, subject, setup, "fsdp2")
+
+
+@check("ranks", distributed=True)
+def ranks(subject: Subject) -> Iterable[Case]:
+    """Both ranks end with the same weights and report the same, which is what one would report."""
+
+    def run(setup: Setup, wrapper: str) -> None:
+        first, second = _job(subject, setup, wrapper)
+        if (told := difference(_snapshot(second), _snapshot(first), rtol=0, atol=0)) is not None:
+            raise Failure(f"the ranks drift apart: {told}")
+        if first["metrics"].keys() != second["metrics"].keys():
+            raise Failure(
+                f"the ranks report different metrics: {sorted(first['metrics'])} and "
+                f"{sorted(second['metrics'])}"
+            )
+        rig = subject.rig(setup)
+        rig.run(STEPS)
+        assert rig.session is not None
+        plain = rig.session.metrics()
+        for key, value in first["metrics"].items():
+            if value != second["metrics"][key]:
+                raise Failure(f"{key} is {value} on rank 0 and {second['metrics'][key]} on rank 1")
+            alike = math.isclose(value, plain.get(key, math.nan), rel_tol=1e-4, abs_tol=1e-9)
+            if not alike and not subject.plugin.stochastic:
+                raise Failure(f"{key} is {value}, but {plain.get(key)} in one process")
+
+    for setup in subject.setups():
+        for wrapper in WRAPPERS:
+            yield f"{wrapper}, {setup.regime}", partial(run, setup, wrapper)

@@ -1,0 +1,247 @@
+"""Checks of a penalty's formula alone: value, gradient, proximal operator, separability."""
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+
+import torch
+
+from regplug.penalty import Penalty
+from regplug.testing.registry import Case, check
+from regplug.testing.subject import Failure, Skip, Subject
+
+__all__: list[str] = []
+
+SHAPES = ((4, 3), (1, 5), (6, 2))
+
+
+def _weights(dtype: torch.dtype = torch.float64) -> Iterator[torch.Tensor]:
+    """Yield weights away from 0, where many formulas have a kink."""
+    generator = torch.Generator().manual_seed(5)
+    for shape in SHAPES:
+        w = torch.randn(shape, dtype=torch.float64, generator=generator)
+        yield (w + 0.2 * w.sign()).to(dtype)
+
+
+def _value(penalty: Penalty, w: torch.Tensor) -> torch.Tensor:
+    value = penalty.value(w)
+    if not isinstance(value, torch.Tensor) or value.ndim != 0:
+        raise Failure(f"value(w) must return a 0-d tensor, got {value!r}")
+    return value
+
+
+def _autograd(penalty: Penalty, w: torch.Tensor) -> torch.Tensor:
+    with torch.enable_grad():
+        w = w.detach().clone().requires_grad_()
+        value = _value(penalty, w)
+        if not value.requires_grad:
+            raise Skip("the value has no gradient: see differentiable")
+        (gradient,) = torch.autograd.grad(value, w, allow_unused=True)
+    if gradient is None:
+        raise Skip("the value does not depend on w in autograd's eyes: see differentiable")
+    return gradient
+
+
+def _close(found: torch.Tensor, expected: torch.Tensor, what: str, rtol: float = 1e-6) -> None:
+    if found.shape != expected.shape:
+        raise Failure(f"{what} has shape {tuple(found.shape)} instead of {tuple(expected.shape)}")
+    scale = float(expected.detach().double().abs().max()) if expected.numel() else 0.0
+    gap = float((found.detach().double() - expected.detach().double()).abs().max())
+    if not gap <= rtol * max(scale, 1e-3):
+        raise Failure(f"{what} is off by up to {gap:.3g}, with values of up to {scale:.3g}")
+
+
+@check("differentiable")
+def differentiable(subject: Subject) -> Iterable[Case]:
+    """The value is a 0-d tensor with a gradient that is not zero everywhere."""
+    penalty = subject.penalty
+
+    def run() -> None:
+        for w in _weights():
+            w.requires_grad_()
+            value = _value(penalty, w)
+            if not value.requires_grad:
+                raise Failure(
+                    "value(w) has no gradient: it must be computed from w itself, not from w.data, "
+                    "w.detach() or under torch.no_grad()"
+                )
+            (gradient,) = torch.autograd.grad(value, w, allow_unused=True)
+            if gradient is None or not gradient.isfinite().all():
+                raise Failure("the gradient of value(w) is not finite, or w is not in its graph")
+
+    yield "value", run
+
+
+@check("gradient")
+def gradient(subject: Subject) -> Iterable[Case]:
+    """Whatever states the gradient once more agrees with autograd of the value."""
+    penalty = subject.penalty
+
+    def plain() -> None:
+        for w in _weights():
+            before = w.clone()
+            _close(penalty.gradient(w), _autograd(penalty, w), "gradient(w)")
+            if not torch.equal(w, before):
+                raise Failure("gradient(w) changed w")
+
+    def added() -> None:
+        weights = list(_weights())
+        gradients = [torch.ones_like(w) for w in weights]
+        penalty.add_gradients(gradients, weights, 0.5)
+        for w, g in zip(weights, gradients, strict=True):
+            _close(g - 1, 0.5 * _autograd(penalty, w), "what add_gradients adds, with factor ½,")
+
+    cls = type(penalty)
+    stated = {
+        "gradient": (cls.gradient is not Penalty.gradient, plain),
+        "add_gradients": (cls.add_gradients is not Penalty.add_gradients, added),
+    }
+    if not any(own for own, _ in stated.values()):
+        raise Skip("it states no gradient of its own: autograd's is used")
+    for regime, (own, run) in stated.items():
+        if own:
+            yield regime, torch.no_grad()(run)
+
+
+@check("finite-difference")
+def finite_difference(subject: Subject) -> Iterable[Case]:
+    """Autograd of the value is the limit of its differences."""
+    penalty = subject.penalty
+
+    def run(h: float = 1e-6) -> None:
+        for w in _weights():
+            found, numeric = _autograd(penalty, w), torch.empty_like(w)
+            with torch.no_grad():
+                for i in range(w.numel()):
+                    shift = torch.zeros_like(w)
+                    shift.view(-1)[i] = h
+                    up, down = _value(penalty, w + shift), _value(penalty, w - shift)
+                    numeric.view(-1)[i] = (up.double() - down.double()) / (2 * h)
+            _close(found, numeric, "the gradient that autograd finds, against differences,", 1e-4)
+
+    yield "value", run
+
+
+@check("proximal")
+def proximal(subject: Subject) -> Iterable[Case]:
+    """The proximal operator minimises its objective; it is non-expansive if the value is convex."""
+    penalty = subject.penalty
+    if type(penalty).proximal is Penalty.proximal:
+        raise Skip("it has no proximal operator")
+
+    def objective(u: torch.Tensor, w: torch.Tensor, step: float | torch.Tensor) -> float:
+        return float(((u - w).square() / (2 * step)).sum() + penalty.strength * penalty.value(u))
+
+    def minimises(steps: str) -> None:
+        generator = torch.Generator().manual_seed(6)
+        for w in _weights():
+            for size in (0.1, 1.0, 4.0):
+                step: float | torch.Tensor = size
+                if steps == "a step for each element":
+                    step = size * torch.rand(w.shape, dtype=w.dtype, generator=generator)
+                found = penalty.proximal(w.clone(), step)
+                if found.shape != w.shape:
+                    raise Failure(f"proximal(w, step) has shape {tuple(found.shape)}")
+                least = objective(found, w, step)
+                for scale in (0.0, *(10.0**-k for k in range(5) for _ in range(20))):
+                    noise = torch.randn(w.shape, dtype=w.dtype, generator=generator)
+                    for u in (found + scale * noise, found * (1 - scale), scale * w):
+                        if objective(u, w, step) < least - 1e-9 * max(1.0, abs(least)):
+                            raise Failure(
+                                f"with step {size:g} its objective ½‖u − w‖²/step + λ·value(u) is "
+                                f"{least:.6g} at the point it returns, but "
+                                f"{objective(u, w, step):.6g} at another"
+                            )
+
+    def stays() -> None:
+        for w in _weights():
+            step = torch.ones_like(w)
+            step[0] = 0
+            if not torch.equal(penalty.proximal(w.clone(), step)[0], w[0]):
+                raise Failure("elements whose step is 0 must stay as they are, to the bit")
+
+    def in_place() -> None:
+        weights = list(_weights())
+        expected = [penalty.proximal(w.clone(), 0.5) for w in weights]
+        penalty.proximal_(weights, 0.5)
+        for w, other in zip(weights, expected, strict=True):
+            _close(w, other, "proximal_([w, …], step), against proximal(w, step),")
+
+    def non_expansive() -> None:
+        pairs = list(zip(_weights(), (w.flip(0) * 0.7 - 0.1 for w in _weights()), strict=True))
+        for a, b in pairs:
+            for t in (0.25, 0.5, 0.75):
+                chord = (1 - t) * penalty.value(a) + t * penalty.value(b)
+                if penalty.value((1 - t) * a + t * b) > chord * (1 + 1e-9) + 1e-12:
+                    raise Skip("the value is not convex")
+        for a, b in pairs:
+            for step in (0.1, 1.0, 4.0):
+                apart = penalty.proximal(a.clone(), step) - penalty.proximal(b.clone(), step)
+                if apart.norm() > (a - b).norm() * (1 + 1e-9):
+                    raise Failure(
+                        f"the value is convex, but with step {step:g} proximal points are "
+                        f"{float(apart.norm()):.4g} apart where the weights are "
+                        f"{float((a - b).norm()):.4g}"
+                    )
+
+    runs: list[Case] = [("one step", partial(minimises, "one step"))]
+    if penalty.separable or penalty.elementwise_steps:
+        each = "a step for each element"
+        runs += [(each, partial(minimises, each)), ("step 0", stays)]
+    if type(penalty).proximal_ is not Penalty.proximal_:
+        runs.append(("in place", in_place))
+    runs.append(("non-expansive", non_expansive))
+    for regime, run in runs:
+        yield regime, torch.no_grad()(run)
+
+
+@check("separable")
+def separable(subject: Subject) -> Iterable[Case]:
+    """What calls itself separable gives the same on blocks as on the whole."""
+    penalty = subject.penalty
+    if not penalty.separable:
+        raise Skip("it does not call itself separable")
+
+    def blocks(w: torch.Tensor) -> Iterator[list[torch.Tensor]]:
+        flat = w.reshape(-1)
+        for size in (1, 2, 5):
+            yield list(flat.split(size))
+        yield list(w.split(1))
+
+    def value() -> None:
+        for w in _weights():
+            for pieces in blocks(w):
+                total = torch.stack([_value(penalty, piece) for piece in pieces]).sum()
+                _close(total, penalty.value(w), "the value of the blocks of w")
+
+    def gradients() -> None:
+        for w in _weights():
+            whole = penalty.gradient(w).reshape(-1)
+            for pieces in blocks(w):
+                found = torch.cat([penalty.gradient(piece).reshape(-1) for piece in pieces])
+                _close(found, whole, "the gradient on the blocks of w")
+
+    def proximals() -> None:
+        if type(penalty).proximal is Penalty.proximal:
+            raise Skip("it has no proximal operator")
+        for w in _weights():
+            whole = penalty.proximal(w.clone(), 0.3).reshape(-1)
+            for pieces in blocks(w):
+                found = [penalty.proximal(piece.clone(), 0.3).reshape(-1) for piece in pieces]
+                _close(torch.cat(found), whole, "the proximal point of the blocks of w")
+
+    for regime, run in (("value", value), ("gradient", gradients), ("proximal", proximals)):
+        yield regime, torch.no_grad()(run)
+
+
+def keeps_dtype(penalty: Penalty, dtype: torch.dtype) -> None:
+    """Raise a ``Failure`` unless the formula keeps shape, dtype and device of the weights."""
+    for w in _weights(dtype):
+        results = {"value(w)": penalty.value(w), "gradient(w)": penalty.gradient(w)}
+        if type(penalty).proximal is not Penalty.proximal:
+            results["proximal(w, 0.1)"] = penalty.proximal(w.clone(), 0.1)
+        for what, found in results.items():
+            if (found.dtype, found.device) != (w.dtype, w.device):
+                raise Failure(
+                    f"{what} is {found.dtype} on {found.device} for weights of {w.dtype} on "
+                    f"{w.device}"
+                )

@@ -1,0 +1,86 @@
+"""The list of all checks: each module of checks puts its own into it."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from regplug.testing.subject import Subject
+
+__all__ = ["CHECKS", "Case", "Check", "check", "registered"]
+
+# The order in which an exam asks: the formula first, then one step, then whole runs.
+CHECKS = (
+    "differentiable",
+    "gradient",
+    "finite-difference",
+    "every-batch",
+    "zero-strength",
+    "untouched",
+    "adds",
+    "input-grad",
+    "proximal",
+    "separable",
+    "dtype",
+    "accumulation",
+    "clipping",
+    "overflow",
+    "ddp",
+    "fsdp2",
+    "ranks",
+    "checkpoint-step",
+    "state",
+    "resume",
+    "restore",
+    "leak",
+    "order",
+    "attribution",
+    "compile",
+)
+"""The ids of all checks, in the order of the exam."""
+
+Case: TypeAlias = tuple[str, Callable[[], object]]
+"""A regime and what is done in it: raise a ``Failure`` or ``Skip``, or anything by accident."""
+
+Cases: TypeAlias = Callable[[Subject], Iterable[Case]]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question of the exam.
+
+    Attributes:
+        id: as in :data:`CHECKS`.
+        cases: yields the regimes for a subject; may raise ``Skip`` instead.
+        after: checks without which this one could not be judged.
+        distributed: whether it needs the process group.
+    """
+
+    id: str
+    cases: Cases
+    after: tuple[str, ...] = ()
+    distributed: bool = False
+
+
+_registered: dict[str, Check] = {}
+
+
+def check(
+    id: str,  # noqa: A002 - it is one
+    *,
+    after: tuple[str, ...] = (),
+    distributed: bool = False,
+) -> Callable[[Cases], Cases]:
+    """Register a function that yields the cases of a check."""
+
+    def register(cases: Cases) -> Cases:
+        assert id in CHECKS, id
+        _registered[id] = Check(id, cases, after, distributed)
+        return cases
+
+    return register
+
+
+def registered() -> Iterator[Check]:
+    """Yield all checks in the order of the exam."""
+    for id in CHECKS:  # noqa: A001
+        yield _registered[id]

@@ -1,0 +1,163 @@
+"""Who sits the exam: one plugin, and what can be known of it before the first question."""
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from regplug.errors import PluginError, RegplugError
+from regplug.penalty import Penalty
+from regplug.plugin import Plugin, Scheduled
+from regplug.testing.bench import Bench, Rig, Setup, Snapshot, difference
+
+__all__ = ["Failure", "Skip", "Source", "Subject"]
+
+Source = str | Plugin | Callable[[], Plugin]
+
+# Where a schedule that starts at 0 is looked at for a value that does something.
+_LATER = (0, 1, 10, 100, 1_000, 10_000, 100_000)
+_LOUD = 0.05
+
+
+class Failure(AssertionError):  # noqa: N818 - the plugin's, not the exam's
+    """A check failed; the message says in what."""
+
+
+class Skip(Exception):  # noqa: N818 - it is no error
+    """A check does not apply; the message says why."""
+
+
+class Subject:
+    """One plugin under exam.
+
+    Args:
+        source: a spec, an instance (copied for each use), or a callable that returns a new one.
+        bench: the model and data to try it on.
+    """
+
+    def __init__(self, source: Source, bench: Bench) -> None:
+        self.source, self.bench = source, bench
+        self.workers_results: dict[Any, Any] = {}
+        self._touched: dict[str | None, list[str]] = {}
+
+    @property
+    def title(self) -> str:
+        """The spec, or the plugin's name."""
+        return self.source if isinstance(self.source, str) else self.plugin.name
+
+    @cached_property
+    def plugin(self) -> Plugin:
+        """An instance to look at, never attached."""
+        plugin = Setup(self.source).make()
+        if not isinstance(plugin, Plugin):
+            raise PluginError(f"{plugin!r} is no instance of regplug.Plugin")
+        return plugin
+
+    @property
+    def penalty(self) -> Penalty:
+        """A new instance of a penalty, loud enough to be heard.
+
+        Raises:
+            Skip: it is no penalty.
+        """
+        plugin = self.loud(None).make()
+        if not isinstance(plugin, Penalty):
+            raise Skip("it is no Penalty, so there is no value(w)")
+        return plugin
+
+    def implements(self, hook: str) -> bool:
+        """Tell whether the plugin has this hook."""
+        return hasattr(getattr(type(self.plugin), hook, None), "regplug_impl")
+
+    @cached_property
+    def adds_to_loss(self) -> bool:
+        """Whether it is a plugin of another kind than a penalty with a term of the loss."""
+        return self.implements("on_loss") and not isinstance(self.plugin, Penalty)
+
+    @cached_property
+    def scheduled(self) -> dict[str, Scheduled]:
+        """The attributes that are set to a number or a schedule, as far as they are in use."""
+        return {
+            name: attribute
+            for cls in reversed(type(self.plugin).__mro__)
+            for name, attribute in vars(cls).items()
+            if isinstance(attribute, Scheduled) and name in self.plugin.strengths()
+        }
+
+    @cached_property
+    def deliveries(self) -> list[str | None]:
+        """The deliveries that a penalty can be given; None alone for other plugins."""
+        if not isinstance(self.plugin, Penalty):
+            return [None]
+        if self.plugin.delivery != "auto":
+            return [self.plugin.delivery]
+        found: list[str | None] = ["step", "loss"]
+        if type(self.plugin).proximal is not Penalty.proximal:
+            found.append("proximal")
+        usable = [delivery for delivery in found if self._attaches(delivery)]
+        return usable or found
+
+    def _attaches(self, delivery: str | None) -> bool:
+        try:
+            Rig(self.bench, Setup(self.source, delivery)).detach()
+        except RegplugError:
+            return False
+        return True
+
+    def given(self, delivery: str | None) -> Setup:
+        """Return the plugin as its author specified it."""
+        return Setup(self.source, delivery)
+
+    def steady(self) -> Mapping[str, float]:
+        """Return a constant that does something for every scheduled attribute."""
+        values = {}
+        for name, attribute in self.scheduled.items():
+            at = [attribute.at(self.plugin, step) for step in _LATER]
+            values[name] = next((value for value in at if value != attribute.off), at[0])
+        return values
+
+    def loud(self, delivery: str | None) -> Setup:
+        """Return it with constant strengths, those of a penalty no weaker than can be measured."""
+        values = dict(self.steady())
+        if isinstance(self.plugin, Penalty):
+            for name, attribute in self.scheduled.items():
+                if attribute.off == 0 and attribute.high >= _LOUD:
+                    values[name] = max(values[name], _LOUD)
+        return Setup(self.source, delivery, values)
+
+    def setups(self) -> list[Setup]:
+        """Return one loud setup for each delivery."""
+        return [self.loud(delivery) for delivery in self.deliveries]
+
+    def rig(self, setup: Setup | None, **options: Any) -> Rig:
+        """Return a model with the plugin attached."""
+        return Rig(self.bench, setup, **options)
+
+    def touched(self, setup: Setup) -> list[str]:
+        """Return the names of the weights that one step leaves otherwise than without the plugin.
+
+        Raises:
+            Skip: there is none.
+        """
+        if setup.delivery not in self._touched:
+            found, without = self.rig(setup).run(1).weights, self.rig(None).run(1).weights
+            names = [name for name, w in without.items() if not torch.equal(w, found[name])]
+            self._touched[setup.delivery] = names
+        if not self._touched[setup.delivery]:
+            raise Skip("it changed no weight in the first step here")
+        return self._touched[setup.delivery]
+
+
+def same(
+    found: Snapshot,
+    expected: Snapshot,
+    what: str,
+    *,
+    rtol: float = 1e-7,
+    atol: float = 1e-9,
+) -> None:
+    """Raise a :class:`Failure` that says ``what`` if two snapshots differ."""
+    told = difference(found, expected, rtol=rtol, atol=atol)
+    if told is not None:
+        raise Failure(f"{what}: {told}")

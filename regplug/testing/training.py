@@ -1,0 +1,339 @@
+"""Checks of what a plugin does to one loop: which weights, when, and in which number format."""
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+
+import torch
+from torch import nn
+
+import regplug
+from regplug.errors import SelectionError
+from regplug.penalty import Penalty
+from regplug.plugin import Plugin
+from regplug.testing.bench import Rig, Sample, Setup, noisy_modules, rates
+from regplug.testing.formula import keeps_dtype
+from regplug.testing.registry import Case, check
+from regplug.testing.subject import Failure, Skip, Subject, same
+
+__all__: list[str] = []
+
+
+@check("every-batch")
+def every_batch(subject: Subject) -> Iterable[Case]:
+    """From the same weights and data it does in batch 2, 3, … what it did in batch 1."""
+    has_memory = subject.implements("on_state") or subject.plugin.stochastic
+
+    def run(setup: Setup) -> None:
+        with_it, without = subject.rig(setup), subject.rig(None)
+        own = without.snapshot().numbers
+        # Not the weights at attach, from which a penalty may measure.
+        start = {name: 1.5 * w for name, w in without.snapshot().weights.items()}
+        effects = []
+        for batch in range(1, 4):
+            for rig in (with_it, without):
+                with torch.no_grad():
+                    for name, parameter in rig.parameters.items():
+                        parameter.copy_(start[name])
+                rig.step(0)
+            found, plain = with_it.snapshot(), without.snapshot()
+            effect = {name: found.weights[name] - w for name, w in plain.weights.items()}
+            acted = found.numbers != own or any(bool(e.any()) for e in effect.values())
+            effects.append((acted, effect, found.numbers))
+            if not effects[0][0]:
+                raise Skip("it changed nothing in the first batch here")
+            if not acted:
+                raise Failure(f"it acted in batch 1, but changed nothing in batch {batch}")
+            if has_memory:
+                continue
+            for name, first in effects[0][1].items():
+                gap = float((effect[name] - first).abs().max()) if first.numel() else 0.0
+                if not gap <= 1e-9 + 1e-6 * float(first.abs().max() if first.numel() else 0):
+                    raise Failure(
+                        f"from the same weights and data, what it does to {name} in batch {batch} "
+                        f"differs by {gap:.3g} from what it did in batch 1; a plugin that "
+                        "remembers implements on_state, and one that draws at random says so by "
+                        "stochastic = True"
+                    )
+            if found.numbers != effects[0][2]:
+                raise Failure(f"in batch {batch} it sets the modules otherwise than in batch 1")
+
+    for setup in subject.setups():
+        yield setup.regime, partial(run, setup)
+
+
+@check("zero-strength")
+def zero_strength(subject: Subject) -> Iterable[Case]:
+    """Turned off, it leaves the very bits that a loop without it leaves."""
+    off = {
+        name: attribute.off
+        for name, attribute in subject.scheduled.items()
+        if attribute.off is not None
+    }
+    if not off:
+        raise Skip("it has no scheduled attribute with a value that turns it off")
+
+    def silence(model: nn.Module) -> None:
+        for module in noisy_modules(model):
+            for name, _ in list(rates(module)):
+                if "drop" in name or name == "p":
+                    setattr(module, name, 0.0)
+
+    def run(delivery: str | None) -> None:
+        options = {"dtype": torch.float32, "calm": False, "edit": silence}
+        found = subject.rig(Setup(subject.source, delivery, off), **options).run(3)
+        expected = subject.rig(None, **options).run(3)
+        same(found, expected, "with " + _told(off), rtol=0, atol=0)
+        for name, weight in expected.weights.items():
+            if not torch.equal(weight.view(torch.int32), found.weights[name].view(torch.int32)):
+                raise Failure(f"with {_told(off)} {name} has other signs of zero")
+
+    for delivery in subject.deliveries:
+        yield delivery or "as given", partial(run, delivery)
+
+
+def _told(values: Mapping[str, float | None]) -> str:
+    return " and ".join(f"{name} = {value:g}" for name, value in values.items())
+
+
+@check("untouched")
+def untouched(subject: Subject) -> Iterable[Case]:
+    """Frozen, gradientless, foreign and unselected weights stay; a tied weight counts once."""
+    for setup in subject.setups():
+        yield f"frozen, {setup.regime}", partial(_frozen, subject, setup)
+        yield f"no gradient, {setup.regime}", partial(_gradientless, subject, setup)
+        yield f"another optimizer's, {setup.regime}", partial(_foreign, subject, setup)
+        if isinstance(subject.plugin, Penalty):
+            yield f"unselected, {setup.regime}", partial(_unselected, subject, setup)
+        yield f"tied, {setup.regime}", partial(_tied, subject, setup)
+
+
+def _attached(subject: Subject, setup: Setup, **options: object) -> Rig:
+    try:
+        return subject.rig(setup, **options)
+    except SelectionError as error:
+        raise Skip("without that weight there is nothing for it to act on") from error
+
+
+def _stays(rig: Rig, name: str, why: str, before: torch.Tensor) -> None:
+    if not torch.equal(rig.parameters[name], before):
+        raise Failure(f"it changed {name}, which {why}")
+
+
+def _frozen(subject: Subject, setup: Setup) -> None:
+    name = subject.touched(setup)[0]
+    rig = _attached(subject, setup, edit=lambda m: m.get_parameter(name).requires_grad_(False))
+    before = rig.parameters[name].clone()
+    rig.run(2)
+    _stays(rig, name, "is frozen", before)
+    if rig.parameters[name].grad is not None:
+        raise Failure(f"it gave a gradient to {name}, which is frozen")
+
+
+def _gradientless(subject: Subject, setup: Setup) -> None:
+    name = subject.touched(setup)[0]
+    rig = _attached(subject, setup)
+    before = rig.parameters[name].detach().clone()
+    for step in range(2):
+        rig.backward(step)
+        rig.parameters[name].grad = None
+        rig.optimizer.step()
+    _stays(rig, name, "has no gradient and so took no part in the step", before)
+
+
+def _foreign(subject: Subject, setup: Setup) -> None:
+    name = subject.touched(setup)[0]
+    rig = _attached(subject, setup, owned=lambda other: other != name)
+    plain = subject.rig(None, owned=lambda other: other != name)
+    before = rig.parameters[name].detach().clone()
+    for each in (rig, plain):
+        each.step(0)
+    _stays(rig, name, "is not this optimizer's", before)
+    found, expected = rig.parameters[name].grad, plain.parameters[name].grad
+    if (found is None) != (expected is None) or (
+        found is not None and expected is not None and not torch.allclose(found, expected)
+    ):
+        raise Failure(f"it changed the gradient of {name}, which is not this optimizer's")
+
+
+def _unselected(subject: Subject, setup: Setup) -> None:
+    name = subject.touched(setup)[0]
+    only = Setup(setup.source, setup.delivery, {**setup.values, "where": name})
+    found, plain = subject.rig(only).run(1), subject.rig(None).run(1)
+    for other, weight in plain.weights.items():
+        if other != name and not torch.equal(weight, found.weights[other]):
+            raise Failure(f"it changed {other}, although where={name!r}")
+    if torch.equal(found.weights[name], plain.weights[name]):
+        raise Failure(f"it left {name} alone, although where={name!r} selects it")
+
+
+def _tied(subject: Subject, setup: Setup) -> None:
+    if subject.bench.model is not Sample:
+        raise Skip("the model was given")
+    without = type(subject.bench)(partial(Sample, tied=False), subject.bench.batch)
+    once = Subject(subject.source, without)
+    same(
+        subject.rig(setup).run(3),
+        once.rig(setup).run(3),
+        "a weight with two names does not count once",
+    )
+
+
+@check("adds")
+def adds(subject: Subject) -> Iterable[Case]:
+    """It adds to ``.grad`` in place: what was there stays in it, and so does the tensor."""
+    if not subject.implements("on_gradients"):
+        raise Skip("it does not implement on_gradients")
+    if subject.deliveries[0] not in (None, "step"):
+        raise Skip(f"its delivery is {subject.deliveries[0]!r}, which leaves gradients alone")
+
+    def gradients(setup: Setup, scale: float) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        rig = subject.rig(setup)
+        rig.backward(0, scale)
+        held = {name: p.grad for name, p in rig.parameters.items() if p.grad is not None}
+        before = [g.clone() for g in held.values()]
+        rig.optimizer.step()
+        for name, g in held.items():
+            if rig.parameters[name].grad is not g:
+                raise Failure(
+                    f"it replaced the gradient of {name} by another tensor; whoever holds the old "
+                    "one (DDP's buckets, hooks) does not see it: add in place"
+                )
+        return before, list(held.values())
+
+    def run(setup: Setup) -> None:
+        before, after = gradients(setup, 1.0)
+        more_before, more_after = gradients(setup, 3.0)
+        changed = [i for i, g in enumerate(after) if not torch.equal(g, before[i])]
+        if not changed:
+            raise Skip("it changed no gradient in the first step here")
+        for i in changed:
+            if torch.equal(after[i], more_after[i]):
+                raise Failure("it overwrites the gradient of the data instead of adding to it")
+            if isinstance(subject.plugin, Penalty) and not torch.allclose(
+                after[i] - before[i], more_after[i] - more_before[i], rtol=1e-6, atol=1e-9
+            ):
+                raise Failure("what it adds depends on the gradient that was there")
+
+    setup = subject.loud(subject.deliveries[0])
+    yield setup.regime, partial(run, setup)
+
+
+@check("input-grad")
+def input_grad(subject: Subject) -> Iterable[Case]:
+    """It acts alike whether or not a module's input requires a gradient."""
+
+    def run(setup: Setup) -> None:
+        if not subject.bench.data(0).is_floating_point():
+            raise Skip("the inputs are whole numbers")
+        found = subject.rig(setup)
+        for step in range(2):
+            found.optimizer.zero_grad()
+            found.loss(found.data(step).requires_grad_()).backward()
+            found.optimizer.step()
+        same(
+            subject.rig(setup).run(2),
+            found.snapshot(),
+            "it acts otherwise where the model's input requires no gradient",
+        )
+
+    for setup in subject.setups():
+        yield setup.regime, partial(run, setup)
+
+
+@check("dtype")
+def dtype(subject: Subject) -> Iterable[Case]:
+    """Shape, dtype and device stay; half precision stays finite."""
+    if isinstance(subject.plugin, Penalty):
+        for kind in (torch.float32, torch.float64):
+            yield f"formula, {_name(kind)}", partial(keeps_dtype, subject.penalty, kind)
+
+    def run(setup: Setup, kind: torch.dtype) -> None:
+        rig = subject.rig(setup, dtype=kind)
+        expected = {name: p.dtype for name, p in rig.parameters.items()}
+        rig.run(2)
+        for name, p in rig.parameters.items():
+            for what, tensor in (("", p), (" its gradient", p.grad)):
+                if tensor is None:
+                    continue
+                if tensor.dtype != expected[name]:
+                    raise Failure(f"{name}:{what} became {tensor.dtype}, was {expected[name]}")
+                if not tensor.isfinite().all():
+                    raise Failure(f"{name}:{what} is not finite in {_name(kind)}")
+        assert rig.session is not None
+        _finite_metrics(rig.session, kind)
+
+    def many(kind: torch.dtype) -> None:
+        """Sums of many weights overflow or stop growing where they are kept in half precision."""
+        layer = nn.Linear(512, 256, bias=False)
+        nn.init.constant_(layer.weight, 1.0)
+        model = nn.Sequential(layer, nn.Dropout(0.1)).to(kind)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        plugin = subject.given(None).make()
+        try:
+            session = regplug.attach(model, optimizer, [plugin])
+        except SelectionError as error:
+            raise Skip("it does not fit a model of one layer") from error
+        with session:
+            loss = session.loss(model(torch.full((2, 512), 1e-3, dtype=kind)).square().mean())
+            if not loss.isfinite():
+                raise Failure(f"with {layer.weight.numel()} weights of 1 the loss is {loss:g}")
+            loss.backward()
+            optimizer.step()
+            if not layer.weight.isfinite().all():
+                raise Failure(f"{layer.weight.numel()} weights of 1 did not stay finite")
+            _finite_metrics(session, kind)
+
+    for kind in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        for setup in subject.setups():
+            yield f"{_name(kind)}, {setup.regime}", partial(run, setup, kind)
+    yield "float16, many weights", partial(many, torch.float16)
+
+
+def _name(kind: torch.dtype) -> str:
+    return str(kind).removeprefix("torch.")
+
+
+def _finite_metrics(session: regplug.Session, kind: torch.dtype) -> None:
+    for key, value in session.metrics().items():
+        if not abs(value) < float("inf"):
+            raise Failure(f"the metric {key} is {value} in {_name(kind)}")
+
+
+class _Companion(Plugin):
+    """Adds to gradients and scales weights, as the plugins that are most common do."""
+
+    @regplug.hookimpl
+    def on_gradients(self, session: regplug.Session) -> None:
+        for group in session.groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.grad.add_(p.detach(), alpha=0.01)
+
+    @regplug.hookimpl
+    def before_step(self, session: regplug.Session) -> None:
+        for group in session.groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.mul_(0.99)
+
+
+@check("order")
+def order(subject: Subject) -> Iterable[Case]:
+    """Before or after another plugin it does the same, unless it declares ``order_matters``."""
+    if subject.plugin.order_matters:
+        raise Skip("it declares that order matters to it")
+
+    def run(setup: Setup) -> None:
+        before = subject.rig(setup, others=(_Companion(),)).run(3)
+        after = subject.rig(setup, others=(_Companion(),), first=False).run(3)
+        same(
+            after,
+            before,
+            "after another plugin it acts otherwise than before it; if it must, say "
+            "order_matters = True",
+            rtol=1e-6,
+            atol=1e-8,
+        )
+
+    for setup in subject.setups():
+        yield setup.regime, partial(run, setup)
