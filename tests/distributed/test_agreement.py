@@ -71,7 +71,7 @@ DIFFERENCES = {
 
 @pytest.mark.parametrize("which", DIFFERENCES)
 def test_a_difference_is_an_error_on_every_rank_that_shows_it(pair: Pair, which: str) -> None:
-    """Trap 18: nodes list entry points in another order, or have another version installed."""
+    """Nodes list entry points in another order, or have another version installed."""
     one, other, shown = DIFFERENCES[which]
     answers = pair.run(attach, "ddp", [one, other])
     for rank, (words, seconds) in enumerate(answers):

@@ -39,7 +39,7 @@ def unused(rank: int, spec: str) -> Any:
 
 
 def test_step_delivery_leaves_unused_parameters_alone(pair: Pair) -> None:
-    """Trap 17: in the loss, DDP would "mark a variable ready only once"."""
+    """In the loss, DDP would "mark a variable ready only once"."""
     before = Branches()
     one, other = pair.run(unused, "l1(0.5, delivery='step')")
     assert one == other
@@ -51,7 +51,7 @@ def test_step_delivery_leaves_unused_parameters_alone(pair: Pair) -> None:
 
 
 def test_loss_delivery_explains_unused_parameters(pair: Pair) -> None:
-    """Trap 17, in the loss: refused before backward, naming the parameter and the ways out."""
+    """Refused before backward, naming the parameter and the ways out."""
     for words in pair.run(unused, "l1(0.5, delivery='loss')"):
         assert words.startswith("UnsupportedError")
         assert "spare.weight" in words
@@ -87,7 +87,7 @@ def replicas(rank: int, spec: Any) -> Any:
 
 
 def test_replicas_with_a_seed_per_rank_do_not_drift(pair: Pair) -> None:
-    """Trap 14c, for what is installed too: the matrix compares the ranks of every plugin."""
+    """The matrix compares the ranks of every plugin."""
     for spec in (Alike(), "dropout(0.5)", "l1(0.1, delivery='proximal')"):
         one, other = pair.run(replicas, spec)
         assert one == other

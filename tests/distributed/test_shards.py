@@ -97,7 +97,7 @@ def close(found: Any, wanted: Any) -> None:
 def test_shards_give_the_weights_values_and_metrics_of_one_process(
     pair: Pair, kind: str, delivery: str, shape: tuple[int, ...]
 ) -> None:
-    """Traps 14, 14a, 14b: mixed tensors, hangs on uneven shards, partial and double values."""
+    """Mixed tensors, hangs on uneven shards, partial and double values."""
     if delivery == "proximal" and kind in ("groups", "spectral"):
         with pytest.raises(regplug.errors.SpecError, match="no proximal operator"):
             plugin_of(kind, delivery)
@@ -106,7 +106,7 @@ def test_shards_give_the_weights_values_and_metrics_of_one_process(
 
 
 def test_four_ranks_shard_and_replicate() -> None:
-    """Trap 14b: sums over all ranks would count what is replicated twice."""
+    """Sums over all ranks would count what is replicated twice."""
     four = Pair(4)
     try:
         for kind in ("l1", "columns"):
@@ -146,7 +146,7 @@ def train_parallel(rank: int, kind: str) -> Any:
 
 @pytest.mark.parametrize("kind", ["l1", "spectral"])
 def test_tensor_parallel_layers_count_once(pair: Pair, kind: str) -> None:
-    """Trap 14b: some parameters are sharded by rows, some by columns, the rest replicated."""
+    """Some parameters are sharded by rows, some by columns, the rest replicated."""
     close(pair.run(train_parallel, kind), train_parallel(0, kind))
 
 

@@ -474,6 +474,7 @@ def accelerated(task: Task, spec: Any, rank: int, ranks: int, *, fsdp: bool = Fa
 
 def shard_with(accelerator: Any) -> None:
     """Have Accelerate use FSDP2 on CPU, which its own check does not allow."""
+    from accelerate.state import PartialState
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
     with warnings.catch_warnings():
@@ -481,6 +482,8 @@ def shard_with(accelerator: Any) -> None:
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False)
     accelerator.state.distributed_type = DistributedType.FSDP
     accelerator.state.fsdp_plugin = plugin
+    # From where each new AcceleratorState takes it anew.
+    PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
 
 RAGGED = Task(micro=(4, 4, 4, 4, 3), divisor=4, clip=0.05)
