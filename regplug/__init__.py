@@ -9,7 +9,7 @@ See :func:`attach`, :class:`Session`, and :class:`Penalty` to write a plugin.
 """
 
 from regplug import errors, schedules
-from regplug.distributed import Sum, local
+from regplug.distributed import Sum, full, local, part
 from regplug.hookspecs import hookimpl, hookspec
 from regplug.parameters import Coverage, Selection
 from regplug.penalty import Penalty
@@ -26,9 +26,11 @@ __all__ = [
     "Sum",
     "attach",
     "errors",
+    "full",
     "hookimpl",
     "hookspec",
     "local",
+    "part",
     "schedules",
 ]
 

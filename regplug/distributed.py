@@ -13,7 +13,7 @@ from torch import nn
 
 from regplug.errors import UnsupportedError
 
-__all__ = ["Sum", "full", "is_sharded", "like", "local", "resolve", "unwrap_model"]
+__all__ = ["Sum", "full", "is_sharded", "like", "local", "part", "resolve", "unwrap_model"]
 
 
 def is_dtensor(tensor: torch.Tensor) -> bool:
