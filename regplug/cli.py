@@ -136,5 +136,7 @@ def _new(args: argparse.Namespace) -> int:
     from regplug.scaffold import create
 
     folder = create(args.name, args.into)
-    print(f"wrote {folder}\n\nnext:\n  pip install {folder}\n  cd {folder} && pytest")
+    # Without the dot, pip would look for a package of that name in an index.
+    shown = str(folder) if folder.is_absolute() else f"./{folder.as_posix()}"
+    print(f"wrote {shown}\n\nnext:\n  pip install {shown}\n  cd {shown} && pytest")
     return 0
