@@ -30,6 +30,9 @@ class WeightDecay(Plugin):
         existing: what to do where the optimizer itself decays a covered parameter (AdamW does so
             by 0.01 unless told otherwise): ``"error"``; ``"replace"``, which sets the
             ``weight_decay`` of those whole parameter groups to 0 until detached; or ``"add"``.
+        cautious: decay only the elements that the optimizer's own update moves towards 0 or not at
+            all: with the update u of this step, w ← w − u − lr·λ·w·[u·w ≥ 0], Chen et al.'s
+            cautious weight decay. It holds a copy of the covered weights during the step.
         name: the key of its metrics.
 
     Raises:
@@ -41,6 +44,7 @@ class WeightDecay(Plugin):
     References:
         Ilya Loshchilov, Frank Hutter, "Decoupled Weight Decay Regularization", 2019,
         https://arxiv.org/abs/1711.05101.
+        Lizhang Chen et al., "Cautious Weight Decay", 2025, https://arxiv.org/abs/2510.12402.
 
     >>> import regplug, torch
     >>> model = torch.nn.Linear(1, 1, bias=False)
@@ -61,6 +65,7 @@ class WeightDecay(Plugin):
         *,
         where: object = "weights",
         existing: str = "error",
+        cautious: bool = False,
         name: str | None = None,
     ) -> None:
         if existing not in EXISTING:
@@ -68,7 +73,9 @@ class WeightDecay(Plugin):
         self.strength = strength
         self.selection = Selection(where)  # type: ignore[arg-type]
         self.existing = existing
+        self.cautious = self.order_matters = bool(cautious)
         self.name = name
+        self._before: list[tuple[list[torch.Tensor], list[torch.Tensor], Any]] = []
         self._originals: dict[int, Any] = {}
         self._checked: Coverage | None = None
         self._handed: list[int] = []
@@ -118,14 +125,22 @@ class WeightDecay(Plugin):
             for other in session.plugins
             if other is not self
         )
-        return exact and whole and alone and all(p.requires_grad for p in group["params"])
+        plain = exact and whole and alone and not self.cautious
+        return plain and all(p.requires_grad for p in group["params"])
 
     @hookimpl
     def after_step(self, session: Session) -> None:
-        """Take back what the optimizer was handed for this step.
+        """Take back what the optimizer was handed for this step; decay cautiously, if so told."""
+        self._take_back(session)
+        before, self._before = self._before, []
+        for weights, earlier, decay in before:
+            for w, old in zip(weights, earlier, strict=True):
+                # The update was old − w, so far: of the same sign as old if it shrinks.
+                shrinks = torch.sign(old - w) * torch.sign(old) >= 0
+                w.sub_(torch.where(shrinks, old * decay, 0))
 
-        Between steps the groups, and what the optimizer saves of them, are the user's.
-        """
+    def _take_back(self, session: Session) -> None:
+        """Set back the groups: between steps they, and what is saved of them, are the user's."""
         for index in self._handed:
             session.groups[index]["weight_decay"] = 0.0
 
@@ -135,8 +150,8 @@ class WeightDecay(Plugin):
         if self._load_hook is not None:
             self._load_hook.remove()
             self._load_hook = None
-        self.after_step(session)
-        self._handed = []
+        self._take_back(session)
+        self._handed, self._before = [], []
         for index, original in self._originals.items():
             session.groups[index]["weight_decay"] = original
         self._originals = {}
@@ -145,7 +160,8 @@ class WeightDecay(Plugin):
     @hookimpl
     def before_step(self, session: Session) -> None:
         """Decay the weights that take part in this step."""
-        self.after_step(session)  # the optimizer's update may have raised last time
+        self._take_back(session)  # the optimizer's update may have raised last time
+        self._before = []
         if session.coverage(self.selection) is not self._checked:
             self._take_over(session)
         strength = self.strength
@@ -158,8 +174,12 @@ class WeightDecay(Plugin):
             if index in self._handed and len(weights) == _with_gradient(session.groups[index]):
                 session.groups[index]["weight_decay"] = strength
                 continue
+            parts = [local(w) for w in weights]
+            if self.cautious:
+                self._before.append((parts, [w.clone() for w in parts], lr * strength))
+                continue
             # The expression of torch's AdamW, to the bit; a tensor lr stays on its device.
-            torch._foreach_mul_([local(w) for w in weights], 1 - lr * strength)
+            torch._foreach_mul_(parts, 1 - lr * strength)
 
     def _tell_rounding(self, weights: Sequence[torch.Tensor], decay: float) -> None:
         for dtype in {w.dtype for w in weights} & _HALVES:
@@ -187,7 +207,8 @@ class WeightDecay(Plugin):
         if self._handed and len(self._handed) == len(session.coverage(self.selection).by_group):
             return f"the update of {type(session.optimizer).__name__} itself"
         took = {f"{original:g}" for original in self._originals.values()}
-        return "before_step" + (f", replacing {', '.join(sorted(took))}" if took else "")
+        when = "after_step, cautiously" if self.cautious else "before_step"
+        return when + (f", replacing {', '.join(sorted(took))}" if took else "")
 
     def agreement(self, session: Session) -> Mapping[str, Any]:
         """Return the settings, and what they come to in this model."""
