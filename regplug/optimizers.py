@@ -82,6 +82,9 @@ class StepListener(Protocol):
     def gradients_ready(self) -> None:
         """Gradients are final: once per step, or after each evaluation of a closure."""
 
+    def no_gradients(self) -> None:
+        """The optimizer steps, and none of its parameters has a gradient."""
+
     def closure_value(self) -> float:
         """Return the value of what was added to the gradients after a closure's evaluation."""
 
@@ -137,6 +140,8 @@ class StepEvents:
                 with torch.no_grad():
                     self._listener.gradients_ready()
                     self._listener.before_update()
+            elif self._listener is not None and not has_gradients(optimizer):
+                self._listener.no_gradients()
         except BaseException:
             self._depth = 0
             raise

@@ -259,6 +259,23 @@ class Coverage(Sequence[Covered]):
         return sum(entry.parameter.numel() for entry in self.trainable)
 
 
+def shared(model: nn.Module, groups: Sequence[dict[str, list[torch.Tensor]]]) -> list[str]:
+    """Return the names of the model's parameters that an optimizer's ``groups`` hold.
+
+    Raises:
+        SelectionError: there are none.
+    """
+    own = {id(parameter) for group in groups for parameter in group["params"]}
+    names = [named.name for named in named_parameters(model) if id(named.parameter) in own]
+    if not names:
+        raise SelectionError(
+            "this optimizer has no parameter of this model: it was made from another model, or "
+            "from this one before its parameters were replaced; make it after the model is in its "
+            "final form, or attach again"
+        )
+    return names
+
+
 def cover(
     selection: Selection, model: nn.Module, groups: Sequence[dict[str, list[torch.Tensor]]]
 ) -> Coverage:
@@ -275,14 +292,7 @@ def cover(
         if (named := chosen.get(id(parameter))) is not None
     ]
     if not any(entry.parameter.requires_grad for entry in entries):
-        own = {id(parameter) for group in groups for parameter in group["params"]}
-        updated = [n.name for n in named_parameters(model) if id(n.parameter) in own]
-        if not updated:
-            raise SelectionError(
-                "this optimizer has no parameter of this model: it was made from another model, "
-                "or from this one before its parameters were replaced; make it after the model is "
-                "in its final form, or attach again"
-            )
+        updated = shared(model, groups)
         raise SelectionError(
             f"where={selection.where!r} selects {_listed(n.name for n in chosen.values())}, none "
             f"of which this optimizer updates: it has {_listed(updated)}"

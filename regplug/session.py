@@ -24,7 +24,7 @@ from regplug.eager import eagerly
 from regplug.errors import PluginError, RegplugError, SpecError, StateError, UnsupportedError
 from regplug.hookspecs import PROJECT
 from regplug.integrations import accelerate
-from regplug.parameters import Coverage, Selection, cover, named_parameters
+from regplug.parameters import Coverage, Selection, cover, named_parameters, shared
 from regplug.plugin import Plugin
 from regplug.table import table
 
@@ -501,10 +501,7 @@ class Session:
         """
         found = self._coverages.get(selection)
         if found is None:
-            named = {id(p) for p in self.model.parameters()}
-            owned = (p for group in self.groups for p in group["params"])
-            if any(distributed.is_dtensor(p) and id(p) not in named for p in owned):
-                distributed.reshard(self.model)
+            self._gather_names()
             found = cover(selection, self.model, self.groups)
             self._coverages[selection] = found
         return found
@@ -557,6 +554,10 @@ class Session:
             optimizers.unscale_gradients(self.optimizer)
         self._fire(self._on_gradients, "on_gradients")
 
+    def no_gradients(self) -> None:
+        """Nothing will happen in this step; say so if nothing ever can. Called by the hooks."""
+        self._check_shared()
+
     def closure_value(self) -> float:
         """Return the value of the penalties added to a closure's gradients. Called by the hooks."""
         terms = self._fire(self._on_closure, "on_closure")
@@ -591,6 +592,19 @@ class Session:
             return
         self._bound = [list(group["params"]) for group in groups]
         self._coverages.clear()
+        self._check_shared()
+
+    def _check_shared(self) -> None:
+        if self.optimizer is not None:
+            self._gather_names()
+            shared(self.model, self.groups)
+
+    def _gather_names(self) -> None:
+        """Have the model name the sharded parameters, where FSDP2 has gathered them for a while."""
+        named = {id(p) for p in self.model.parameters()}
+        owned = (p for group in self.groups for p in group["params"])
+        if any(distributed.is_dtensor(p) and id(p) not in named for p in owned):
+            distributed.reshard(self.model)
 
     def _fire(self, hook: pluggy.HookCaller | None, event: str, **arguments: Any) -> Any:
         if hook is None:

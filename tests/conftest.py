@@ -5,6 +5,9 @@ from collections.abc import Iterator
 import pytest
 from pair import Pair
 
+# Whole scripts, which tests run in processes of their own: an import would train, and write files.
+collect_ignore_glob = ["run/scripts/*"]
+
 
 @pytest.fixture(scope="session")
 def pair() -> Iterator[Pair]:
