@@ -152,7 +152,7 @@ def test_predictors_that_hide_their_weights_have_no_counts_on_top():
 
 
 @pytest.mark.parametrize(
-    "about", [lambda m: m.forward, functools.partial, lambda m: lambda X: m(X)]
+    "about", [lambda m: m.forward, functools.partial, lambda m: lambda X: m(X) + 0]
 )
 def test_predictors_about_a_module_show_its_weights(about):
     def train(X, y, plugins):

@@ -1,5 +1,6 @@
 """The data of a search: checked once, cut into folds, and what kind of target it is."""
 
+import math
 from collections.abc import Iterable
 from typing import Any, Literal, TypeAlias
 
@@ -48,7 +49,7 @@ def _check_finite(name: str, data: Any) -> None:
     else:
         array = np.asarray(data)
         if array.dtype == object:  # a data frame of mixed columns, or labels with gaps
-            bad = array != array
+            bad = np.vectorize(_is_missing, otypes=[bool])(array)
         elif array.dtype.kind in "fc":
             bad = ~np.isfinite(array)
         else:
@@ -58,6 +59,12 @@ def _check_finite(name: str, data: Any) -> None:
     if count:
         values = "values that are" if count > 1 else "value that is"
         raise SpecError(f"{name} holds {count} {values} NaN or infinite, the first at {where}")
+
+
+def _is_missing(value: Any) -> bool:
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):  # as pandas has them
+        return True
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def length(data: Any) -> int:

@@ -92,7 +92,7 @@ def check_train(train: object) -> None:
     Raises:
         SpecError: it can't.
     """
-    if not callable(train) or isinstance(train, type):
+    if not callable(train):
         raise SpecError(f"train must be a callable train(X, y, plugins) -> predict, got {train!r}")
     try:
         inspect.signature(train).bind(None, None, [])

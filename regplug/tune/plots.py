@@ -1,5 +1,6 @@
 """The pictures of a search: score against strength, and coefficients against strength."""
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -163,7 +164,7 @@ def _curve(search: "StrengthCV", key: str, ax: "Axes") -> None:
     )
     _strengths(ax, x, key)
     _marks(search, ax, key)
-    ax.set_ylabel(f"{search._scoring_name}, mean of {search.n_splits_} folds ± standard error")
+    ax.set_ylabel(f"{search._scoring_name}\nmean of {search.n_splits_} folds ± standard error")
     ax.grid(axis="y", color="#eaeded")
     ax.set_axisbelow(True)
     ax.legend(frameon=False, fontsize="small")
@@ -235,25 +236,43 @@ def _paths(
     x = np.array([search.cv_results_["params"][index][key] for index in chosen], dtype=float)
     mean = coefficients.mean(axis=1)
     low, high = coefficients.min(axis=1), coefficients.max(axis=1)
+    colors = []
     for feature in range(mean.shape[1]):
         (line,) = ax.plot(x, mean[:, feature], linewidth=1.3)
-        ax.fill_between(
-            x, low[:, feature], high[:, feature], color=line.get_color(), alpha=0.12, linewidth=0
-        )
-        if names is not None:
-            ax.annotate(
-                names[feature],
-                (x[0], mean[0, feature]),
-                xytext=(-4, 0),
-                textcoords="offset points",
-                ha="right",
-                va="center",
-                fontsize="small",
-                color=line.get_color(),
-                annotation_clip=False,
-            )
+        colors.append(line.get_color())
+        band = low[:, feature], high[:, feature]
+        ax.fill_between(x, *band, color=colors[-1], alpha=0.12, linewidth=0)
     ax.axhline(0, color=_BAR, linewidth=0.8)
     _strengths(ax, x, key)
     _marks(search, ax, key)
     ax.set_ylabel(f"coefficients, mean of {search.n_splits_} folds and range")
     ax.legend(frameon=False, fontsize="small")
+    if names is not None:
+        _names_beside(ax, x[0], mean[0], names, colors)
+
+
+def _names_beside(
+    ax: "Axes", x: float, y: NDArray[Any], names: Sequence[str], colors: Sequence[Any]
+) -> None:
+    """Write each name left of where its line begins, moved up where two would overlap."""
+    order = np.argsort(y)
+    low, high = ax.get_ylim()
+    places = np.array(y, dtype=float)
+    for below, above in itertools.pairwise(order):
+        places[above] = max(places[above], places[below] + 0.035 * (high - low))
+    for place, name, color in zip(places, names, colors, strict=True):
+        ax.annotate(
+            name,
+            (x, place),
+            xytext=(-5, 0),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+            fontsize="small",
+            color=color,
+            annotation_clip=False,
+        )
+    # Room for them, on an axis of either scale.
+    left, right = ax.transData.transform([(x, 0), (ax.get_xlim()[1], 0)])[:, 0]
+    room = ax.transData.inverted().transform((left - 0.09 * (right - left), 0))[0]
+    ax.set_xlim(left=max(room, 0) if ax.get_xscale() != "linear" else room)

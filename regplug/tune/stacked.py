@@ -202,7 +202,7 @@ def _score(
     except RegplugError:
         chosen = []
     fixed = sum(int(model.get_parameter(n).count_nonzero()) for n in chosen if n not in stack)
-    counts = [torch.count_nonzero(stack[n].flatten(1), dim=1) for n in chosen if n in stack]
+    counts = [torch.count_nonzero(stack[n].flatten(1), dim=1).cpu() for n in chosen if n in stack]
     nonzero = (sum(counts, torch.zeros(len(fits), dtype=torch.int64)) + fixed).tolist()
     linear = coefficients(model) is not None
     outcomes = []
