@@ -54,6 +54,9 @@ class ScheduledRates(Plugin):
         """Yield every rate of the model that this plugin knows."""
         raise NotImplementedError
 
+    def begin(self, targets: Sequence[Target]) -> None:
+        """Prepare for these targets, before the first :meth:`rate_at`."""
+
     def rate_at(self, step: int, index: int, target: Target) -> float:
         """Return the rate of the ``index``-th target at ``step``."""
         raise NotImplementedError
@@ -86,6 +89,7 @@ class ScheduledRates(Plugin):
                     f"{self.name}: {target.name} is set by another plugin already: exclude it from "
                     f"one of them, as with where=['*', '!{target.name}']"
                 )
+        self.begin(targets)
         values = [self._checked(session.steps, i, target) for i, target in enumerate(targets)]
         self._targets = targets
         if self.moving:

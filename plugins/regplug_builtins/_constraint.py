@@ -1,0 +1,69 @@
+"""What constraints have in common: after each step, weights are put back into a set."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from regplug import Plugin, Selection, Session, Sum, full, hookimpl, local, part
+
+__all__ = ["Constraint"]
+
+
+class Constraint(Plugin):
+    """Base of the plugins that replace each weight by its nearest point in a set, or some point.
+
+    A subclass says which (:meth:`constrained`), and whether it acts element by element
+    (:attr:`separable`). If not, it is given whole weights: sharded ones are gathered, one
+    collective each, and this rank's part is written back.
+    """
+
+    separable = False
+    order_matters = True  # the one that acts last has the last word
+
+    def __init__(self, *, where: object = "weights", name: str | None = None) -> None:
+        self.selection = Selection(where)  # type: ignore[arg-type]
+        self.where = where
+        self.name = name
+
+    def constrained(self, w: torch.Tensor) -> torch.Tensor:
+        """Return the point that replaces ``w``, halves given in float32; ``w`` is not changed."""
+        raise NotImplementedError
+
+    @hookimpl
+    def on_attach(self, session: Session) -> None:
+        """Check the selection. The weights are first changed by the first step."""
+        session.coverage(self.selection)
+
+    @hookimpl
+    def after_step(self, session: Session) -> None:
+        """Put the weights that took part in the step back into the set."""
+        for _, weights, _ in session.updates(self.selection):
+            for w in weights:
+                if self.separable:
+                    own = local(w)
+                    own.copy_(self.constrained(own))
+                else:
+                    whole = full(w)
+                    wide = whole.float() if whole.dtype.itemsize < 4 else whole
+                    local(w).copy_(part(self.constrained(wide), w))
+
+    @hookimpl
+    def on_metrics(self, session: Session) -> Mapping[str, Any]:
+        """Return the bound, and the share of the covered weights that are exactly 0."""
+        coverage = session.coverage(self.selection)
+        zeros = []
+        for entry in coverage.trainable:
+            own = local(entry.parameter).detach()
+            zeros.append((entry.parameter, own.numel() - torch.count_nonzero(own)))
+        return {**self.strengths(), "zeros": Sum(zeros, factor=1 / max(coverage.weights, 1))}
+
+    def covers(self, session: Session) -> tuple[int, int]:
+        """Return how many tensors and weights are covered."""
+        coverage = session.coverage(self.selection)
+        return len(coverage.trainable), coverage.weights
+
+    def agreement(self, session: Session) -> Mapping[str, Any]:
+        """Return the settings, and what they come to in this model."""
+        covered = [entry.name for entry in session.coverage(self.selection)]
+        return {**super().agreement(session), "covers": covered}

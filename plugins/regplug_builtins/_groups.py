@@ -1,0 +1,60 @@
+"""Rows and columns of weights of any number of dimensions.
+
+A *row* holds the weights that lead to one output: ``w[i]`` of a linear layer's ``(out, in)``, one
+filter of a convolution's ``(out, in, height, width)``. A *column* holds those that come from one
+input: ``w[:, j]``. Keras' kernels are transposed, ``(in, out)`` and ``(height, width, in, out)``:
+a row here is Keras' ``axis=0`` there, and ``axis=[0, 1, 2]`` for a convolution. The weights of
+transposed convolutions, ``(in, out, …)``, have it the other way round: ask for their columns.
+"""
+
+import torch
+
+from regplug import Selection, Session
+from regplug.errors import SelectionError, SpecError
+
+__all__ = ["GROUPS", "as_matrix", "check_dimensions", "checked_groups", "norms"]
+
+GROUPS = ("rows", "columns")
+
+
+def checked_groups(groups: str) -> str:
+    """Return ``groups`` if it is ``"rows"`` or ``"columns"``.
+
+    Raises:
+        SpecError: it is neither.
+    """
+    if groups not in GROUPS:
+        raise SpecError(f"groups must be 'rows' or 'columns', got {groups!r}")
+    return groups
+
+
+def norms(w: torch.Tensor, groups: str) -> torch.Tensor:
+    """Return the Euclidean norm of each group, with ``w``'s number of dimensions.
+
+    >>> norms(torch.tensor([[3.0, 4.0], [0.0, 1.0]]), "rows")
+    tensor([[5.],
+            [1.]])
+    """
+    own = GROUPS.index(groups)
+    others = [dimension for dimension in range(w.ndim) if dimension != own]
+    size: torch.Tensor = torch.linalg.vector_norm(w, dim=others, keepdim=True)
+    return size
+
+
+def as_matrix(w: torch.Tensor, groups: str) -> torch.Tensor:
+    """Return ``w`` as a matrix whose rows are the groups."""
+    return (w if groups == "rows" else w.transpose(0, 1)).flatten(1)
+
+
+def check_dimensions(plugin: str, session: Session, selection: Selection) -> None:
+    """Refuse parameters that have no rows and columns.
+
+    Raises:
+        SelectionError: one has fewer than two dimensions.
+    """
+    for entry in session.coverage(selection):
+        if entry.parameter.ndim < 2:
+            raise SelectionError(
+                f"{plugin}: {entry.name} has shape {tuple(entry.parameter.shape)}, hence neither "
+                f"rows nor columns: exclude it with where=[…, '!{entry.name}']"
+            )

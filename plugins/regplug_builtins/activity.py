@@ -1,0 +1,183 @@
+"""Activity regularization: L1 and L2 of what chosen modules put out."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+
+from regplug import Plugin, Scheduled, Session, hookimpl
+from regplug.errors import RegplugError, SelectionError
+from regplug.schedules import ScheduleLike
+from regplug_builtins._rates import patterns
+
+__all__ = ["Activity"]
+
+
+class Activity(Plugin):
+    r"""Activity regularization: (λ₁·Σ|a| + λ₂·Σa²)/N over the outputs a of chosen modules.
+
+    N is the batch size, the first dimension of a, so that the strength does not depend on it: the
+    convention of Keras' ``ActivityRegularization`` and ``activity_regularizer``. Sparse activations
+    come from λ₁.
+
+    It acts in the loss: the loop must say ``loss = session.loss(loss)``. What the modules put out
+    in training mode since the last call is added, each call of each module once. Under gradient
+    accumulation and DDP each batch brings its own term, which is averaged as the loss is. To
+    compile the model, attach first: torch doesn't see hooks that come later.
+
+    Args:
+        l1: λ₁, a finite number ≥ 0 or a schedule of the step count.
+        l2: λ₂, likewise.
+        where: which modules: ``"activations"``, the activation functions (``nn.ReLU`` and all of
+            ``torch.nn.modules.activation`` but attention and softmax), or glob patterns on
+            qualified names (``"encoder.*.act"``), ``"!pattern"`` to exclude, a list. Outputs that
+            are tuples, lists or dicts count with each floating-point tensor in them.
+        name: the key of its metrics.
+
+    Raises:
+        SpecError: a strength is negative or not finite.
+        SelectionError: ``where`` matches no module.
+        RegplugError: at the first step, if no loss event took the term; at the first loss event,
+            if no module put anything out.
+
+    References:
+        Xavier Glorot, Antoine Bordes, Yoshua Bengio, "Deep Sparse Rectifier Neural Networks",
+        2011, https://proceedings.mlr.press/v15/glorot11a.html.
+        Keras, ``keras.layers.ActivityRegularization``,
+        https://keras.io/api/layers/regularization_layers/activity_regularization/.
+
+    >>> import regplug
+    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU())
+    >>> _ = nn.init.eye_(model[0].weight)
+    >>> session = regplug.attach(model, plugins=[Activity(0.5)])
+    >>> y = model(torch.tensor([[1.0, -1.0], [3.0, 0.0]]))
+    >>> session.loss(torch.tensor(0.0)).item()                         # 0.5·(1 + 3)/2
+    1.0
+    """
+
+    l1_strength = Scheduled()
+    l2_strength = Scheduled()
+
+    def __init__(
+        self,
+        l1: ScheduleLike = 0.0,
+        l2: ScheduleLike = 0.0,
+        *,
+        where: str | Sequence[str] = "activations",
+        name: str | None = None,
+    ) -> None:
+        self.l1_strength = l1
+        self.l2_strength = l2
+        self.where = patterns(where)
+        self.name = name
+        self._modules: list[str] = []
+        self._handles: list[Any] = []
+        self._outputs: list[torch.Tensor] = []
+        self._seen = False
+
+    @hookimpl
+    def on_attach(self, session: Session) -> None:
+        """Find the modules and watch their outputs."""
+        named = {path: module for path, module in session.model.named_modules() if path}
+        chosen = {path: module for path, module in named.items() if self._takes(path, module)}
+        if not chosen:
+            have = ", ".join(list(named)[:6]) or "none"
+            raise SelectionError(
+                f"{self.name}: where={self.where!r} matches no module; the model has {have}"
+            )
+        self._modules = list(chosen)
+        self._outputs, self._seen = [], False
+        self._handles = [module.register_forward_hook(self._see) for module in chosen.values()]
+
+    def _takes(self, path: str, module: nn.Module) -> bool:
+        include = [pattern for pattern in self.where if not pattern.startswith("!")]
+        exclude = [pattern[1:] for pattern in self.where if pattern.startswith("!")]
+        return any(
+            _is_activation(module) if pattern == "activations" else fnmatchcase(path, pattern)
+            for pattern in include or ["activations"]
+        ) and not any(fnmatchcase(path, pattern) for pattern in exclude)
+
+    def _see(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        # Checkpointed activations are computed again in the backward pass, by when they counted.
+        if module.training and torch.is_grad_enabled() and not _in_backward():
+            self._outputs += [a for a in _tensors(output) if a.requires_grad]
+
+    @hookimpl
+    def on_loss(self, session: Session) -> torch.Tensor | None:
+        """Return the term of what was put out since the last loss event."""
+        outputs, self._outputs = self._outputs, []
+        l1, l2 = self.l1_strength, self.l2_strength
+        if not outputs:
+            if not self._seen and torch.is_grad_enabled() and session.model.training:
+                raise RegplugError(
+                    f"{self.name}: none of {', '.join(self._modules[:3])} put anything out: call "
+                    "the model before session.loss, and attach before a first compiled call"
+                )
+            return None
+        self._seen = True
+        if l1 == 0 and l2 == 0:
+            return None
+        sign = -1.0 if any(group.get("maximize") for group in session.groups) else 1.0
+        terms = []
+        for a in outputs:
+            wide = a.float() if a.dtype.itemsize < 4 else a
+            term = l1 * wide.abs().sum() + l2 * wide.square().sum()
+            terms.append((sign / max(a.shape[0] if a.ndim else 1, 1)) * term)
+        return torch.stack([term.to(terms[0]) for term in terms]).sum()
+
+    @hookimpl
+    def on_gradients(self, session: Session) -> None:
+        """Check that the outputs reached a loss, and forget what is left of them."""
+        left, self._outputs = self._outputs, []
+        if left and not self._seen and (self.l1_strength or self.l2_strength):
+            raise RegplugError(
+                f"{self.name} acts in the loss, but no loss event took what the modules put out: "
+                "write `loss = session.loss(loss)` before `loss.backward()`"
+            )
+
+    @hookimpl
+    def on_detach(self, session: Session) -> None:
+        """Stop watching."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._outputs = [], []
+
+    @hookimpl
+    def on_metrics(self, session: Session) -> Mapping[str, float]:
+        """Return both strengths; the value is each rank's own, and in its loss."""
+        return self.strengths()
+
+    def covers(self, session: Session) -> None:
+        """It covers outputs, not weights."""
+
+    def acts(self, session: Session) -> str:
+        """Return how many modules are watched."""
+        return f"loss, outputs of {len(self._modules)} modules"
+
+    def notes(self, session: Session) -> list[str]:
+        """Return the modules that are watched."""
+        return ["watches " + ", ".join(self._modules)]
+
+
+def _is_activation(module: nn.Module) -> bool:
+    return type(module).__module__ == "torch.nn.modules.activation" and not isinstance(
+        module, nn.MultiheadAttention | nn.Softmax | nn.LogSoftmax | nn.Softmax2d | nn.Softmin
+    )
+
+
+def _in_backward() -> bool:
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def _tensors(output: Any) -> Iterator[torch.Tensor]:
+    if isinstance(output, torch.Tensor):
+        if output.is_floating_point():
+            yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from _tensors(value)
+    elif isinstance(output, list | tuple):
+        for value in output:
+            yield from _tensors(value)
