@@ -81,6 +81,8 @@ def _strengths(panel: Any, recorder: "Recorder") -> None:
     labels = [key.removesuffix("/strength") for key in keys]
     _plot(panel, recorder, keys, labels)
     values = [value for key in keys for value in _series(recorder, key)[1]]
+    panel.set_ylim(0, 1.25 * max(values, default=0.8) or 1)
+    panel.ticklabel_format(axis="y", scilimits=(-3, 4))
     # Strengths of 1e-5 and rates of 0.5 share the panel.
     if values and min(values) >= 0 and max(values) > 50 * (min(v for v in [*values, 1] if v > 0)):
         panel.set_yscale("symlog", linthresh=min(v for v in [*values, 1] if v > 0))
@@ -91,7 +93,7 @@ def _layers(panel: Any, recorder: "Recorder", what: str) -> None:
     from matplotlib import colormaps
 
     names = list(dict.fromkeys(row.layer for row in recorder.layers))
-    colours = colormaps["viridis"].resampled(max(len(names), 2))
+    colours = colormaps["viridis"]
     for place, name in enumerate(names):
         rows = [row for row in recorder.layers if row.layer == name]
         values = [
@@ -100,7 +102,11 @@ def _layers(panel: Any, recorder: "Recorder", what: str) -> None:
         # Many layers: the ends of the colour scale say enough.
         label = name if len(names) <= 8 or place in (0, len(names) - 1) else None
         panel.plot(
-            [row.step for row in rows], values, color=colours(place), label=label, linewidth=1.5
+            [row.step for row in rows],
+            values,
+            color=colours(0.85 * place / max(len(names) - 1, 1)),
+            label=label,
+            linewidth=1.5,
         )
     if names:
         panel.legend(frameon=False, fontsize=8)

@@ -147,10 +147,10 @@ class Recorder:
             self._noted[name] = value.detach() if isinstance(value, torch.Tensor) else value
 
     def record(self) -> None:
-        """Record the present state, whatever the step. Called by itself ``every`` steps."""
+        """Record the present step, if it is not recorded yet. Called by itself ``every`` steps."""
         session = self.session
         if self.rows and self.rows[-1]["step"] == session.steps:
-            self._drop(session.steps)
+            return
         row = {"step": session.steps, **session.metrics()}
         row.update({name: float(value) for name, value in self._noted.items()})
         layers = self._layer_rows()
@@ -165,10 +165,6 @@ class Recorder:
             kept = {row["step"] for row in self.rows if row["step"] % self._every == 0}
             self.rows = [row for row in self.rows if row["step"] in kept]
             self.layers = [layer for layer in self.layers if layer.step in kept]
-
-    def _drop(self, step: int) -> None:
-        self.rows.pop()
-        self.layers = [layer for layer in self.layers if layer.step != step]
 
     def close(self) -> None:
         """Record no more. The rows stay."""

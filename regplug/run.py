@@ -1,13 +1,16 @@
 """``regplug run``: any training script, unedited, with plugins attached to what it trains."""
 
 import argparse
+import atexit
 import os
+import signal
 import sys
 import tempfile
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from regplug.errors import PluginError, RegplugError, SpecError
 from regplug.script import Script
@@ -109,6 +112,7 @@ def main(args: argparse.Namespace) -> int:
     except RegplugError as error:
         return _fail(error)
     outcome = _Outcome(wishes)
+    atexit.register(outcome.end_as_python_does)  # first in, hence after all that the script has
     failure: BaseException | None = None
     status, clean = 0, False
     with Watch(orders, look=outcome.look, attached=outcome.attached) as watch:
@@ -124,10 +128,8 @@ def main(args: argparse.Namespace) -> int:
             if watch.failure is None:
                 raise
         except KeyboardInterrupt as interrupt:
-            # Python itself ends as a shell expects it, once everything is told.
             script.report(interrupt)
-            sys.excepthook = lambda *error: None
-            raise
+            status = outcome.interrupted = 130
         except BaseException as error:
             script.report(error)
             status = 1
@@ -205,18 +207,27 @@ class _Outcome:
     def __init__(self, wishes: _Wishes) -> None:
         self.wishes = wishes
         self.clean = True
-        self.recorders: dict[str, Recorder] = {}
+        # Held by their sessions, and by nobody once those are gone.
+        self.recorders: WeakValueDictionary[str, Recorder] = WeakValueDictionary()
         self.missing: list[str] = []
         self.rank = _rank()
+        self.interrupted, self.reported = 0, False
+
+    def end_as_python_does(self) -> None:
+        """After Ctrl-C, end by that signal, as a shell expects it."""
+        if self.interrupted and sys.platform != "win32":
+            sys.stdout.flush()
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
 
     def attached(self, session: "Session") -> None:
         self.rank = _rank()
         if self.wishes.report is not None:
             from regplug.report import Recorder
 
-            self.recorders[session.name] = Recorder(
-                session, self.wishes.every, folder=self.wishes.report
-            )
+            recorder = Recorder(session, self.wishes.every, folder=self.wishes.report)
+            self.recorders[session.name] = recorder
+            self.reported = True
 
     def look(self, session: "Session") -> str:
         """Return the session's table, with value and zeros as they are now."""
@@ -287,7 +298,7 @@ class _Outcome:
         ]
         if not any(entry.steps for entry in watch.entries):
             lines.append(_NEVER)
-        if self.wishes.report is not None and self.recorders:
+        if self.reported:
             lines.append(f"report: {self.wishes.report}{os.sep}")
         lines += [f"missing in the report: {what}" for what in self.missing]
         for line in lines:

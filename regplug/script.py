@@ -32,14 +32,14 @@ class Script:
         if is_module:
             self._enter()
             self.spec = _spec_of(target)
-            self.file = self.spec.origin or target
+            self.file = self.argv0 = self.spec.origin or target
         else:
             path = Path(target)
             if path.is_dir():
                 raise SpecError(f"{target} is a directory: name the script in it, or use -m")
             if not path.is_file():
                 raise SpecError(f"there is no script {target}")
-            self.file = target
+            self.file, self.argv0 = str(path.absolute()), target
 
     def _enter(self) -> None:
         # Python puts the script's folder there, unless it was told not to (-P).
@@ -51,7 +51,7 @@ class Script:
 
         Whatever it raises comes out, ``SystemExit`` too.
         """
-        sys.argv = [self.file, *arguments]
+        sys.argv = [self.argv0, *arguments]
         self._enter()
         # Kept in place afterwards: exit handlers and pickles of the script still need it.
         main = types.ModuleType("__main__")
@@ -68,7 +68,7 @@ class Script:
             code = self.spec.loader.get_code(self.spec.name)  # type: ignore[union-attr]
             assert isinstance(code, types.CodeType)
             return code
-        with io.open_code(str(Path(self.file).absolute())) as stream:
+        with io.open_code(self.file) as stream:
             return compile(stream.read(), self.file, "exec", dont_inherit=True)
 
     def report(self, error: BaseException) -> None:

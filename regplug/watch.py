@@ -129,9 +129,8 @@ class Entry:
         self.name, self.title, self.steps = session.name, _title(session), 0
         self.final: Any = None
         self.session: Session | None = session
-        self._weak = weakref.ref(session)
         self._look = look
-        self._undo = session.after_each_step(self._stepped)
+        session.after_each_step(self._stepped)
 
     def _stepped(self, session: Session) -> None:
         self.steps, self.session = session.steps, session
@@ -141,12 +140,6 @@ class Entry:
         if self.session is not None:
             self.final = self._look(self.session)
             self.session = None
-
-    def detach(self) -> None:
-        """Take the session off its loop, if both still live."""
-        session = self._weak()
-        if session is not None:
-            session.detach()
 
 
 def _title(session: Session) -> str:
@@ -160,7 +153,10 @@ def _title(session: Session) -> str:
 
 
 def _kind(model: nn.Module) -> str:
-    return type(model).__name__
+    """Return the name of the user's own class, not of the one that FSDP2 makes of it."""
+    bases = type(model).__mro__
+    made = [base for base in bases if any(b.__name__ == "FSDPModule" for b in base.__mro__)]
+    return next(base for base in bases if base not in made).__name__
 
 
 class Watch:
@@ -252,7 +248,7 @@ class Watch:
             served += 1
             try:
                 self._attach(optimizer)
-            except RegplugError:
+            except Exception:
                 # Perhaps it never steps, and then it is no error: its first step decides.
                 self._refused.add(optimizer)
         self._patience = _PATIENCE if served else self._patience - 1

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "regplug.cli", "regplug.watch", "regplug_builtins"])
+_CONTEXT.set_forkserver_preload(
+    ["torch._dynamo", "accelerate", "regplug.cli", "regplug.watch", "regplug_builtins.l1"]
+)
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ def _prepare(cwd, out, err):
         os.dup2(file, descriptor)
         os.close(file)
     # Line by line, so that what was told is there whatever the process ends in.
-    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: PTH123, SIM115
-    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: PTH123, SIM115
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 

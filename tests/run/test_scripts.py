@@ -123,9 +123,9 @@ def attached(case: Case, folder: Path) -> Path:
     lines = [f"PLUGINS = {case.plugins!r}"]
     left = dict(case.edits)
     for line in (SCRIPTS / case.script).read_text().splitlines():
-        for start in [start for start in left if line.strip().startswith(start)]:
-            lines.append(line[: len(line) - len(line.lstrip())] + left.pop(start))
-        lines.append(line)
+        indent = line[: len(line) - len(line.lstrip())]
+        here = [start for start in left if line.strip().startswith(start)]
+        lines += [*(indent + left.pop(start) for start in here), line]
     assert not left, f"{case.script} has no line {list(left)}"
     path = folder / case.script
     path.write_text("\n".join(lines) + "\n")

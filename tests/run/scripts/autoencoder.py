@@ -16,7 +16,9 @@ optimizer = torch.optim.Adam(
 x = torch.randn(16, 6)
 for _ in range(6):
     optimizer.zero_grad()
-    loss = ((decoder(encoder(x)) - x) ** 2).mean() * torch.exp(-temperature).sum() + temperature.sum()
+    loss = ((decoder(encoder(x)) - x) ** 2).mean() * torch.exp(
+        -temperature
+    ).sum() + temperature.sum()
     loss.backward()
     optimizer.step()
 

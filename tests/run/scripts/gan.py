@@ -12,7 +12,9 @@ nz, ndata, steps = 4, 2, 6
 class Generator(nn.Module):
     def __init__(self):
         super().__init__()
-        self.main = nn.Sequential(nn.Linear(nz, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, ndata))
+        self.main = nn.Sequential(
+            nn.Linear(nz, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, ndata)
+        )
 
     def forward(self, input):
         return self.main(input)
@@ -50,7 +52,9 @@ for step in range(steps):
     errG = criterion(netD(fake), torch.ones(8))
     errG.backward()
     optimizerG.step()
-    print(f"[{step}/{steps}] Loss_D: {(errD_real + errD_fake).item():.4f} Loss_G: {errG.item():.4f}")
+    print(
+        f"[{step}/{steps}] Loss_D: {(errD_real + errD_fake).item():.4f} Loss_G: {errG.item():.4f}"
+    )
 
 if len(sys.argv) > 1:
     torch.save({"G": netG.state_dict(), "D": netD.state_dict()}, sys.argv[1])
