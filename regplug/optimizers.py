@@ -218,6 +218,28 @@ def _is_dummy(optimizer: Optimizer) -> bool:
     return not any(bool(gradient.any()) for gradient in gradients)
 
 
+def check_not_in_backward(optimizer: Optimizer, *, hooked: bool = False) -> None:
+    """Refuse an optimizer whose parameters others update, and clear, inside the backward pass.
+
+    Args:
+        optimizer: the optimizer that is attached.
+        hooked: whether a hook on the accumulated gradient is proof enough: where the optimizer
+            was stepped and found no gradient at all.
+
+    Raises:
+        UnsupportedError: torch's ``_apply_optimizer_in_backward``, or a hook to that effect.
+    """
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        others = getattr(parameter, "_in_backward_optimizers", ())
+        in_backward = others and not any(other is optimizer for other in others)
+        if in_backward or (hooked and getattr(parameter, "_post_accumulate_grad_hooks", None)):
+            raise UnsupportedError(
+                f"the weights of this {type(optimizer).__name__} are updated inside backward by "
+                "other optimizers, so that its own step finds no gradient: attach to each of those "
+                "(attach(model, optimizer_of_one_parameter, …, name='…')), or step after backward"
+            )
+
+
 def gradient_scale(optimizer: Optimizer | None) -> float:
     """Return what the gradients are still multiplied by: above 1 only fused under a GradScaler."""
     scale = getattr(optimizer, "grad_scale", None)
@@ -364,7 +386,7 @@ def _adadelta(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) ->
 
 def _adadelta_check(group: Group) -> str | None:
     if group["weight_decay"]:
-        return "its own weight_decay hides the gradient that it used; use the plugin l2 instead"
+        return "its own weight_decay hides the gradient that it used; use a penalty instead"
     return None
 
 
