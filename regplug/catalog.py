@@ -140,12 +140,12 @@ def parse(spec: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
             node = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         why = error.msg if isinstance(error, SyntaxError) else str(error)
-        raise SpecError(f"{_quoted(spec)} is no spec such as 'l1(1e-5)': {why}") from error
+        raise SpecError(f"{_quoted(spec)} is no spec such as 'name(1e-5)': {why}") from error
     if isinstance(node, ast.Name):
         return node.id, (), {}
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
         raise SpecError(
-            f"{_quoted(spec)} is no spec such as 'l1(1e-5)': not a call of a plain name"
+            f"{_quoted(spec)} is no spec such as 'name(1e-5)': not a call of a plain name"
         )
     try:
         args, kwargs = _arguments(node, spec)

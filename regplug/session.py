@@ -2,7 +2,6 @@
 
 import math
 import operator
-import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -11,18 +10,17 @@ from types import TracebackType
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import pluggy
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from regplug import distributed, hookspecs, optimizers
+from regplug import distributed, optimizers
 from regplug.agreement import Ranks
+from regplug.calls import Calls, is_number, is_scalar, seen
 from regplug.catalog import load
 from regplug.deliveries import Term, penalized
 from regplug.eager import eagerly
-from regplug.errors import PluginError, RegplugError, SpecError, StateError, UnsupportedError
-from regplug.hookspecs import PROJECT
+from regplug.errors import RegplugError, SpecError, StateError, UnsupportedError
 from regplug.integrations import accelerate
 from regplug.parameters import Coverage, Selection, cover, named_parameters, shared
 from regplug.plugin import Plugin
@@ -143,22 +141,10 @@ class Session:
         self._watchers: tuple[Callable[[Session], object], ...] = ()
         self._rule: optimizers.UpdateRule | None = None
         self._check_plugins()
-        self._manager = _manager(self.plugins)
-        hook = self._manager.hook
+        self._calls = Calls(self.plugins, ranks.tell)
         self._unscale = any(
-            not getattr(impl.plugin, "scaled_gradients", False)
-            for impl in hook.on_gradients.get_hookimpls()
-        )
-        # Looked up once, since they fire at every step; None where no plugin listens.
-        self._on_loss, self._on_gradients, self._on_closure, self._before_step, self._after_step = (
-            caller if caller.get_hookimpls() else None
-            for caller in (
-                hook.on_loss,
-                hook.on_gradients,
-                hook.on_closure,
-                hook.before_step,
-                hook.after_step,
-            )
+            not getattr(plugin, "scaled_gradients", False)
+            for plugin in self._calls.listeners("on_gradients")
         )
         try:
             self._bind()
@@ -166,7 +152,7 @@ class Session:
                 plugin._session_name = self.name
                 plugin._step = 0
                 self._attached.append(plugin)
-                self._call_one(plugin, "on_attach")
+                self._calls.one(plugin, "on_attach", self)
             if self.optimizer is not None:
                 self._events = optimizers.StepEvents(self.optimizer, self)
             if accelerator is not None or accelerate.is_wrapper(optimizer):
@@ -236,13 +222,13 @@ class Session:
         if self._detached:
             return loss
         self._bind()
-        added = self._fire(self._on_loss, "on_loss", loss=loss)
+        added = self._calls.all("on_loss", self, loss=loss)
         total = loss
         for term in added:
             if isinstance(term, Term):
                 continue
-            if not _is_scalar(term):
-                self._refuse_returned(_is_scalar, "on_loss", loss=loss)
+            if not is_scalar(term):
+                self._calls.refuse_returned(_is_term, "on_loss", self, loss=loss)
             total = total + term.to(loss)
         terms = [term for term in added if isinstance(term, Term)]
         if terms:
@@ -251,7 +237,7 @@ class Session:
             try:
                 total = penalized(total, terms)
             except Exception as error:
-                self._blame(error, self._culprit(error, self._on_loss), "on_loss")
+                self._calls.blame(error, "on_loss", self)
         if (not self.gradients_through_loss or self._waiting is not None) and total.requires_grad:
             if total is loss:
                 # A hook on the caller's own tensor would outlive this call and see other passes.
@@ -270,7 +256,7 @@ class Session:
                 f"penalty in the loss for parameters that took no part in forward, here {names}: "
                 "use delivery='step', which leaves them alone, or exclude them with where="
             )
-            self._blame(error, None, "on_loss")
+            self._calls.blame(error, "on_loss", self)
 
     def _saw_backward(self, gradient: torch.Tensor) -> None:
         self.gradients_through_loss = True
@@ -346,12 +332,10 @@ class Session:
         found: dict[str, Any] = {}
         with torch.no_grad():
             for plugin in self.plugins:
-                for key, value in self._mapping(plugin, "on_metrics").items():
-                    if not isinstance(value, distributed.Sum) and not _is_number(value):
-                        wrong = (
-                            f"{key!r} must be a float, a 0-d tensor or a Sum, got {_seen(value)}"
-                        )
-                        self._blame(TypeError(wrong), plugin, "on_metrics")
+                for key, value in self._calls.mapping(plugin, "on_metrics", self).items():
+                    if not isinstance(value, distributed.Sum) and not is_number(value):
+                        wrong = f"{key!r} must be a float, a 0-d tensor or a Sum, got {seen(value)}"
+                        self._calls.blame(TypeError(wrong), "on_metrics", self, plugin)
                     found[f"{plugin.name}/{key}"] = value
         sums = {key: value for key, value in found.items() if isinstance(value, distributed.Sum)}
         found.update(zip(sums, distributed.resolve(list(sums.values())), strict=True))
@@ -410,7 +394,7 @@ class Session:
 
         Plain types and tensors alone, so ``torch.load(weights_only=True)`` reads it.
         """
-        states = {p.name: dict(self._mapping(p, "on_state")) for p in self.plugins}
+        states = {p.name: dict(self._calls.mapping(p, "on_state", self)) for p in self.plugins}
         return {"steps": self.steps, "plugins": states}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -435,7 +419,7 @@ class Session:
         self._advance_to(steps)
         with torch.no_grad():
             for plugin in self.plugins:
-                self._call_one(plugin, "on_load_state", state=states[plugin.name])
+                self._calls.one(plugin, "on_load_state", self, state=states[plugin.name])
 
     def detach(self) -> None:
         """Take everything off the loop again: hooks, dropout rates, weight_decay, modules.
@@ -457,7 +441,7 @@ class Session:
         while self._attached:
             plugin = self._attached.pop()
             try:
-                self._call_one(plugin, "on_detach")
+                self._calls.one(plugin, "on_detach", self)
             except RegplugError as error:
                 failures.append(error)
             finally:
@@ -552,26 +536,28 @@ class Session:
             self._ranks.compare_late(self)
         if self._unscale and self.optimizer is not None:
             optimizers.unscale_gradients(self.optimizer)
-        self._fire(self._on_gradients, "on_gradients")
+        self._calls.all("on_gradients", self)
 
     def no_gradients(self) -> None:
         """Nothing will happen in this step; say so if nothing ever can. Called by the hooks."""
         self._check_shared()
+        if self.optimizer is not None and not self.steps:
+            optimizers.check_not_in_backward(self.optimizer, hooked=True)
 
     def closure_value(self) -> float:
         """Return the value of the penalties added to a closure's gradients. Called by the hooks."""
-        terms = self._fire(self._on_closure, "on_closure")
-        if not all(map(_is_number, terms)):
-            self._refuse_returned(_is_number, "on_closure")
+        terms = self._calls.all("on_closure", self)
+        if not all(map(is_number, terms)):
+            self._calls.refuse_returned(is_number, "on_closure", self)
         return float(sum(float(term) for term in terms))
 
     def before_update(self) -> None:
         """Fire before_step. Called by the hooks."""
-        self._fire(self._before_step, "before_step")
+        self._calls.all("before_step", self)
 
     def after_update(self) -> None:
         """Fire after_step, then count the step. Called by the hooks."""
-        self._fire(self._after_step, "after_step")
+        self._calls.all("after_step", self)
         self._waiting = None
         self._advance_to(self.steps + 1)
         for callback in self._watchers:
@@ -598,6 +584,7 @@ class Session:
         if self.optimizer is not None:
             self._gather_names()
             shared(self.model, self.groups)
+            optimizers.check_not_in_backward(self.optimizer)
 
     def _gather_names(self) -> None:
         """Have the model name the sharded parameters, where FSDP2 has gathered them for a while."""
@@ -606,115 +593,11 @@ class Session:
         if any(distributed.is_dtensor(p) and id(p) not in named for p in owned):
             distributed.reshard(self.model)
 
-    def _fire(self, hook: pluggy.HookCaller | None, event: str, **arguments: Any) -> Any:
-        if hook is None:
-            return ()
-        try:
-            return hook(session=self, **arguments)
-        except Exception as error:
-            self._blame(error, self._culprit(error, hook), event)
 
-    def _call_one(self, plugin: Plugin, event: str, **arguments: Any) -> Any:
-        others = [other for other in self.plugins if other is not plugin]
-        hook = self._manager.subset_hook_caller(event, others)
-        try:
-            results = hook(session=self, **arguments)
-        except Exception as error:
-            self._blame(error, plugin, event)
-        return results[0] if results else None
-
-    def _mapping(self, plugin: Plugin, event: str) -> Mapping[str, Any]:
-        returned = self._call_one(plugin, event)
-        if returned is not None and not isinstance(returned, Mapping):
-            wrong = f"it must return a mapping or None, got {_seen(returned)}"
-            self._blame(TypeError(wrong), plugin, event)
-        return returned or {}
-
-    def _refuse_returned(
-        self, is_right: Callable[[Any], bool], event: str, **arguments: Any
-    ) -> None:
-        """Find the plugin whose hook returned what it must not, by asking each again."""
-        for plugin in self.plugins:
-            returned = self._call_one(plugin, event, **arguments)
-            if returned is not None and not isinstance(returned, Term) and not is_right(returned):
-                wrong = f"it must return a 0-d tensor or None, got {_seen(returned)}"
-                self._blame(TypeError(wrong), plugin, event)
-
-    def _culprit(self, error: BaseException, hook: pluggy.HookCaller | None) -> Plugin | None:
-        """Return the plugin whose hook is on the traceback: at no cost until it is needed."""
-        by_instance = {id(plugin): plugin for plugin in self.plugins}
-        by_code = {
-            getattr(impl.function, "__code__", None): by_instance.get(id(impl.plugin))
-            for impl in (hook.get_hookimpls() if hook else ())
-        }
-        for frame, _ in traceback.walk_tb(error.__traceback__):
-            plugin = by_instance.get(id(frame.f_locals.get("self"))) or by_code.get(frame.f_code)
-            if plugin is not None:
-                return plugin
-        return None
-
-    def _blame(self, error: Exception, plugin: Plugin | None, event: str) -> None:
-        failure = error if plugin is None else self._failure(error, plugin, event)
-        self._ranks.tell(failure)
-        if failure is error:
-            raise error
-        raise failure from error
-
-    def _failure(self, error: Exception, plugin: Plugin, event: str) -> Exception:
-        """Return what to raise instead of ``error``: it says who failed, where and when."""
-        # What regplug raises on purpose keeps its kind: a wrong argument stays a ValueError.
-        on_purpose = type(error).__module__ == RegplugError.__module__
-        said = str(error).removeprefix(f"{plugin.name}: ")
-        if on_purpose and event == "on_attach":
-            error.args = (f"{plugin.name}: {said}",)
-            return error
-        kind = type(error) if on_purpose else PluginError
-        what = said if on_purpose else f"{type(error).__name__}: {error}"
-        who = f"{plugin.name} ({plugin.source})"
-        return kind(f"{who} failed in {event} at step {self.steps}: {what}")
-
-
-def _is_scalar(value: object) -> bool:
-    return isinstance(value, torch.Tensor) and value.ndim == 0
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) or _is_scalar(value)
-
-
-def _seen(value: object) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    return repr(value)
+def _is_term(value: object) -> bool:
+    return isinstance(value, Term) or is_scalar(value)
 
 
 def _moves_weights(plugin: Plugin) -> bool:
     hooks = (getattr(plugin, name, None) for name in ("before_step", "after_step"))
     return plugin.changes_weights and any(hasattr(hook, "regplug_impl") for hook in hooks)
-
-
-def _manager(plugins: Iterable[Plugin]) -> pluggy.PluginManager:
-    """Return a plugin manager of this session's own that calls plugins in the order given."""
-    manager = pluggy.PluginManager(PROJECT)
-    manager.add_hookspecs(hookspecs)
-    known = {name for name in vars(hookspecs) if name.startswith("on_")} | {
-        "before_step",
-        "after_step",
-    }
-    for plugin in reversed(list(plugins)):
-        for name in known:
-            hook: Callable[..., Any] | None = getattr(plugin, name, None)
-            if callable(hook) and not hasattr(hook, "regplug_impl"):
-                raise PluginError(
-                    f"{plugin.name} ({plugin.source}): {name} is a hook but is not marked with "
-                    "@regplug.hookimpl, so it would never be called"
-                )
-        try:
-            # pluggy calls the last registered first.
-            manager.register(plugin, name=plugin.name)
-            manager.check_pending()
-        except pluggy.PluginValidationError as error:
-            raise PluginError(
-                f"{plugin.name} ({plugin.source}) breaks the hook contract: {error}"
-            ) from error
-    return manager

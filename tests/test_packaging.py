@@ -38,6 +38,7 @@ FLOORS = (
     {"report", "scaffold", "shelf", "testing", "tune"},
     {"__init__"},
     {"session"},
+    {"calls"},
     {"catalog"},
     {"penalty"},
     {"deliveries", "plugin"},

@@ -1,0 +1,173 @@
+"""The plugins of one session as they are called: in order, each failure with its culprit's name."""
+
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+import torch
+
+from regplug import hookspecs
+from regplug.errors import PluginError, RegplugError
+from regplug.hookspecs import PROJECT
+from regplug.plugin import Plugin
+
+if TYPE_CHECKING:
+    from regplug.session import Session
+
+__all__ = ["Calls", "is_number", "is_scalar", "seen"]
+
+_EVENTS = [
+    name
+    for name, hook in vars(hookspecs).items()
+    if hasattr(hook, f"{PROJECT}_spec") and callable(hook)
+]
+
+
+class Calls:
+    """Calls hooks, by a pluggy manager of the session's own.
+
+    Args:
+        plugins: in the order in which they are to be called.
+        tell: is given each failure before it is raised.
+
+    Raises:
+        PluginError: a plugin breaks the hook contract.
+    """
+
+    def __init__(self, plugins: Iterable[Plugin], tell: Callable[[Exception], None]) -> None:
+        self._plugins = tuple(plugins)
+        self._tell = tell
+        self._manager = _manager(self._plugins)
+        callers = {event: getattr(self._manager.hook, event) for event in _EVENTS}
+        # Looked up once, since some fire at every step; left out where no plugin listens.
+        self._callers: dict[str, pluggy.HookCaller] = {
+            event: caller for event, caller in callers.items() if caller.get_hookimpls()
+        }
+
+    def listeners(self, event: str) -> list[Plugin]:
+        """Return the plugins that implement ``event``."""
+        caller = self._callers.get(event)
+        listening = {id(impl.plugin) for impl in caller.get_hookimpls()} if caller else set()
+        return [plugin for plugin in self._plugins if id(plugin) in listening]
+
+    def all(self, event: str, session: "Session", **arguments: Any) -> list[Any]:
+        """Call every plugin and return what they returned, but for None."""
+        caller = self._callers.get(event)
+        if caller is None:
+            return []
+        try:
+            returned: list[Any] = caller(session=session, **arguments)
+        except Exception as error:
+            self.blame(error, event, session)
+        return returned
+
+    def one(self, plugin: Plugin, event: str, session: "Session", **arguments: Any) -> Any:
+        """Call one plugin and return what it returned."""
+        others = [other for other in self._plugins if other is not plugin]
+        caller = self._manager.subset_hook_caller(event, others)
+        try:
+            returned = caller(session=session, **arguments)
+        except Exception as error:
+            self.blame(error, event, session, plugin)
+        return returned[0] if returned else None
+
+    def mapping(self, plugin: Plugin, event: str, session: "Session") -> Mapping[str, Any]:
+        """Call one plugin that must return a mapping or None, and return the mapping."""
+        returned = self.one(plugin, event, session)
+        if returned is not None and not isinstance(returned, Mapping):
+            wrong = f"it must return a mapping or None, got {seen(returned)}"
+            self.blame(TypeError(wrong), event, session, plugin)
+        return returned or {}
+
+    def refuse_returned(
+        self, is_right: Callable[[Any], bool], event: str, session: "Session", **arguments: Any
+    ) -> None:
+        """Find the plugin whose hook returned what it must not, by asking each again."""
+        for plugin in self._plugins:
+            returned = self.one(plugin, event, session, **arguments)
+            if returned is not None and not is_right(returned):
+                wrong = f"it must return a 0-d tensor or None, got {seen(returned)}"
+                self.blame(TypeError(wrong), event, session, plugin)
+
+    def blame(
+        self, error: Exception, event: str, session: "Session", plugin: Plugin | None = None
+    ) -> None:
+        """Raise ``error`` with the name of the plugin that it comes from.
+
+        Without ``plugin`` it is the one on the traceback: at no cost until it is needed.
+        """
+        plugin = plugin or self._culprit(error, event)
+        failure = error if plugin is None else _failure(error, plugin, event, session.steps)
+        self._tell(failure)
+        if failure is error:
+            raise error
+        raise failure from error
+
+    def _culprit(self, error: BaseException, event: str) -> Plugin | None:
+        by_instance = {id(plugin): plugin for plugin in self._plugins}
+        caller = self._callers.get(event)
+        by_code = {
+            getattr(impl.function, "__code__", None): by_instance.get(id(impl.plugin))
+            for impl in (caller.get_hookimpls() if caller else ())
+        }
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            plugin = by_instance.get(id(frame.f_locals.get("self"))) or by_code.get(frame.f_code)
+            if plugin is not None:
+                return plugin
+        return None
+
+
+def _failure(error: Exception, plugin: Plugin, event: str, step: int) -> Exception:
+    """Return what to raise instead of ``error``: it says who failed, where and when."""
+    # What regplug raises on purpose keeps its kind: a wrong argument stays a ValueError.
+    on_purpose = type(error).__module__ == RegplugError.__module__
+    said = str(error).removeprefix(f"{plugin.name}: ")
+    if on_purpose and event == "on_attach":
+        error.args = (f"{plugin.name}: {said}",)
+        return error
+    kind = type(error) if on_purpose else PluginError
+    what = said if on_purpose else f"{type(error).__name__}: {error}"
+    who = f"{plugin.name} ({plugin.source})"
+    return kind(f"{who} failed in {event} at step {step}: {what}")
+
+
+def is_scalar(value: object) -> bool:
+    """Whether ``value`` is a 0-d tensor."""
+    return isinstance(value, torch.Tensor) and value.ndim == 0
+
+
+def is_number(value: object) -> bool:
+    """Whether ``value`` is a number or a 0-d tensor."""
+    return isinstance(value, Real) or is_scalar(value)
+
+
+def seen(value: object) -> str:
+    """Return ``value`` as a message shows it."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return repr(value)
+
+
+def _manager(plugins: Iterable[Plugin]) -> pluggy.PluginManager:
+    """Return a plugin manager of this session's own that calls plugins in the order given."""
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(hookspecs)
+    for plugin in reversed(list(plugins)):
+        for name in _EVENTS:
+            hook: Callable[..., Any] | None = getattr(plugin, name, None)
+            if callable(hook) and not hasattr(hook, "regplug_impl"):
+                raise PluginError(
+                    f"{plugin.name} ({plugin.source}): {name} is a hook but is not marked with "
+                    "@regplug.hookimpl, so it would never be called"
+                )
+        try:
+            # pluggy calls the last registered first.
+            manager.register(plugin, name=plugin.name)
+            manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            raise PluginError(
+                f"{plugin.name} ({plugin.source}) breaks the hook contract: {error}"
+            ) from error
+    return manager
