@@ -1,0 +1,180 @@
+"""The exam finds what it is made to find: each wrong plugin fails in the check made for it."""
+
+import pytest
+from wrong_plugins import L1, WIDER, WRONG, Remembers, SeedPerRank, TimesWorld
+
+from regplug.errors import SelectionError, SpecError
+from regplug.testing import CHECKS, PluginContract, check_plugin
+
+
+def test_there_is_a_wrong_plugin_for_each_check():
+    assert tuple(WRONG) == CHECKS
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_wrong_plugin_fails_exactly_where_it_is_wrong(check):
+    report = check_plugin(WRONG[check])
+    assert report.failed_checks() == {check}, str(report)
+    assert not report.passed
+
+
+@pytest.mark.parametrize(
+    ("plugin", "checks"), WIDER.items(), ids=lambda x: getattr(x, "__name__", None)
+)
+def test_wider_blunder_is_found_by_all_that_should(plugin, checks):
+    assert check_plugin(plugin).failed_checks() == checks
+
+
+def test_plugin_with_a_memory_of_its_own_passes():
+    report = check_plugin(Remembers)
+    assert report.failed_checks() == {"fsdp2", "order"} & report.failed_checks(), str(report)
+
+
+def test_report_has_a_line_for_each_check_and_regime():
+    report = check_plugin("l1(1e-3)", checks=["gradient", "accumulation", "ddp", "proximal"])
+    assert report.passed
+    results = report.as_json()
+    assert [set(result) for result in results] == [
+        {"plugin", "check", "regime", "outcome", "message"}
+    ] * len(results)
+    regimes = {(result["check"], result["regime"]) for result in results}
+    assert len(regimes) == len(results)
+    for check in ("accumulation", "ddp"):
+        found = {regime for c, regime in regimes if c == check}
+        assert found == {"step", "loss", "proximal"}
+    lines = str(report).splitlines()
+    assert len(lines) == 2 + len(results) + 1
+    assert lines[-1].startswith(f"l1(1e-3): {len(results)} passed in ")
+
+
+def test_pinned_delivery_is_the_only_one_examined():
+    report = check_plugin("l1(1e-3, delivery='proximal')", checks=["accumulation", "adds"])
+    assert [(r.check, r.regime, r.outcome) for r in report.results] == [
+        ("adds", "–", "skipped"),
+        ("accumulation", "proximal", "passed"),
+    ]
+
+
+def test_what_does_not_apply_is_skipped_with_its_reason():
+    report = check_plugin("weight_decay(0.1)", checks=["gradient", "proximal", "ddp"])
+    assert report.passed
+    skipped = {result.check: result.message for result in report.of("skipped")}
+    assert skipped == dict.fromkeys(
+        ["gradient", "proximal"], "it is no Penalty, so there is no value(w)"
+    )
+    assert {r.check for r in report.of("passed")} == {"ddp"}
+
+
+def test_expected_failure_is_told_from_a_failure():
+    reason = "known: it makes up for an average"
+    report = check_plugin(TimesWorld, checks=["ddp", "adds"], expected_failures={"ddp": reason})
+    assert report.passed
+    (expected,) = report.of("expected")
+    assert (expected.check, expected.message.startswith(reason)) == ("ddp", True)
+
+
+def test_expected_failure_that_passes_fails():
+    report = check_plugin("l2(1e-3)", checks=["adds"], expected_failures={"adds": "a rumour"})
+    assert report.failed_checks() == {"adds"}
+    assert "a rumour" in report.failures[0].message
+
+
+def test_what_depends_on_a_failed_check_is_not_judged():
+    report = check_plugin(WRONG["every-batch"], checks=["every-batch", "resume"])
+    (skipped,) = report.of("skipped")
+    assert (skipped.check, skipped.message) == ("resume", "can't be judged: every-batch failed")
+
+
+def test_unknown_check_is_an_error_with_the_nearest():
+    with pytest.raises(SpecError, match=r"there is no check 'acumulation'.*accumulation"):
+        check_plugin("l1(1e-3)", checks=["acumulation"])
+    with pytest.raises(SpecError, match=r"there is no check 'fsdp'.*fsdp2"):
+        check_plugin("l1(1e-3)", checks=["adds"], expected_failures={"fsdp": "too new"})
+
+
+def test_plugin_that_does_not_fit_the_model_is_an_error():
+    with pytest.raises(SelectionError, match="encoder"):
+        check_plugin("l1(1e-3, where='encoder.*')")
+
+
+def test_plugin_that_can_not_be_sent_to_ranks_fails_there_and_says_how():
+    class Local(L1):
+        pass
+
+    report = check_plugin(lambda: Local(0.1), checks=["adds", "ddp", "fsdp2"])
+    assert report.failed_checks() == {"ddp", "fsdp2"}
+    assert "at the top of a module" in report.failures[0].message
+
+
+def test_hanging_rank_is_a_failure_and_the_next_exam_goes_on(monkeypatch):
+    from regplug.testing import processes
+
+    monkeypatch.setattr(processes, "JOB_SECONDS", 1.0)
+    report = check_plugin(Hangs, checks=["ddp"])
+    assert report.failed_checks() == {"ddp"}
+    assert "rank 1 did not finish in time" in report.failures[0].message
+    monkeypatch.undo()
+    assert check_plugin("l2(1e-3)", checks=["ddp"]).passed
+
+
+class Hangs(L1):
+    """Waits for what never comes, on rank 1."""
+
+    def __init__(self):
+        super().__init__(0.1)
+
+    def value(self, w):
+        import time
+
+        import torch.distributed as dist
+
+        if dist.is_initialized() and dist.get_rank() == 1:
+            time.sleep(60)
+        return super().value(w)
+
+
+def test_own_model_and_data_are_used():
+    report = check_plugin(
+        "l1(1e-3, where='encoder.*')", model=Encoder, batch=tokens, checks=FAST_CHECKS
+    )
+    assert report.passed, str(report)
+    assert {"passed"} <= {r.outcome for r in report.results}
+
+
+FAST_CHECKS = ["every-batch", "untouched", "input-grad", "accumulation", "ddp", "fsdp2"]
+
+
+def Encoder():  # noqa: N802
+    from collections import OrderedDict
+
+    from torch import nn
+
+    layers = [("embed", nn.Embedding(11, 5)), ("encoder", nn.Linear(5, 3)), ("flat", nn.Flatten())]
+    return nn.Sequential(OrderedDict(layers))
+
+
+def tokens(n):
+    import torch
+
+    return torch.randint(0, 11, (n, 4))
+
+
+class TestContract(PluginContract):
+    """The contract's own tests are collected and run, here with what is quick."""
+
+    spec = "elastic_net(1e-3, 1e-3)"
+
+
+class TestContractOfAPluginThatIsNotInstalled(PluginContract):
+    spec = SeedPerRank
+    expected_failures = {  # noqa: RUF012
+        "ranks": "its seed is another on each rank",
+        "resume": "its generator starts anew",
+    }
+
+    @classmethod
+    def examine(cls, *checks):
+        report = super().examine(*checks)
+        if checks[0] in cls.expected_failures:
+            assert report.of("expected")
+        return report
