@@ -5,7 +5,6 @@
 """
 
 import argparse
-import importlib.util
 import json
 import sys
 from collections.abc import Sequence
@@ -46,10 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_plugins(commands)
     _add_check(commands)
     _add_new(commands)
-    if importlib.util.find_spec("regplug.run") is not None:
-        run = importlib.import_module("regplug.run")
-        run.add_parser(commands)
-        commands.choices["run"].set_defaults(command=run.main)
+    _add_run(commands)
     return parser
 
 
@@ -140,3 +136,9 @@ def _new(args: argparse.Namespace) -> int:
     shown = str(folder) if folder.is_absolute() else f"./{folder.as_posix()}"
     print(f"wrote {shown}\n\nnext:\n  pip install {shown}\n  cd {shown} && pytest")
     return 0
+
+
+def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    from regplug import run
+
+    run.add_parser(commands).set_defaults(command=run.main)
