@@ -92,15 +92,15 @@ def test_ctrl_c_ends_it_as_it_ends_python(tmp_path):
     )
     text = f"import atexit, pickle\n{last}\n{SGD}print('ready', flush=True)\nwhile True: pass\n"
     script = write(tmp_path, text)
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "regplug", "run", "-p", "l1(1e-3)", script],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
     assert out == "True\n"
     assert process.returncode == -signal.SIGINT
     assert err.count("KeyboardInterrupt") == 1
