@@ -30,7 +30,9 @@ def patterns(where: str | Sequence[str]) -> list[str]:
     Raises:
         SelectionError: it is none.
     """
-    found = [where] if isinstance(where, str) else list(where)
+    found = [where] if isinstance(where, str) else []
+    if isinstance(where, list | tuple):
+        found = list(where)
     if not found or not all(isinstance(p, str) and p.strip("! ") for p in found):
         raise SelectionError(f"where must be glob patterns on module names, got {where!r}")
     return found

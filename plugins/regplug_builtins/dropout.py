@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from regplug import Scheduled, Session, hookimpl
-from regplug.schedules import ScheduleLike
+from regplug.errors import SpecError
+from regplug.schedules import Schedule, ScheduleLike
 from regplug_builtins._rates import ScheduledRates, Target, patterns
 
 __all__ = ["Dropout"]
@@ -86,6 +88,8 @@ class Dropout(ScheduledRates):
         relative: bool = False,
         name: str | None = None,
     ) -> None:
+        if not isinstance(relative, bool):
+            raise SpecError(f"relative must be True or False, got {relative!r}")
         self.relative = relative
         if relative:
             self.factor = rate
@@ -100,6 +104,20 @@ class Dropout(ScheduledRates):
             for attribute in _attributes(module):
                 own = getattr(module, attribute)
                 yield Target(module, attribute, f"{path}.{attribute}" if path else attribute, own)
+
+    def begin(self, targets: Sequence[Target]) -> None:
+        """Refuse a factor that would carry a rate above 1 at some step, if that can be known."""
+        schedule = type(self).factor.schedule(self) if self.relative else None
+        if not isinstance(schedule, Schedule):
+            return
+        with suppress(NotImplementedError):
+            factor = schedule.bounds()[1]
+            for target in targets:
+                if factor * target.own > 1:
+                    raise SpecError(
+                        f"{self.name}: {target.name} would get rate {factor * target.own:g}, "
+                        f"which is {factor:g}·{target.own:g}"
+                    )
 
     def rate_at(self, step: int, index: int, target: Target) -> float:
         """Return the schedule's value, multiplied by the module's own rate if it is relative."""
