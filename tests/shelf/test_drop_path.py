@@ -1,0 +1,105 @@
+"""Stochastic depth: which rates are found, and what each becomes."""
+
+import pytest
+import torch
+from torch import nn
+
+import regplug
+from regplug.errors import SelectionError, SpecError
+from regplug_builtins import DropPath
+
+
+class TimmDropPath(nn.Module):
+    """Its code is timm's: DropPath.drop_prob, the rest of a batch scaled up."""
+
+    def __init__(self, drop_prob: float = 0.0) -> None:
+        super().__init__()
+        self.drop_prob, self.scale_by_keep = drop_prob, True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.drop_prob == 0.0 or not self.training:
+            return x
+        keep = 1 - self.drop_prob
+        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
+        if keep > 0.0 and self.scale_by_keep:
+            mask.div_(keep)
+        return x * mask
+
+
+class StochasticDepth(nn.Module):
+    """Its attributes are torchvision's."""
+
+    def __init__(self, p: float, mode: str = "row") -> None:
+        super().__init__()
+        self.p, self.mode = p, mode
+
+
+class Block(nn.Module):
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.drop_path1, self.drop_path2 = TimmDropPath(rate), TimmDropPath(rate)
+        self.linear, self.dropout = nn.Linear(4, 4), nn.Dropout(0.1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.drop_path1(self.linear(x)) + self.drop_path2(x)
+
+
+def blocks() -> nn.Sequential:
+    return nn.Sequential(*(Block(rate) for rate in (0.0, 0.1, 0.2, 0.4)))
+
+
+def rates(model: nn.Module) -> list[float]:
+    return [float(m.drop_prob) for m in model.modules() if isinstance(m, TimmDropPath)]
+
+
+@pytest.mark.parametrize(
+    ("depth", "expected"),
+    [
+        ("linear", [0.2, 0.2, 0.4, 0.4, 0.6, 0.6, 0.8, 0.8]),
+        ("uniform", [0.8] * 8),
+        ("own", [0.0, 0.0, 0.2, 0.2, 0.4, 0.4, 0.8, 0.8]),
+    ],
+)
+def test_rates_grow_with_depth_as_asked(depth: str, expected: list[float]) -> None:
+    model = blocks()
+    with regplug.attach(model, plugins=[DropPath(0.8, depth=depth)]) as session:
+        assert rates(model) == pytest.approx(expected)
+        assert model[0].dropout.p == 0.1
+        assert session.metrics()["drop_path/rate"] == 0.8
+        assert "8 stochastic-depth rates" in session.describe()
+    assert rates(model) == [0.0, 0.0, 0.1, 0.1, 0.2, 0.2, 0.4, 0.4]
+
+
+def test_a_schedule_moves_them_and_samples_are_dropped_at_that_rate() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 2), TimmDropPath(0.3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with regplug.attach(model, optimizer, ["drop_path(linear(0.0, 1.0, steps=4))"]):
+        seen = []
+        for _ in range(5):
+            y = model(torch.ones(20_000, 2))
+            seen.append((y == 0).all(1).double().mean().item())
+            y.sum().backward()
+            optimizer.step()
+    assert seen == pytest.approx([0, 0.25, 0.5, 0.75, 1], abs=0.02)
+    assert model[1].drop_prob == 0.3
+    assert type(model[1].drop_prob) is float
+
+
+def test_torchvisions_attribute_is_found_and_where_selects() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), StochasticDepth(0.1), StochasticDepth(0.2))
+    with regplug.attach(model, plugins=[DropPath(0.6, where="2")]):
+        assert (model[1].p, model[2].p) == (0.1, 0.6)
+    assert (model[1].p, model[2].p) == (0.1, 0.2)
+
+
+def test_misuse_is_told() -> None:
+    with pytest.raises(SpecError, match="depth must be one of"):
+        DropPath(0.1, depth="deep")
+    with pytest.raises(SpecError, match="rate"):
+        DropPath(1.5)
+    with pytest.raises(SelectionError, match="matches no stochastic-depth rate"):
+        regplug.attach(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1)), plugins=[DropPath(0.1)])
+    model = nn.Sequential(nn.Linear(2, 2), TimmDropPath(0.0))
+    with pytest.raises(SpecError, match="every own rate of the model is 0"):
+        regplug.attach(model, plugins=[DropPath(0.1, depth="own")])
