@@ -11,7 +11,7 @@ def soft_threshold(w: torch.Tensor, threshold: float | torch.Tensor) -> torch.Te
     """Return ``sign(w)·max(|w| − threshold, 0)``, shaped like ``w``.
 
     >>> soft_threshold(torch.tensor([-3.0, 0.5, 2.0]), 1.0)
-    tensor([-2., 0., 1.])
+    tensor([-2.,  0.,  1.])
     """
     if isinstance(threshold, torch.Tensor):
         return w - w.clamp(-threshold, threshold)
@@ -26,7 +26,7 @@ def soft_threshold_(weights: list[torch.Tensor], threshold: float | torch.Tensor
         elif isinstance(threshold, torch.Tensor):
             w.sub_(w.clamp(-threshold, threshold))
         else:
-            torch._C._nn.softshrink(w, threshold, out=w)
+            torch._C._nn.softshrink(w, threshold, out=w)  # type: ignore[call-arg]
 
 
 class L1(Penalty):

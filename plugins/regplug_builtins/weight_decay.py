@@ -79,6 +79,7 @@ class WeightDecay(Plugin):
         self._originals: dict[int, Any] = {}
         self._checked: Coverage | None = None
         self._handed: list[int] = []
+        self._lent: list[int] = []
         self._load_hook: Any = None
         self._coarse = False
 
@@ -141,8 +142,9 @@ class WeightDecay(Plugin):
 
     def _take_back(self, session: Session) -> None:
         """Set back the groups: between steps they, and what is saved of them, are the user's."""
-        for index in self._handed:
+        for index in self._lent:
             session.groups[index]["weight_decay"] = 0.0
+        self._lent = []
 
     @hookimpl
     def on_detach(self, session: Session) -> None:
@@ -171,8 +173,12 @@ class WeightDecay(Plugin):
             lr = session.learning_rate(index)
             if self._coarse:
                 self._tell_rounding(weights, float(lr) * strength)
-            if index in self._handed and len(weights) == _with_gradient(session.groups[index]):
-                session.groups[index]["weight_decay"] = strength
+            group = session.groups[index]
+            # Another session's decay may have been handed over to the same group.
+            free = index in self._handed and not group["weight_decay"]
+            if free and len(weights) == _with_gradient(group):
+                group["weight_decay"] = strength
+                self._lent.append(index)
                 continue
             parts = [local(w) for w in weights]
             if self.cautious:
