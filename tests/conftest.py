@@ -1,12 +1,22 @@
 """What tests of all folders share."""
 
-from collections.abc import Iterator
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
+import torch
 from pair import Pair
 
 # Whole scripts, which tests run in processes of their own: an import would train, and write files.
 collect_ignore_glob = ["run/scripts/*"]
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Draw the same numbers in every run."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +25,33 @@ def pair() -> Iterator[Pair]:
     workers = Pair()
     yield workers
     workers.stop()
+
+
+Install = Callable[..., Path]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Return a function that puts a distribution with its modules on ``sys.path``."""
+    before = set(sys.modules)
+
+    def install(
+        name: str, entry_points: Sequence[tuple[str, str]], version: str = "1.0", **modules: str
+    ) -> Path:
+        site = tmp_path / f"{name}-site"
+        folder = site / f"{name.replace('-', '_')}-{version}.dist-info"
+        folder.mkdir(parents=True)
+        (folder / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8"
+        )
+        lines = "".join(f"{key} = {value}\n" for key, value in entry_points)
+        (folder / "entry_points.txt").write_text(f"[regplug]\n{lines}", encoding="utf-8")
+        for module, source in modules.items():
+            (site / f"{module}.py").write_text(textwrap.dedent(source), encoding="utf-8")
+        monkeypatch.syspath_prepend(str(site))
+        return site
+
+    yield install
+    for module in set(sys.modules) - before:
+        if str(getattr(sys.modules[module], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[module]

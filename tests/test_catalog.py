@@ -239,31 +239,6 @@ def test_every_literal_reads_as_python_reads_it(value):
 # What is installed: real distributions in folders of their own
 
 
-@pytest.fixture
-def install(tmp_path, monkeypatch):
-    """Return a function that puts a distribution with its modules on ``sys.path``."""
-    before = set(sys.modules)
-
-    def install(name, entry_points, version="1.0", **modules):
-        site = tmp_path / f"{name}-site"
-        folder = site / f"{name.replace('-', '_')}-{version}.dist-info"
-        folder.mkdir(parents=True)
-        (folder / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8"
-        )
-        lines = "".join(f"{key} = {value}\n" for key, value in entry_points)
-        (folder / "entry_points.txt").write_text(f"[regplug]\n{lines}", encoding="utf-8")
-        for module, source in modules.items():
-            (site / f"{module}.py").write_text(textwrap.dedent(source), encoding="utf-8")
-        monkeypatch.syspath_prepend(str(site))
-        return site
-
-    yield install
-    for module in set(sys.modules) - before:
-        if str(getattr(sys.modules[module], "__file__", "")).startswith(str(tmp_path)):
-            del sys.modules[module]
-
-
 SMOOTH = """
     import regplug
     class Smooth(regplug.Penalty):
