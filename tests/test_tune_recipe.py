@@ -339,15 +339,23 @@ def test_dropout_at_rate_zero_is_no_hindrance():
         assert search.fit(X.astype(np.float32), Y.astype(np.float32)).batched_
 
 
-def test_a_search_in_parts_is_the_same(tmp_path, monkeypatch):
+@pytest.mark.parametrize("limit", ["MEMORY", "PRODUCTS"])
+def test_a_search_in_batches_is_the_same_and_tells_its_progress(limit, monkeypatch, capsys):
     recipe = Recipe(network, nn.MSELoss(), sgd, epochs=3)
     whole = StrengthCV(recipe, GRID, progress=False).fit(X, Y)
     with monkeypatch.context() as patch:
-        patch.setattr(stacked, "MEMORY", 1)  # as if a fit filled it
-        parts = StrengthCV(recipe, GRID, progress=False).fit(X, Y)
+        patch.setattr(stacked, limit, 1)  # as if a fit filled it
+        parts = StrengthCV(recipe, GRID).fit(X, Y)
+    # Two sizes of folds, four strengths: at the end of each of eight batches a line may be due.
+    assert len(capsys.readouterr().err.splitlines()) > 4
     np.testing.assert_allclose(
         parts.cv_results_["mean_test_score"], whole.cv_results_["mean_test_score"], rtol=1e-9
     )
+
+
+def test_a_search_in_workers_or_after_a_stop_is_the_same(tmp_path):
+    recipe = Recipe(network, nn.MSELoss(), sgd, epochs=3)
+    whole = StrengthCV(recipe, GRID, progress=False).fit(X, Y)
     workers = StrengthCV(recipe, GRID, progress=False, n_jobs=2).fit(X, Y)
     np.testing.assert_allclose(
         workers.cv_results_["mean_test_score"], whole.cv_results_["mean_test_score"], rtol=1e-9

@@ -497,7 +497,7 @@ def test_a_fit_that_raises_ends_the_search_by_name(n_jobs):
     ],
 )
 def test_a_train_that_returns_no_predictor_is_named(returned, words):
-    with pytest.raises(RegplugError, match=rf"\{{'l2': 1.0\}} on fold 0.*{words}"):
+    with pytest.raises(SpecError, match=rf"\{{'l2': 1.0\}} on fold 0.*{words}"):
         Search(lambda X, y, plugins: returned, {"l2": [1.0]}, cv=3).fit(X, Y)
 
 
@@ -569,6 +569,13 @@ def test_scores_of_the_wrong_width_and_missing_scores_are_named():
 
     with pytest.raises(RegplugError, match=r"need \(n, C\) scores"):
         Search(labels, {"l1": [1.0]}, cv=3, scoring="neg_log_loss").fit(X, LABELS)
+
+
+@pytest.mark.parametrize("missing", ["joblib", "sklearn"])
+def test_without_its_extra_it_says_what_to_install(missing):
+    code = f"import sys; sys.modules[{missing!r}] = None; import regplug.tune"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert f"regplug.tune needs {missing}: pip install 'regplug[tune]'" in found.stderr.decode()
 
 
 def test_regplug_alone_does_not_import_it():

@@ -7,8 +7,15 @@ Needs the extra ``regplug[tune]`` (scikit-learn, joblib, matplotlib).
 - :class:`Auto`: the settings of an automatic grid.
 """
 
-from regplug.tune.grid import Auto
-from regplug.tune.recipe import Recipe
-from regplug.tune.search import StrengthCV
+try:
+    from regplug.tune.grid import Auto
+    from regplug.tune.recipe import Recipe
+    from regplug.tune.search import StrengthCV
+except ModuleNotFoundError as error:
+    if error.name not in ("joblib", "sklearn"):
+        raise
+    raise ModuleNotFoundError(
+        f"regplug.tune needs {error.name}: pip install 'regplug[tune]'", name=error.name
+    ) from error
 
 __all__ = ["Auto", "Recipe", "StrengthCV"]

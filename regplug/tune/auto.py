@@ -15,7 +15,7 @@ import torch
 from regplug import Penalty, Plugin, hookimpl
 from regplug.errors import RegplugError, SpecError
 from regplug.parameters import Selection
-from regplug.tune.fits import FitError, Train
+from regplug.tune.fits import Train, failed
 from regplug.tune.grid import Auto, Axis, Grid
 from regplug.tune.loading import new_plugin
 from regplug.tune.seeding import seed_for, seeded
@@ -136,7 +136,7 @@ def found(grid: Grid, train: Train, X: Any, y: Any, seed: int) -> Grid:
     The other plugins are there as well, with their first strengths.
 
     Raises:
-        FitError: the loop raised.
+        RegplugError: the loop raised.
         SpecError: no strength keeps the weights at zero, or any does.
     """
     plugins: list[Plugin] = []
@@ -154,10 +154,8 @@ def found(grid: Grid, train: Train, X: Any, y: Any, seed: int) -> Grid:
             train(X, y, plugins)
         gradients = {key: probe.gradients() for key, probe in probes.items()}
     except Exception as error:
-        raise FitError(
-            f"grid[{next(iter(probes))!r}]: the run that looks for the largest strength failed: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+        what = f"grid[{next(iter(probes))!r}]: the run that looks for the largest strength"
+        raise failed(what, error) from error
     return grid.with_values(
         {
             axis.key: axis.values.below(smallest_zeroing(axis, gradients[axis.key]))

@@ -22,11 +22,13 @@ from regplug.tune.seeding import seed_for, seeded
 
 __all__ = [
     "Fit",
+    "FitError",
     "Outcome",
     "Scorer",
     "Train",
     "Work",
     "check_train",
+    "failed",
     "fit_path",
     "takes_start",
     "trained",
@@ -121,11 +123,11 @@ def trained(work: Work, specs: Sequence[str], X: Any, y: Any, **start: Any) -> P
     """Call the loop and return its predictor.
 
     Raises:
-        RegplugError: it returned none.
+        SpecError: it returned none.
     """
     predict = work.train(X, y, plugins_of(specs), **start)
     if not callable(predict):
-        raise RegplugError(
+        raise SpecError(
             "train must return a predictor, a module or a callable that takes X, but returned "
             f"{predict!r}"
         )
@@ -153,11 +155,17 @@ class FitError(RegplugError):
     """A fit raised; the message names its strengths and its fold."""
 
 
+def failed(what: str, error: Exception) -> RegplugError:
+    """Return an error that says what failed: of the class of regplug's own, else a FitError."""
+    kind = type(error) if isinstance(error, RegplugError) else FitError
+    return kind(f"{what} failed: {type(error).__name__}: {error}")
+
+
 def fit_path(work: Work, fits: Sequence[Fit], warm: bool) -> list[Outcome]:
     """Run fits of one fold, one after another; if ``warm``, each starts from the one before.
 
     Raises:
-        FitError: one raised, with what it raised as the cause.
+        RegplugError: one raised, with what it raised as the cause.
     """
     outcomes: list[Outcome] = []
     start: Mapping[str, Any] = {"start": None} if warm else {}
@@ -170,7 +178,7 @@ def fit_path(work: Work, fits: Sequence[Fit], warm: bool) -> list[Outcome]:
                 seconds = time.perf_counter() - began
                 number = work.score(fit.fold, predict)
         except Exception as error:
-            raise FitError(f"the fit with {fit} failed: {type(error).__name__}: {error}") from error
+            raise failed(f"the fit with {fit}", error) from error
         if warm:
             start = {"start": predict}
         outcomes.append(

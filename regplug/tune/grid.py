@@ -93,12 +93,12 @@ class Grid:
     def __init__(self, grid: Mapping[str, Iterable[float] | str | Auto]) -> None:
         if not isinstance(grid, Mapping):
             raise SpecError(
-                "grid must be a mapping of specs to strengths, as {'l1': [1e-3, 1e-4]}, "
+                "grid must be a mapping of specs to strengths, as {'plugin': [1e-3, 1e-4]}, "
                 f"got {grid!r}"
             )
         if not grid:
             raise SpecError(
-                "grid is empty: name a plugin and its strengths, as {'l1': [1e-3, 1e-4]}"
+                "grid is empty: name a plugin and its strengths, as {'plugin': [1e-3, 1e-4]}"
             )
         self.axes = tuple(
             Axis(key, _template(key), _values(key, values)) for key, values in grid.items()
@@ -152,7 +152,8 @@ def _template(key: object) -> str:
     """Return ``key`` as a call with one placeholder, spelled out."""
     if not isinstance(key, str) or not key.strip():
         raise SpecError(
-            f"a key of grid must be a spec such as 'l1' or 'l1(_, where=\"all\")', got {key!r}"
+            f"a key of grid must be a spec such as 'plugin' or 'plugin(_, where=\"all\")', "
+            f"got {key!r}"
         )
     text = key.strip()
     if _BARE.fullmatch(text):
@@ -164,12 +165,12 @@ def _template(key: object) -> str:
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         raise SpecError(f"grid[{key!r}]: {key!r} is no spec: {error}") from error
     if not isinstance(tree.body, ast.Call):
-        raise SpecError(f"grid[{key!r}]: {key!r} is no spec: write a call, as 'l1(_)'")
+        raise SpecError(f"grid[{key!r}]: {key!r} is no spec: write a call, as 'plugin(_)'")
     found = sum(isinstance(node, ast.Name) and node.id == "_" for node in ast.walk(tree))
     if found != 1:
         many = "no placeholder" if not found else f"{found} placeholders"
         raise SpecError(
-            f"grid[{key!r}] holds {many}: write _ once, where the strength goes, as in 'l1(_)'"
+            f"grid[{key!r}] holds {many}: write _ once, where the strength goes, as in 'plugin(_)'"
         )
     return ast.unparse(tree)
 

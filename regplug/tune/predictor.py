@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from torch import nn
 
-from regplug.errors import RegplugError
+from regplug.errors import RegplugError, SpecError
 from regplug.parameters import Selection
 from regplug.tune.data import Kind, as_numpy, length
 
@@ -36,7 +36,7 @@ def output(predict: Predict, X: Any) -> Array:
     device; any other callable gets ``X`` as the loop got it.
 
     Raises:
-        RegplugError: what came back has no row for each row of ``X``.
+        SpecError: what came back has no row for each row of ``X``.
     """
     with torch.no_grad():
         if isinstance(predict, nn.Module):
@@ -45,7 +45,7 @@ def output(predict: Predict, X: Any) -> Array:
         found = predict(X)
     array = as_numpy(found)
     if array.ndim == 0 or len(array) != length(X):
-        raise RegplugError(
+        raise SpecError(
             f"the predictor returned {_told(found)} for {length(X)} rows: "
             "it must return one for each"
         )

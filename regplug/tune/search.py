@@ -18,12 +18,12 @@ from regplug.tune import auto, rules
 from regplug.tune.data import Kind, check_data, kind_of, splits_of
 from regplug.tune.fits import (
     Fit,
-    FitError,
     Outcome,
     Scorer,
     Train,
     Work,
     check_train,
+    failed,
     fit_path,
     score,
     takes_start,
@@ -318,10 +318,7 @@ class StrengthCV(MetaEstimatorMixin, BaseEstimator):
             with seeded(seed_for(self.seed, self.n_splits_)):
                 self.best_model_ = trained(work, specs, work.X, work.y, **start)
         except Exception as error:
-            raise FitError(
-                f"the fit with {self.chosen_params_} on all data failed: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+            raise failed(f"the fit with {self.chosen_params_} on all data", error) from error
         self._trained = wrap(self.best_model_, work.kind, work.y)
 
     # --- the estimator --------------------------------------------------------------------

@@ -5,7 +5,6 @@ a fold's own rows. Within a fold the rows are shared by all strengths.
 """
 
 import copy
-import itertools
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from regplug import Plugin
 from regplug.errors import RegplugError, SpecError
 from regplug.parameters import Selection
 from regplug.tune.data import as_numpy, rows
-from regplug.tune.fits import Fit, FitError, Outcome, Work, plugins_of, score
+from regplug.tune.fits import Fit, Outcome, Work, failed, plugins_of, score
 from regplug.tune.jobs import Task
 from regplug.tune.models import Tensors, losses, outputs
 from regplug.tune.predictor import as_input, coefficients, wrap
@@ -37,6 +36,11 @@ MEMORY = 1 << 30
 """How many bytes one batch of fits may take: weights, gradients, optimizer state, activations."""
 
 
+PRODUCTS = 3 * 10**8
+"""How many products of a row and a weight one step of a batch may take. Larger batches are no
+faster, and a search of several tells its progress and keeps what is done."""
+
+
 def plan(recipe: Recipe, work: Work, fits: Sequence[Fit], workers: int) -> list[Task]:
     """Return tasks that train ``fits`` in as few batches as memory and workers allow.
 
@@ -46,11 +50,11 @@ def plan(recipe: Recipe, work: Work, fits: Sequence[Fit], workers: int) -> list[
     """
     try:
         with seeded(recipe.seed):
-            size = _bytes_per_fit(recipe, work, fits[0])
-    except (CantStack, RegplugError):
+            size, products = _cost_of_fit(recipe, work, fits[0])
+    except CantStack:
         raise
     except Exception as error:
-        raise FitError(f"the fit with {fits[0]} failed: {type(error).__name__}: {error}") from error
+        raise failed(f"the fit with {fits[0]}", error) from error
     by_fold: dict[int, list[Fit]] = defaultdict(list)
     for fit in fits:
         by_fold[fit.fold].append(fit)
@@ -60,7 +64,7 @@ def plan(recipe: Recipe, work: Work, fits: Sequence[Fit], workers: int) -> list[
         alike[len(work.splits[fold][0]), tuple(fit.candidate for fit in its)].append(fold)
     tasks: list[Task] = []
     for (_, candidates), folds in alike.items():
-        room = max(1, MEMORY // (size * len(folds)))
+        room = max(1, min(MEMORY // size, PRODUCTS // products) // len(folds))
         width = min(room, -(-len(candidates) // workers))
         for first in range(0, len(candidates), width):
             part = [by_fold[fold][first : first + width] for fold in folds]
@@ -68,13 +72,15 @@ def plan(recipe: Recipe, work: Work, fits: Sequence[Fit], workers: int) -> list[
     return tasks
 
 
-def _bytes_per_fit(recipe: Recipe, work: Work, fit: Fit) -> int:
+def _cost_of_fit(recipe: Recipe, work: Work, fit: Fit) -> tuple[int, int]:
+    """Return how many bytes a fit takes, and how many products a step of it."""
     X, y = work.training(fit.fold)
     model, _ = recipe.start()
     _check_new(model, recipe.start()[0])
     inputs, targets = as_input(model, X), as_target(model, y)
-    some = slice(recipe.batch_size)
-    return trial(recipe, plugins_of(fit.specs), inputs[some], targets[some])
+    batch, target = inputs[: recipe.batch_size], targets[: recipe.batch_size]
+    size = trial(recipe, plugins_of(fit.specs), batch, target)
+    return size, max(1, len(batch) * sum(p.numel() for p in model.parameters()))
 
 
 def _check_new(model: nn.Module, other: nn.Module) -> None:
@@ -96,26 +102,21 @@ def train_stacked(recipe: Recipe, work: Work, fits: Sequence[Sequence[Fit]]) -> 
     """Train and score fits at once: a list for each fold, all with the same strengths in one order.
 
     Raises:
-        FitError: something raised; the message names the strengths and the folds.
+        RegplugError: something raised; the message names the strengths and the folds.
     """
     began = time.perf_counter()
     try:
         model, stack = _train(recipe, work, fits)
-        seconds = (time.perf_counter() - began) / sum(map(len, fits))
-        return list(
-            itertools.chain.from_iterable(
-                _score(work, model, {name: p[row] for name, p in stack.items()}, its, seconds)
-                for row, its in enumerate(fits)
-            )
-        )
-    except FitError:
-        raise
     except Exception as error:
         folds = ", ".join(str(its[0].fold) for its in fits)
         strengths = f"{dict(fits[0][0].params)} to {dict(fits[0][-1].params)}"
-        raise FitError(
-            f"the fits with {strengths} on folds {folds} failed: {type(error).__name__}: {error}"
-        ) from error
+        raise failed(f"the fits with {strengths} on folds {folds}", error) from error
+    seconds = (time.perf_counter() - began) / sum(map(len, fits))
+    outcomes: list[Outcome] = []
+    for row, its in enumerate(fits):
+        own = {name: p[row] for name, p in stack.items()}
+        outcomes += _score(work, model, own, its, seconds)
+    return outcomes
 
 
 def _train(recipe: Recipe, work: Work, fits: Sequence[Sequence[Fit]]) -> tuple[nn.Module, Tensors]:
@@ -178,7 +179,7 @@ def _penalties(
     found = []
     for position, plugins in enumerate(zip(*models, strict=True)):
         with regplug.attach(model, single, [models[0][position]]) as session:
-            coverage = session.coverage(plugins[0]._selection)
+            coverage = session.coverage(Selection(plugins[0].where))
             chosen = [stack[names[id(entry.parameter)]] for entry in coverage.trainable]
         weights = [(p, group_of[id(p)]) for p in chosen]
         found.append(StackedPenalty(plugins, weights, optimizer))
@@ -211,7 +212,7 @@ def _score(
         try:
             number = score(work.scorer, wrap(member, work.kind, work.y), X, y)
         except Exception as error:
-            raise FitError(f"the fit with {fit} failed: {type(error).__name__}: {error}") from error
+            raise failed(f"the fit with {fit}", error) from error
         weights = coefficients(member.module()) if linear else None
         outcomes.append(
             Outcome(

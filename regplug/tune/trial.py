@@ -96,7 +96,7 @@ def _run_singles(
             loss = recipe.loss(output, like_output(targets, output))
         loss.backward()
     if not torch.equal(state, _random_state(inputs.device)):
-        raise CantStack("the model's forward draws random numbers, as dropout does")
+        raise CantStack("the model's forward draws random numbers, as layers that drop do")
     if any(not torch.equal(now, before) for now, before in buffers):
         raise CantStack("the model's forward changes its buffers, as batch norm does")
     return saved // len(models)
