@@ -12,10 +12,11 @@ try:
     from regplug.tune.recipe import Recipe
     from regplug.tune.search import StrengthCV
 except ModuleNotFoundError as error:
-    if error.name not in ("joblib", "sklearn"):
+    missing = (error.name or "").partition(".")[0]
+    if missing not in ("joblib", "sklearn"):
         raise
     raise ModuleNotFoundError(
-        f"regplug.tune needs {error.name}: pip install 'regplug[tune]'", name=error.name
+        f"regplug.tune needs {missing}: pip install 'regplug[tune]'", name=missing
     ) from error
 
 __all__ = ["Auto", "Recipe", "StrengthCV"]
