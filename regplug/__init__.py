@@ -9,7 +9,7 @@ See :func:`attach`, :class:`Session`, and :class:`Penalty` to write a plugin.
 """
 
 from regplug import errors, schedules
-from regplug.distributed import Sum, full, local, part
+from regplug.distributed import Sum, full, like, local, part
 from regplug.hookspecs import hookimpl, hookspec
 from regplug.parameters import Coverage, Selection
 from regplug.penalty import Penalty
@@ -29,6 +29,7 @@ __all__ = [
     "full",
     "hookimpl",
     "hookspec",
+    "like",
     "local",
     "part",
     "schedules",

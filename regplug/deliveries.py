@@ -55,12 +55,24 @@ def add_gradients(
     """Add ``factor · gradient(w)`` to each of ``gradients``, in place."""
     if penalty.separable:
         parts = [distributed.local(g) for g in gradients], [distributed.local(w) for w in weights]
-        for gs, ws in batches(parts):
-            penalty.add_gradients(gs, [widened(w) for w in ws], factor)
+        for gs, ws, *cs in batches([*parts, *_companions(penalty, weights)]):
+            penalty.add_gradients(gs, [widened(w) for w in ws], factor, *cs)
         return
     for g, w in zip(gradients, weights, strict=True):
-        whole = penalty.gradient(widened(distributed.full(w)))
+        whole = penalty.gradient(widened(distributed.full(w)), *_whole_companions(penalty, w))
         distributed.local(g).add_(distributed.part(whole, w), alpha=factor)
+
+
+def _companions(
+    penalty: "Penalty", weights: Sequence[torch.Tensor]
+) -> list[tuple[torch.Tensor, ...]]:
+    """Return a column of this rank's parts for each companion that the weights have."""
+    rows = [[distributed.local(c) for c in penalty.companions(w)] for w in weights]
+    return list(zip(*rows, strict=True))
+
+
+def _whole_companions(penalty: "Penalty", w: torch.Tensor) -> list[torch.Tensor]:
+    return [distributed.full(companion) for companion in penalty.companions(w)]
 
 
 def tell_rounding(
@@ -76,7 +88,8 @@ def tell_rounding(
             continue
         if w.numel() == 0:
             continue
-        added = penalty.gradient(widened(w)) * factor
+        companions = [distributed.local(c) for c in penalty.companions(pair[1])]
+        added = penalty.gradient(widened(w), *companions) * factor
         lost = ((g + added).to(g.dtype) == g) & (added != 0)
         if lost.sum() * 2 > (added != 0).sum():
             warnings.warn(
@@ -93,8 +106,9 @@ def tell_rounding(
 def proximal(penalty: "Penalty", weights: Sequence[torch.Tensor], step: Any) -> None:
     """Replace ``weights`` by their proximal points for one step that they all have."""
     if penalty.separable:
-        for (pieces,) in batches([[distributed.local(w) for w in weights]]):
-            penalty.proximal_(pieces, step)
+        parts = [distributed.local(w) for w in weights]
+        for pieces, *cs in batches([parts, *_companions(penalty, weights)]):
+            penalty.proximal_(pieces, step, *cs)
         return
     for w in weights:
         _whole_proximal(penalty, w, step)
@@ -118,14 +132,16 @@ def elementwise_proximal(
         step = rule.step(group, {**state, **moments}, columns[1])
         _whole_proximal(penalty, w, distributed.full(distributed.like(step, w)))
         return
-    for batch in batches([[column] for column in columns]):
-        (weight,), (gradient,), *pieces = batch
+    beside = _companions(penalty, [w])
+    for batch in batches([*([column] for column in columns), *beside]):
+        (weight,), (gradient,), *others = batch
+        pieces, cs = others[: len(names)], others[len(names) :]
         moments = {name: widened(piece) for name, (piece,) in zip(names, pieces, strict=True)}
-        penalty.proximal_([weight], rule.step(group, {**state, **moments}, gradient))
+        penalty.proximal_([weight], rule.step(group, {**state, **moments}, gradient), *cs)
 
 
 def _whole_proximal(penalty: "Penalty", w: torch.Tensor, step: Any) -> None:
-    whole = penalty.proximal(widened(distributed.full(w)), step)
+    whole = penalty.proximal(widened(distributed.full(w)), step, *_whole_companions(penalty, w))
     distributed.local(w).copy_(distributed.part(whole, w))
 
 
@@ -133,13 +149,17 @@ def _whole_proximal(penalty: "Penalty", w: torch.Tensor, step: Any) -> None:
 
 
 def _pieces(penalty: "Penalty", w: torch.Tensor) -> list[torch.Tensor]:
-    """Return values that add up to value(w); of a sharded w and a separable penalty, this part's."""
+    """Return values that add up to value(w), over the shards if it is separable."""
     if not penalty.separable:
-        return [penalty.scalar_value(widened(distributed.full(w)))]
-    part = distributed.local(w)
+        whole = widened(distributed.full(w))
+        return [penalty.scalar_value(whole, *_whole_companions(penalty, w))]
+    part, beside = distributed.local(w), _companions(penalty, [w])
     if 0 < part.numel() <= BLOCK:
-        return [penalty.scalar_value(widened(part))]
-    return [penalty.scalar_value(widened(piece)) for ((piece,),) in batches([[part]])]
+        return [penalty.scalar_value(widened(part), *(column[0] for column in beside))]
+    return [
+        penalty.scalar_value(widened(piece), *(column[0] for column in cs))
+        for (piece,), *cs in batches([[part], *beside])
+    ]
 
 
 def _sum(values: Sequence[torch.Tensor], like: torch.Tensor) -> torch.Tensor | float:
@@ -152,7 +172,7 @@ def _sum(values: Sequence[torch.Tensor], like: torch.Tensor) -> torch.Tensor | f
 def total(
     penalty: "Penalty", by_factor: Sequence[tuple[float, Sequence[torch.Tensor]]]
 ) -> torch.Tensor | float:
-    """Return Σ factor·value(w), a number or 0-d tensor; a collective only if weights are sharded."""
+    """Return Σ factor·value(w), a number or 0-d tensor; a collective if weights are sharded."""
     if penalty.separable and any(distributed.is_sharded(w) for _, ws in by_factor for w in ws):
         terms = [(w, p * f) for f, ws in by_factor for w in ws for p in _pieces(penalty, w)]
         return distributed.resolve([distributed.Sum(terms)])[0]
@@ -264,16 +284,25 @@ def _number_if_free(upstream: torch.Tensor) -> torch.Tensor | float:
 def _differentiable(
     w: torch.Tensor, shares: Sequence[Share], scale: torch.Tensor | float
 ) -> torch.Tensor:
-    first, *others = (_blamed(p, p.gradient, w) * (factor * scale) for p, factor in shares)
-    return sum(others, start=first)
+    gradients: list[torch.Tensor] = [
+        _blamed(p, p.gradient, w, *p.companions(w)) * (factor * scale) for p, factor in shares
+    ]
+    return sum(gradients[1:], start=gradients[0])
 
 
 def _plain(w: torch.Tensor, shares: Sequence[Share], scale: torch.Tensor | float) -> torch.Tensor:
     (penalty, factor), *others = shares
     if penalty.separable:
-        part = _blamed(penalty, penalty.gradient, widened(distributed.local(w)))
+        beside = [distributed.local(companion) for companion in penalty.companions(w)]
+        part: torch.Tensor = _blamed(
+            penalty, penalty.gradient, widened(distributed.local(w)), *beside
+        )
     else:
-        part = distributed.part(_blamed(penalty, penalty.gradient, widened(distributed.full(w))), w)
+        beside = _whole_companions(penalty, w)
+        whole: torch.Tensor = _blamed(
+            penalty, penalty.gradient, widened(distributed.full(w)), *beside
+        )
+        part = distributed.part(whole, w)
     gradient = distributed.like((part * (factor * scale)).to(w.dtype), w)
     for penalty, factor in others:
         if isinstance(scale, torch.Tensor):

@@ -15,7 +15,7 @@ A whole one:
 'smooth'
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -113,13 +113,24 @@ class Penalty(Plugin):
         """
         raise NotImplementedError(f"{type(self).__name__} has no proximal operator")
 
-    def scalar_value(self, w: torch.Tensor) -> torch.Tensor:
+    def companions(self, w: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Return tensors that belong to a parameter, element by element: none, unless overridden.
+
+        They reach the formulas as further arguments, cut and gathered as ``w`` is: a penalty that
+        has one writes ``value(w, c=None)``, ``gradient(w, c=None)``, ``proximal(w, step, c=None)``,
+        and for lists ``add_gradients(gradients, weights, factor, cs=())`` and
+        ``proximal_(weights, step, cs=())``. Here ``w`` is the parameter itself, and each of its
+        companions is shaped like it, and a ``DTensor`` if it is one.
+        """
+        return ()
+
+    def scalar_value(self, w: torch.Tensor, *companions: torch.Tensor) -> torch.Tensor:
         """Return :meth:`value`, checked to be a 0-d tensor.
 
         Raises:
             PluginError: it is not.
         """
-        value = self.value(w)
+        value = self.value(w, *companions)
         if not isinstance(value, torch.Tensor) or value.ndim != 0:
             shape = tuple(value.shape) if isinstance(value, torch.Tensor) else value
             raise PluginError(f"{self.name}: value(w) must return a 0-d tensor, got {shape!r}")
