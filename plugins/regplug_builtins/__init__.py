@@ -10,6 +10,7 @@ from regplug_builtins.hard_threshold import HardThreshold
 from regplug_builtins.l1 import L1
 from regplug_builtins.l1_ball import L1Ball
 from regplug_builtins.l2 import L2
+from regplug_builtins.l2_sp import L2SP
 from regplug_builtins.max_norm import MaxNorm
 from regplug_builtins.non_negative import NonNegative
 from regplug_builtins.orthogonal import Orthogonal
@@ -20,6 +21,7 @@ from regplug_builtins.weight_decay import WeightDecay
 __all__ = [
     "L1",
     "L2",
+    "L2SP",
     "Activity",
     "DropPath",
     "Dropout",
