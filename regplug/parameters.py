@@ -125,12 +125,12 @@ class Selection:
             list(where) if isinstance(where, list | tuple) else [where]  # type: ignore[list-item]
         )
         if not parts:
-            raise SelectionError("where must not be an empty list")
+            raise SelectionError(f"where must not be empty, got {where!r}")
         for part in parts:
             if not (callable(part) or (isinstance(part, str) and part.lstrip("!").strip())):
                 raise SelectionError(
                     "where must be 'weights', 'all', a glob pattern, '!pattern', a list of these "
-                    f"or a callable (name, parameter, module) -> bool, got {part!r}"
+                    f"or a callable (name, parameter, module) -> bool, got {where!r}"
                 )
         self.where = where
         self._exclude = [p[1:] for p in parts if isinstance(p, str) and p.startswith("!")]
