@@ -303,7 +303,7 @@ class UpdateRule:
 
 
 def _over(numerator: Any, denominator: torch.Tensor, second_moment: torch.Tensor) -> torch.Tensor:
-    """Return numerator/denominator, and 0 where the second moment is; ``denominator`` is used up."""
+    """Return numerator/denominator, and 0 where the second moment is; uses ``denominator`` up."""
     step = denominator.reciprocal_().mul_(numerator)
     # One reading pass instead of three more, where a look at the result waits for no device.
     if second_moment.device.type == "cpu" and second_moment.numel() and second_moment.min() > 0:

@@ -506,9 +506,9 @@ def test_lbfgs_takes_the_very_steps_it_takes_on_the_written_out_objective(delive
         lambda: objective(written, *data()) + sum(value(w, 0.3, 0.2) for w in weights_of(written)),
         steps=4,
     )
-    assert seen == pytest.approx(expected, rel=1e-9)
+    assert seen == pytest.approx(expected, rel=1e-12)
     for mine, its in zip(model.parameters(), written.parameters(), strict=True):
-        exactly(mine.detach(), its.detach(), atol=1e-7)
+        exactly(mine.detach(), its.detach(), atol=1e-10)
 
 
 @pytest.mark.parametrize("delivery", ["step", "loss"])
