@@ -1,11 +1,12 @@
 """What is installed: the entry points of group ``regplug`` and the distributions behind them.
 
-Nothing is loaded here, and nothing is kept: an answer is always that of the environment as it is.
+Nothing is loaded here. Offers are not kept: they are always those of the environment as it is.
 """
 
 import importlib.metadata
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 
 __all__ = ["GROUP", "Offer", "distribution_of", "entry_name_of", "offers"]
 
@@ -77,7 +78,12 @@ def distribution_of(cls: type) -> tuple[str, str]:
     for offer in offers():
         if offer.is_of(cls):
             return offer.distribution, offer.version
-    package = cls.__module__.partition(".")[0]
+    return _distribution_of_package(cls.__module__.partition(".")[0]) or (cls.__module__, "")
+
+
+@lru_cache
+def _distribution_of_package(package: str) -> tuple[str, str] | None:
+    # Kept, for it reads the metadata of all that is installed, and errors want it again and again.
     for name in importlib.metadata.packages_distributions().get(package, ()):
         return name, importlib.metadata.version(name)
-    return cls.__module__, ""
+    return None

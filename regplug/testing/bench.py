@@ -55,8 +55,9 @@ class Sample(nn.Module):
         super().__init__()
         self.inner = nn.Linear(6, 7)
         self.norm = nn.LayerNorm(7)
-        self.drop = nn.Dropout(0.3)
-        self.path = StochasticDepth(0.2)
+        self.squash = nn.Tanh()
+        self.drop = nn.Dropout(0.35)
+        self.path = StochasticDepth(0.15)
         self.one = nn.Linear(7, 7, bias=False)
         if tied:
             self.two = nn.Linear(7, 7, bias=False)
@@ -71,10 +72,10 @@ class Sample(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return predictions of shape ``(N, 1)`` for ``x`` of shape ``(N, 6)``."""
-        x = self.drop(self.norm(self.inner(x)).tanh())
-        x = x + self.path(self.one(x).tanh())
+        x = self.drop(self.squash(self.norm(self.inner(x))))
+        x = x + self.path(self.squash(self.one(x)))
         again = self.two if hasattr(self, "two") else self.one
-        out: torch.Tensor = self.head(again(x).tanh())
+        out: torch.Tensor = self.head(self.squash(again(x)))
         return out
 
 
