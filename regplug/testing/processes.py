@@ -21,8 +21,8 @@ from torch._C._distributed_c10d import TCPStore
 __all__ = ["RANKS", "Processes", "processes", "stop_processes"]
 
 RANKS = 2
-START_SECONDS = 120.0
-JOB_SECONDS = 60.0
+START_SECONDS = 180.0
+JOB_SECONDS = 120.0
 # What a rank is given to answer after the other has failed: it may wait for it in a collective.
 GRACE_SECONDS = 3.0
 

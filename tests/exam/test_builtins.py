@@ -8,11 +8,26 @@ from regplug.testing import check_plugin
 
 # Arguments for each built-in, and whatever else of it deserves an exam of its own.
 SPECS = {
-    "l1": ["l1(1e-3)"],
-    "l2": ["l2(linear(0, 1e-2, steps=4))"],
-    "elastic_net": ["elastic_net(1e-3, cosine(1e-2, 0, steps=10))"],
-    "weight_decay": ["weight_decay(0.1)", "weight_decay(0.1, existing='replace')"],
+    "activity": ["activity(1e-3)"],
+    "drop_path": ["drop_path(0.2)"],
     "dropout": ["dropout(0.2)", "dropout(linear(1, 0.5, steps=10), relative=True)"],
+    "elastic_net": ["elastic_net(1e-3, cosine(1e-2, 0, steps=10))"],
+    "gradient_noise": ["gradient_noise(0.1)"],
+    "group_lasso": ["group_lasso(1e-3)"],
+    "hard_threshold": ["hard_threshold(0.5)"],
+    "l1": ["l1(1e-3)"],
+    "l1_ball": ["l1_ball(1.0)"],
+    "l2": ["l2(linear(0, 1e-2, steps=4))"],
+    "max_norm": ["max_norm(1.0)"],
+    "non_negative": ["non_negative()"],
+    "orthogonal": ["orthogonal(1e-3)"],
+    "spectral_norm": ["spectral_norm(1e-3)"],
+    "unit_norm": ["unit_norm()"],
+    "weight_decay": [
+        "weight_decay(0.1)",
+        "weight_decay(0.1, existing='replace')",
+        "weight_decay(0.1, cautious=True)",
+    ],
 }
 
 # Checks that are known to fail, each with its reason, by the name of the plugin.
