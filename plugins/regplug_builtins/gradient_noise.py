@@ -97,8 +97,8 @@ class GradientNoise(Plugin):
         """Return standard normal numbers for the whole of ``w``, of which shards take a part."""
         key = hashlib.blake2b(f"{self.seed}/{step}/{name}".encode(), digest_size=7)
         generator = torch.Generator(w.device).manual_seed(int.from_bytes(key.digest(), "little"))
-        dtype = torch.promote_types(w.dtype, torch.float32)
-        return torch.randn(w.shape, generator=generator, dtype=dtype, device=w.device)
+        # In one dtype for all weights, so that precision does not change what is drawn.
+        return torch.randn(w.shape, generator=generator, dtype=torch.float32, device=w.device)
 
     @hookimpl
     def on_metrics(self, session: Session) -> Mapping[str, float]:
