@@ -12,7 +12,7 @@ import regplug
 from regplug import catalog
 
 SCHEDULE = "linear(0.02, 0.06, steps=4)"
-"""Given for each argument that a plugin requires, so that the count of real steps shows."""
+"""Given for each positional argument, its strengths, so that the count of real steps shows."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,8 @@ class Row:
     @property
     def spec(self) -> str:
         parameters = inspect.signature(catalog.load_class(self.plugin)).parameters.values()
-        required = [
-            p
-            for p in parameters
-            if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-        ]
-        arguments = [SCHEDULE] * len(required)
+        positional = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        arguments = [SCHEDULE] * len(positional)
         if self.delivery:
             arguments.append(f"delivery={self.delivery!r}")
         return f"{self.plugin}({', '.join(arguments)})"
@@ -55,11 +51,15 @@ def rows() -> list[Row]:
 REASONS = {
     "a": "Adam takes a step of its own for each element, for which this proximal operator has no "
     "closed form; refused at attach, which names the ways out",
+    "b": "it penalizes activations, which are themselves rounded to bfloat16 there; not compared",
+    "c": "it draws its noise in the dtype of the weights, so float64 has other noise; not compared",
 }
+REFUSED = {"a"}
+"""The reasons for which attaching is refused; the other cells are not run."""
 
 
 def cannot(row: Row, regime: Regime, plugin: Any) -> str | None:
-    """Return the letter of the reason why a cell cannot hold; it must then be refused."""
+    """Return the letter of the reason why a cell cannot hold, None if it must."""
     if (
         row.delivery == "proximal"
         and regime.task.optimizer == "adam"
@@ -67,6 +67,11 @@ def cannot(row: Row, regime: Regime, plugin: Any) -> str | None:
         and not plugin.elementwise_steps
     ):
         return "a"
+    own_loss = hasattr(plugin, "on_loss") and not isinstance(plugin, regplug.Penalty)
+    if own_loss and regime.task.exact:
+        return "b"
+    if getattr(plugin, "stochastic", False) and regime.task.exact:
+        return "c"
     return None
 
 

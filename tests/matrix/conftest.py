@@ -1,16 +1,31 @@
 """Prints the matrix: rows plugins, columns regimes, each cell its largest error."""
 
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
 
+outcome = pytest.StashKey[pytest.TestReport]()
+
 errors: dict[tuple[str, str], float | str] = {}
 """The largest error of each cell that was run, or the letter of the reason why it cannot hold."""
+failed: set[tuple[str, str]] = set()
 
 
-@pytest.fixture(scope="session")
-def record() -> dict[tuple[str, str], float | str]:
-    return errors
+@pytest.fixture
+def record(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, str], float | str]]:
+    before = set(errors)
+    yield errors
+    if (report := request.node.stash.get(outcome, None)) is not None and report.failed:
+        failed.update(set(errors) - before)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    report = yield
+    if report.when == "call":
+        item.stash[outcome] = report
+    return report
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -27,19 +42,22 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     write("| plugin, delivery | " + " | ".join(columns) + " |")
     write("| --- |" + " --- |" * len(columns))
     for row in rows:
-        shown = [_shown(errors.get((row, column))) for column in columns]
+        shown = [_shown((row, column)) for column in columns]
         write(f"| {row} | " + " | ".join(shown) + " |")
     write("")
-    held = [error for error in errors.values() if not isinstance(error, str)]
-    refused = sorted({error for error in errors.values() if isinstance(error, str)})
-    for letter in refused:
+    cannot = [error for error in errors.values() if isinstance(error, str)]
+    for letter in sorted(set(cannot)):
         write(f"({letter}) {REASONS[letter]}")
-    write(f"{len(errors)} cells: {len(held)} hold, {len(errors) - len(held)} are refused")
+    held = len(errors) - len(cannot) - len(failed)
+    write(f"{len(errors)} cells: {held} hold, {len(failed)} fail, {len(cannot)} cannot be")
 
 
-def _shown(error: float | str | None) -> str:
+def _shown(cell: tuple[str, str]) -> str:
+    error = errors.get(cell)
     if error is None:
         return ""
+    if cell in failed:
+        return f"FAILS: {error}"
     if isinstance(error, str):
         return f"({error})"
     return f"{error:.0e}" if error else "0"

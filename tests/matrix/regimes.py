@@ -26,19 +26,38 @@ import regplug
 BATCH = 8
 
 
+class StochasticDepth(nn.Module):
+    """Leaves out whole samples, by an attribute of the name that models use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop_prob = 0.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.drop_prob == 0:
+            return x
+        kept = torch.rand(len(x), 1, dtype=x.dtype) >= self.drop_prob
+        return x * kept / (1 - self.drop_prob)
+
+
 class Net(nn.Module):
-    """Rows of 7, 3 and 1: uneven shards on two ranks, and one that is empty."""
+    """Rows of 7, 3 and 1: uneven shards on two ranks, and one that is empty.
+
+    It has one of each kind of module that plugins act on.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Linear(5, 7)
         self.norm = nn.LayerNorm(7)
+        self.act = nn.Tanh()
         self.drop = nn.Dropout(0.0)
         self.second = nn.Linear(7, 3)
+        self.path = StochasticDepth()
         self.gate = nn.Linear(3, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = self.second(self.drop(torch.tanh(self.norm(self.first(x)))))
+        out = self.path(self.second(self.drop(self.act(self.norm(self.first(x))))))
         return out * torch.sigmoid(self.gate(out))
 
 
@@ -54,11 +73,12 @@ class Sum(nn.Module):
         self.first = nn.Linear(5, 7)
         self.drop = nn.Dropout(0.0)
         self.second = nn.Linear(5, 3)
+        self.path = StochasticDepth()
         self.gate = nn.Linear(5, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         parts = [self.first(x), self.second(x), self.gate(x)]
-        return self.drop(torch.cat(parts, dim=-1))
+        return self.path(self.drop(torch.cat(parts, dim=-1)))
 
 
 @dataclass(frozen=True)
@@ -248,7 +268,7 @@ def autocast(task: Task, spec: Any, rank: int, ranks: int) -> Outcome:
 
 @regime("compiled model")
 def compiled(task: Task, spec: Any, rank: int, ranks: int) -> Outcome:
-    return loop(task, spec, wrap=lambda model: torch.compile(model, backend="aot_eager"))
+    return loop(task, spec, wrap=lambda model: torch.compile(model, backend="eager"))
 
 
 @regime("closure")
@@ -467,9 +487,7 @@ def accelerated(task: Task, spec: Any, rank: int, ranks: int, *, fsdp: bool = Fa
                 if accelerator.sync_gradients:
                     metrics.append(session.metrics())
         assert session.steps == len(task.micro)
-        result = outcome(session.model, metrics)
-    accelerator.free_memory()
-    return result
+        return outcome(session.model, metrics)
 
 
 def shard_with(accelerator: Any) -> None:
