@@ -192,23 +192,36 @@ class Watch:
         self._inside: set[int] = set()
         self._forward: Any = None
         self._patience, self._returns = _PATIENCE, _RETURNS
-        self._handles: list[Any] = []
+        self._undo: list[Callable[[], Any]] = []
         self._title = ""
 
     def __enter__(self) -> "Watch":
-        self._handles = [
-            optim_module.register_optimizer_step_pre_hook(self._on_step),
-            nn_module.register_module_parameter_registration_hook(self._on_parameter),
+        self._undo = [
+            optim_module.register_optimizer_step_pre_hook(self._on_step).remove,
+            nn_module.register_module_parameter_registration_hook(self._on_parameter).remove,
         ]
         # torch.compile warns of any global hook; this one is off again before it could matter.
         warnings.filterwarnings("ignore", "Using `torch.compile.module.` when there are global")
+        self._register_compile()
         self._arm()
         return self
 
+    def _register_compile(self) -> None:
+        # A model compiled in place, or inside a compiled function, calls no hook before its graph
+        # is traced. torch tells of that too, though by no documented name.
+        try:
+            from torch._dynamo.callback import callback_handler
+
+            callback_handler.register_start_callback(self._on_compile)
+            remove = callback_handler.remove_start_callback
+        except (ImportError, AttributeError):
+            return  # then its optimizer gets its session at the first step
+        self._undo.append(lambda: remove(self._on_compile))
+
     def __exit__(self, *error: object) -> None:
         self._disarm()
-        while self._handles:
-            self._handles.pop().remove()
+        while self._undo:
+            self._undo.pop()()
 
     def _arm(self) -> None:
         self._patience = _PATIENCE if not self._known else 4
@@ -240,20 +253,28 @@ class Watch:
             return
         self._inside.update(id(child) for child in module.modules() if child is not module)
         self._remember(module)
-        found = [o for o in living.optimizers() if o not in self._known | self._refused]
-        served = 0
-        for optimizer in sorted(found, key=_order_in(module)):
-            if not living.holds_any(module, optimizer):
-                continue
-            served += 1
+        found = self._unknown()
+        served = [o for o in found if living.holds_any(module, o)]
+        self._try_to_attach(sorted(served, key=_order_in(module)))
+        self._patience = _PATIENCE if served else self._patience - 1
+        if (served and len(served) == len(found)) or self._patience <= 0:
+            self._disarm()
+
+    def _on_compile(self, *_: Any) -> None:
+        if self._forward is not None and (found := self._unknown()):
+            self._try_to_attach(found)
+            self._disarm()
+
+    def _unknown(self) -> list[Optimizer]:
+        return [o for o in living.optimizers() if o not in self._known | self._refused]
+
+    def _try_to_attach(self, optimizers: Sequence[Optimizer]) -> None:
+        for optimizer in optimizers:
             try:
                 self._attach(optimizer)
             except Exception:
                 # Perhaps it never steps, and then it is no error: its first step decides.
                 self._refused.add(optimizer)
-        self._patience = _PATIENCE if served else self._patience - 1
-        if (served and served == len(found)) or self._patience <= 0:
-            self._disarm()
 
     def _on_step(self, optimizer: Optimizer, arguments: Any, keywords: Any) -> None:
         if self.failure is not None:

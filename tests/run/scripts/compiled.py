@@ -1,4 +1,4 @@
-"""A compiled model; run by python -m as well."""
+"""A compiled model, one compiled in place, and a compiled loss function."""
 
 import sys
 
@@ -17,14 +17,26 @@ class Block(nn.Module):
 
 
 torch.manual_seed(1)
+how, output = sys.argv[1:]
 net = nn.Sequential(Block(), Block(), nn.Linear(5, 1))
-compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
-optimizer = torch.optim.SGD(compiled.parameters(), lr=0.05, momentum=0.9, nesterov=True)
+options = {"backend": "aot_eager", "fullgraph": True}
+model = torch.compile(net, **options) if how == "wrapped" else net
+optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True)
 x, y = torch.randn(10, 5), torch.randn(10, 1)
+
+
+def loss_fn(x, y):
+    return (model(x) - y).square().mean()
+
+
+if how == "in place":
+    net.compile(**options)
+elif how == "function":
+    loss_fn = torch.compile(loss_fn, **options)
 for _ in range(4):
     optimizer.zero_grad()
-    loss = (compiled(x) - y).square().mean()
+    loss = loss_fn(x, y)
     loss.backward()
     optimizer.step()
 
-torch.save(net.state_dict(), sys.argv[1])
+torch.save(net.state_dict(), output)
