@@ -11,7 +11,7 @@ from regplug.errors import SelectionError, SpecError
 from regplug.schedules import Schedule
 from regplug_builtins._rate import Rate
 
-__all__ = ["ScheduledRates", "Target", "patterns"]
+__all__ = ["ScheduledRates", "Target", "is_rate", "patterns"]
 
 
 @dataclass
@@ -36,6 +36,15 @@ def patterns(where: str | Sequence[str]) -> list[str]:
     if not found or not all(isinstance(p, str) and p.strip("! ") for p in found):
         raise SelectionError(f"where must be glob patterns on module names, got {where!r}")
     return found
+
+
+def is_rate(value: object) -> bool:
+    """Whether an attribute's value can be a rate: a float within [0, 1], or one that is scheduled.
+
+    >>> [is_rate(value) for value in (0.1, 2.0, 1, "0.1")]
+    [True, False, False, False]
+    """
+    return isinstance(value, float | Rate) and 0 <= float(value) <= 1
 
 
 class ScheduledRates(Plugin):
@@ -85,8 +94,10 @@ class ScheduledRates(Plugin):
             raise SelectionError(
                 f"{self.name}: where={self.where!r} matches no {self.kind}; the model has {have}"
             )
+        others = [p for p in session.plugins if isinstance(p, ScheduledRates) and p is not self]
+        taken = {(id(t.module), t.attribute) for other in others for t in other._targets}
         for target in targets:
-            if isinstance(target.own, Rate):
+            if isinstance(target.own, Rate) or (id(target.module), target.attribute) in taken:
                 raise SpecError(
                     f"{self.name}: {target.name} is set by another plugin already: exclude it from "
                     f"one of them, as with where=['*', '!{target.name}']"

@@ -8,7 +8,7 @@ from torch import nn
 from regplug import Scheduled, Session, hookimpl
 from regplug.errors import SpecError
 from regplug.schedules import ScheduleLike
-from regplug_builtins._rates import ScheduledRates, Target, patterns
+from regplug_builtins._rates import ScheduledRates, Target, is_rate, patterns
 
 __all__ = ["DropPath"]
 
@@ -93,15 +93,11 @@ class DropPath(ScheduledRates):
             if not _MODULE.search(type(module).__name__):
                 continue
             for attribute, value in vars(module).items():
-                if (
-                    _ATTRIBUTE.fullmatch(attribute)
-                    and isinstance(value, int | float)
-                    and not isinstance(value, bool)
-                    and 0 <= value <= 1
-                ):
-                    own = float(value)
+                # Libraries write 0 for no dropping, and an int where they mean a float.
+                rate = float(value) if type(value) is int else value
+                if _ATTRIBUTE.fullmatch(attribute) and is_rate(rate):
                     name = f"{path}.{attribute}" if path else attribute
-                    yield Target(module, attribute, name, own)
+                    yield Target(module, attribute, name, rate)
 
     def begin(self, targets: Sequence[Target]) -> None:
         """Work out each target's share of the rate."""

@@ -10,7 +10,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from regplug import Scheduled, Session, hookimpl
 from regplug.errors import SpecError
 from regplug.schedules import Schedule, ScheduleLike
-from regplug_builtins._rates import ScheduledRates, Target, patterns
+from regplug_builtins._rates import ScheduledRates, Target, is_rate, patterns
 
 __all__ = ["Dropout"]
 
@@ -148,5 +148,5 @@ def _attributes(module: nn.Module) -> Iterator[str]:
             named = _RATE_NAME.fullmatch(attribute) or (
                 attribute == "p" and "drop" in type(module).__name__.lower()
             )
-            if named and isinstance(value, float) and 0 <= value <= 1:
+            if named and is_rate(value):
                 yield attribute

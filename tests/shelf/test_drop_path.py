@@ -103,3 +103,15 @@ def test_misuse_is_told() -> None:
     model = nn.Sequential(nn.Linear(2, 2), TimmDropPath(0.0))
     with pytest.raises(SpecError, match="every own rate of the model is 0"):
         regplug.attach(model, plugins=[DropPath(0.1, depth="own")])
+
+
+@pytest.mark.parametrize("rate", ["0.1", "linear(0.1, 0.2, steps=2)"])
+def test_a_rate_has_one_master(rate: str) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.3), TimmDropPath(0.3))
+    for specs in ([f"dropout({rate})", "drop_path(0.1)"], [f"drop_path({rate})", "dropout(0.1)"]):
+        with pytest.raises(SpecError, match=r"2\.drop_prob is set by another plugin already"):
+            regplug.attach(model, plugins=specs)
+        assert (model[1].p, model[2].drop_prob) == (0.3, 0.3)
+    specs = [f"dropout({rate}, where='!2.*')", "drop_path(0.2)"]
+    with regplug.attach(model, plugins=specs):
+        assert (float(model[1].p), model[2].drop_prob) == (0.1, 0.2)
