@@ -1,10 +1,11 @@
 """A training script that knows nothing of regplug: handwritten digits, a small network, Adam.
 
-    python examples/plain_script.py --epochs 30
-    regplug run -p 'l1(2e-4, delivery="proximal")' --report out examples/plain_script.py --epochs 30
+    python examples/plain_script.py
+    regplug run -p 'l1(1e-3, delivery="proximal")' --report out examples/plain_script.py
 
-The second line trains the same script, unedited, with an L1 penalty: about as many digits are read
-right, by a network most of whose weights are exactly zero. `out/` then holds tables and a picture.
+The second line trains the same script, unedited, with an L1 penalty: 96 instead of 97 of a hundred
+digits are read right, by a network more than half of whose weights are exactly zero. `out/` then
+holds tables and a picture.
 """
 
 import argparse
@@ -18,6 +19,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 class Net(nn.Module):
+    """One hidden layer."""
+
     def __init__(self, hidden):
         super().__init__()
         self.hidden = nn.Linear(64, hidden)

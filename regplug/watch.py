@@ -144,11 +144,10 @@ class Entry:
 
 def _title(session: Session) -> str:
     model = session.model
-    kind = (
-        " and ".join([*map(_kind, model.children()), *model._parameters])
-        if isinstance(model, living.Bare)
-        else _kind(model)
-    )
+    kind = _kind(model)
+    if isinstance(model, living.Bare):
+        parts = [*map(_kind, model.children()), *model._parameters]
+        kind = " and ".join(parts[:4]) + (f" and {len(parts) - 4} more" if len(parts) > 4 else "")
     return f"{kind} with {type(session.optimizer).__name__}"
 
 
