@@ -9,6 +9,7 @@ words of the others, a minute at most.
 
 import gc
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,9 @@ __all__ = ["PATIENCE", "Ranks", "difference", "summary"]
 
 PATIENCE = 50.0
 """Seconds that a rank waits for the others to attach."""
+
+# In the repr of a callable: of no meaning on another rank.
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 _counts: Counter[tuple[str, tuple[int, ...]]] = Counter()
 
@@ -163,7 +167,8 @@ def summary(session: "Session") -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else repr(value)
+    text = value if isinstance(value, str) else repr(value)
+    return _ADDRESS.sub("", text)
 
 
 def difference(

@@ -19,6 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import regplug
 from regplug import agreement
+from regplug.schedules import warmup
+from regplug_builtins import L1
 
 
 def model_of(kind: str) -> nn.Module:
@@ -30,15 +32,11 @@ def model_of(kind: str) -> nn.Module:
     return model
 
 
-def attach(rank: int, kind: str, specs: list[list[Any]], patience: float = 50.0) -> Any:
-    """Attach a list of plugins per rank (None: not at all); return the error and the seconds."""
-    agreement.PATIENCE = patience
+def attach(rank: int, kind: str, specs: list[list[Any]]) -> Any:
+    """Attach a list of plugins per rank; return the error and the seconds."""
     model = model_of(kind)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     started = time.monotonic()
-    if specs[rank] is None:
-        time.sleep(patience + 2)  # whatever it does instead
-        return None
     try:
         regplug.attach(model, optimizer, specs[rank]).detach()
     except regplug.errors.RegplugError as error:
@@ -82,12 +80,42 @@ def test_a_difference_is_an_error_on_every_rank_that_shows_it(pair: Pair, which:
         assert all(part in words for part in shown), words
 
 
+def attach_on_one(rank: int) -> Any:
+    model = model_of("ddp")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    if rank == 1:
+        time.sleep(3)  # whatever it does instead
+        return None
+    patience, started = agreement.PATIENCE, time.monotonic()
+    agreement.PATIENCE = 1.0
+    try:
+        regplug.attach(model, optimizer, ["l1(0.1)"], name="on one rank")
+    except regplug.errors.RegplugError as error:
+        return str(error), time.monotonic() - started, patience
+    finally:
+        agreement.PATIENCE = patience
+
+
 def test_a_rank_that_never_attaches_is_an_error_on_those_that_wait(pair: Pair) -> None:
-    (words, seconds), nothing = pair.run(attach, "ddp", [["l1(0.1)"], None], 2.0)
+    (words, seconds, patience), nothing = pair.run(attach_on_one)
     assert "rank 1 did not attach" in words
-    assert 2 <= seconds < 10
+    assert 1 <= seconds < 10
     assert nothing is None
-    assert agreement.PATIENCE < 60
+    assert patience < 60
+
+
+def with_callables(rank: int) -> str:
+    """Callables have another address in each process, which says nothing."""
+    model = model_of("ddp")
+    pad = [object() for _ in range(1000 * rank)]
+    plugin = L1(warmup(lambda step: 0.1, 5), where=["weights", lambda name, p, module: True])
+    plugin.settings = [len, lambda: pad]  # type: ignore[attr-defined]
+    regplug.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), [plugin]).detach()
+    return "agreed"
+
+
+def test_callables_agree_by_what_they_come_to(pair: Pair) -> None:
+    assert pair.run(with_callables) == ["agreed", "agreed"]
 
 
 def test_bare_models_are_each_ranks_own_business(pair: Pair) -> None:
