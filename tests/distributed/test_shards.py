@@ -188,3 +188,6 @@ def test_separable_penalties_communicate_for_values_alone(pair: Pair) -> None:
     assert more("l1", "loss", False) == 1  # the loss that the loop sees is right on every rank
     assert more("l1", "step", True) == 1
     assert more("columns", "step", False) == 3  # one gather for each covered parameter
+    assert more("columns", "proximal", False) == 3
+    assert more("columns", "loss", False) == 6  # for the value, and for the gradient
+    assert more("columns", "step", True) == 3 + 3 + 1  # the last is for the share of zeros
