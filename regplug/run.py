@@ -1,4 +1,17 @@
-"""``regplug run``: any training script, unedited, with plugins attached to what it trains."""
+"""``regplug run``: a training script, unedited, with plugins attached to what it trains.
+
+They are attached to each torch optimizer that the script makes, and act at its steps, so the
+weights are those of a script that had attached them before its loop.
+
+    regplug run -p 'l1(1e-4, delivery="proximal")' train.py --epochs 5
+    regplug run -p 'weight_decay(0.1) @ netG' -p 'l2(1e-4) @ netD' --report out gan.py
+    torchrun --nproc_per_node 2 -m regplug run -p 'l1(1e-4)' -m package.train
+
+A pattern after @ says which models a plugin is for. It is compared with the names of the variables
+that hold model and optimizer and with the names of their classes; the summary at the end shows
+them. What can be known to be wrong before the script starts, or when a plugin is attached, ends it
+with exit status 2 and one line.
+"""
 
 import argparse
 import atexit
@@ -23,20 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_parser", "main"]
 
-_DESCRIPTION = """\
-Run a training script, unedited, with plugins attached to each torch optimizer that it makes. They
-act at its steps, so the weights are those of a script that had attached them before its loop."""
-
-_EPILOG = """\
-examples:
-  regplug run -p 'l1(1e-4, delivery="proximal")' train.py --epochs 5
-  regplug run -p 'weight_decay(0.1) @ netG' -p 'l2(1e-4) @ netD' --report out gan.py
-  torchrun --nproc_per_node 2 -m regplug run -p 'l1(1e-4)' -m package.train
-A pattern after @ says which models a plugin is for. It is compared with the names of the variables
-that hold model and optimizer and with the names of their classes; the summary at the end shows
-them.
-"""
-
 
 def add_parser(
     commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
@@ -45,8 +44,7 @@ def add_parser(
     parser: argparse.ArgumentParser = commands.add_parser(
         "run",
         help="run a script with plugins attached, without editing it",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -63,7 +61,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="SPEC[@PATTERN]",
-        help="a plugin such as 'l1(1e-4)', for all models or those of the pattern; repeatable",
+        help="a plugin, for all models or those of the pattern; may be given several times",
     )
     parser.add_argument(
         "--config",
@@ -148,7 +146,7 @@ def _wishes(args: argparse.Namespace) -> _Wishes:
     config: dict[str, Any] = {} if args.config is None else _read(Path(args.config))
     plugins = [*config.get("plugins", []), *args.plugins]
     if not plugins:
-        raise SpecError("nothing to attach: say -p 'l1(1e-4)', or plugins = [...] in --config")
+        raise SpecError("nothing to attach: say -p SPEC, or plugins = [...] in --config")
     report = args.report if args.report is not None else config.get("report")
     every = args.every if args.every is not None else config.get("every")
     if every is not None and every < 1:

@@ -37,6 +37,8 @@ FLOORS = (
     {"run"},
     {"script", "watch"},
     {"living", "report", "scaffold", "shelf", "testing", "tune"},
+    # What other packages' conventions want around a session, of which the session knows nothing.
+    {f"integrations.{name}" for name in ("keras", "lightning", "skorch", "transformers")},
     {"pictures"},
     {"__init__"},
     {"session"},
@@ -136,10 +138,10 @@ def _core_module(dotted: str) -> str | None:
 
 
 def _floor(module: str) -> int:
-    top = module.partition(".")[0]
-    for height, names in enumerate(reversed(FLOORS)):
-        if top in names:
-            return height
+    for name in (module, module.partition(".")[0]):
+        for height, names in enumerate(reversed(FLOORS)):
+            if name in names:
+                return height
     raise AssertionError(f"regplug.{module} stands on no floor: give it one in FLOORS")
 
 
