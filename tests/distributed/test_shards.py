@@ -105,6 +105,30 @@ def test_shards_give_the_weights_values_and_metrics_of_one_process(
     close(pair.run(train, kind, delivery, shape, 2), train(0, kind, delivery, (), 1))
 
 
+def attach_late(rank: int, sharded: bool) -> Any:
+    """Attach after an evaluation, with the root's parameters gathered."""
+    model = make()
+    if sharded:
+        fully_shard(model, mesh=mesh_of(2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    x = torch.ones(4, 6).double()
+    with torch.no_grad():
+        model(x)
+    gathered = sharded and not any(hasattr(p, "full_tensor") for p in model.parameters())
+    with regplug.attach(model, optimizer, ["l1(0.3)", "weight_decay(0.1)"]) as session:
+        model(x).square().mean().backward()
+        optimizer.step()
+        return gathered, session.metrics()["l1/value"]
+
+
+def test_a_model_left_gathered_by_an_evaluation_is_bound_to_its_shards(pair: Pair) -> None:
+    """FSDP2 leaves the root's parameters gathered: plain ones, not those of the optimizer."""
+    _, alone = attach_late(0, False)
+    for gathered, value in pair.run(attach_late, True):
+        assert gathered
+        assert value == pytest.approx(alone, abs=1e-12)
+
+
 def test_four_ranks_shard_and_replicate() -> None:
     """Sums over all ranks would count what is replicated twice."""
     four = Pair(4)
