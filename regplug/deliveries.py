@@ -67,6 +67,8 @@ def _companions(
     penalty: "Penalty", weights: Sequence[torch.Tensor]
 ) -> list[tuple[torch.Tensor, ...]]:
     """Return a column of this rank's parts for each companion that the weights have."""
+    if not weights or not penalty.companions(weights[0]):  # most penalties have none
+        return []
     rows = [[distributed.local(c) for c in penalty.companions(w)] for w in weights]
     return list(zip(*rows, strict=True))
 
