@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import regplug
 import torch
+from torch import nn
+
+import regplug
 from regplug.errors import SpecError
 from regplug.report import Recorder
-from torch import nn
 
 
 def loop(plugins, **options):
@@ -39,7 +40,7 @@ PROXIMAL = "l1(piecewise({0: 0.01, 3: 0.3}), delivery='proximal')"
 def test_rows_and_layers_are_what_torch_says_at_these_steps():
     session, step, recorder = loop([PROXIMAL, "dropout(linear(0.4, 0, steps=8))"], every=2)
     weights = {"0.weight": session.model[0].weight, "3.weight": session.model[3].weight}
-    expected, layers = [], []
+    expected, layers, losses = [], [], []
     for number in range(7):
         if number % 2 == 0:
             whole = torch.cat([w.detach().flatten() for w in weights.values()])
@@ -51,13 +52,13 @@ def test_rows_and_layers_are_what_torch_says_at_these_steps():
                     "l1/zeros": (whole == 0).double().mean().item(),
                     "dropout/rate": 0.4 * (1 - number / 8),
                 }
-                | ({"loss": loss} if number else {})
+                | ({"loss": losses[-1]} if losses else {})
             )
             layers += [
                 (number, name, w.numel(), int((w == 0).sum()), w.norm().item())
                 for name, w in weights.items()
             ]
-        loss = step()
+        losses.append(step())
     assert [row.keys() for row in recorder.rows] == [row.keys() for row in expected]
     for row, wanted in zip(recorder.rows, expected, strict=True):
         assert row == pytest.approx(wanted, rel=1e-12, abs=1e-15)
@@ -85,7 +86,7 @@ def test_histograms_count_every_weight_in_its_bin():
 
 
 def test_an_open_distance_keeps_a_long_run_short():
-    session, step, recorder = loop(["l2(1e-3)"])
+    _, step, recorder = loop(["l2(1e-3)"])
     for _ in range(600):
         step()
     recorder.refresh()
@@ -212,7 +213,7 @@ def test_a_loop_without_an_optimizer_is_recorded_too():
         model(torch.ones(1, 3)).sum().backward()
         with session.step(), torch.no_grad():
             for p in model.parameters():
-                p -= 0.1 * p.grad
+                p.sub_(0.1 * p.grad)
     assert [row["step"] for row in recorder.rows] == [0, 1, 2]
     session.detach()
     model(torch.ones(1, 3)).sum().backward()

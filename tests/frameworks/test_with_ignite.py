@@ -8,6 +8,8 @@ from torch import nn
 
 import regplug
 
+pytestmark = pytest.mark.frameworks
+
 
 @pytest.fixture(scope="module")
 def ignite():

@@ -1,5 +1,7 @@
 """Keras 3 on torch: the mix-in against plain torch, under clipping and accumulation, and saved."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,11 @@ import torch
 import regplug
 from regplug.errors import SpecError, UnsupportedError
 
-# Keras' own way to numpy, under a numpy newer than it knows.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [
+    pytest.mark.frameworks,
+    # Keras' own way to numpy, under a numpy newer than it knows.
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
 
 X = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
 Y = (X.sum(1, keepdims=True) > 0).astype("float32")
@@ -17,6 +22,7 @@ SPECS = ["l1(linear(0.02, 0, steps=6))", "weight_decay(0.1)"]
 
 @pytest.fixture(scope="module")
 def keras():
+    os.environ["KERAS_BACKEND"] = "torch"  # read when it is imported first
     import keras
 
     assert keras.backend.backend() == "torch"

@@ -10,6 +10,8 @@ from torch import nn
 import regplug
 from regplug.errors import SpecError, StateError
 
+pytestmark = pytest.mark.frameworks
+
 PLUGINS = ["l1(linear(0.1, 0, steps=8), delivery='proximal')", "weight_decay(0.3)"]
 
 

@@ -9,6 +9,8 @@ from torch import nn
 
 import regplug
 
+pytestmark = pytest.mark.frameworks
+
 PLUGINS = ["l1(linear(0.05, 0, steps=8), delivery='proximal')", "weight_decay(0.1)"]
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(24, 5)).astype(np.float32)

@@ -7,6 +7,8 @@ from torch import nn
 import regplug
 from regplug.errors import StateError
 
+pytestmark = pytest.mark.frameworks
+
 STRENGTH = 1e-3
 
 

@@ -1,3 +1,0 @@
-"""The scripts are run by the tests, never imported."""
-
-collect_ignore = ["scripts"]
