@@ -24,8 +24,9 @@ help: ## list these targets
 demo: $(READY) ## one loop with and without regularizers, on real data: a table and a picture
 	$(BIN)/python examples/demo.py
 
+# Two at a time, a file each: the tests of one file share process groups.
 test: lint ## lint, types and all tests but the slow ones
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_FLAGS)
 
 lint: $(READY) ## ruff and mypy alone
 	$(BIN)/ruff check

@@ -52,7 +52,9 @@ def test_first_block_prints_what_stands_below_it(capsys: pytest.CaptureFixture[s
 def test_command_exists(command: str, tmp_path: Path) -> None:
     program, *arguments = shlex.split(command)
     scripts = [a for a in arguments if a.endswith(".py")]
-    assert all((ROOT / script).is_file() for script in scripts)
+    # Others, as gan.py, stand for the reader's own.
+    ours = [script for script in scripts if script.startswith("examples/")]
+    assert all((ROOT / script).is_file() for script in ours)
     if program == "make":
         done = subprocess.run(
             ["make", "-n", *arguments], cwd=ROOT, capture_output=True, check=False
@@ -71,7 +73,7 @@ def test_command_exists(command: str, tmp_path: Path) -> None:
     elif program in ("torchrun", "accelerate", "python"):
         assert scripts or "-m" in arguments
         tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
-        assert all(Path(script).stem in tests for script in scripts)
+        assert all(Path(script).stem in tests for script in ours)
     else:
         assert command.startswith(("pip install", "cd regplug-", "pytest"))
 
