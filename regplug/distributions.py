@@ -6,6 +6,7 @@ Nothing is loaded here. Offers are not kept: they are always those of the enviro
 import importlib.metadata
 import sys
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 from functools import lru_cache
 
 __all__ = ["GROUP", "Offer", "distribution_of", "entry_name_of", "offers"]
@@ -59,7 +60,7 @@ def offers() -> list[Offer]:
     return [found[key] for key in sorted(found)]
 
 
-_entry_names: dict[type, str | None] = {}
+_entry_names: WeakKeyDictionary[type, str | None] = WeakKeyDictionary()
 
 
 def entry_name_of(cls: type) -> str | None:
