@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 import regplug
+from regplug import catalog
 
 BATCH = 8
 
@@ -161,7 +163,7 @@ class Regime:
     name: str
     task: Task
     run: Callable[[Task, Any, int, int], Outcome]
-    """Called with the task, the spec or plugin, rank and number of ranks."""
+    """Called with the task, the plugin, rank and number of ranks."""
     ranks: int = 1
 
 
@@ -176,11 +178,18 @@ def regime(name: str, task: Task | None = None, ranks: int = 1) -> Callable[[Any
     return register
 
 
-def run(rank: int, name: str, spec: Any) -> Outcome | str:
+@functools.cache
+def plugin_of(spec: str) -> regplug.Plugin:
+    """Return the plugin, to be copied; finding entry points again for each cell takes long."""
+    return catalog.load(spec)
+
+
+def run(rank: int, name: str, spec: str) -> Outcome | str:
     """Run a regime; on each rank, if it has several. A refusal is returned as its text."""
     chosen = REGIMES[name]
     try:
-        return chosen.run(chosen.task, spec, rank, chosen.ranks).plain()
+        plugin = copy.deepcopy(plugin_of(spec))
+        return chosen.run(chosen.task, plugin, rank, chosen.ranks).plain()
     except regplug.errors.UnsupportedError as error:
         return str(error)
 

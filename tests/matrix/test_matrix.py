@@ -9,9 +9,7 @@ import pytest
 import torch
 from cells import REFUSED, Row, cannot, cells, rows
 from reference import by_formula, reference
-from regimes import REGIMES, Outcome, Task, run
-
-from regplug import catalog
+from regimes import REGIMES, Outcome, Task, plugin_of, run
 
 pytestmark = pytest.mark.matrix
 
@@ -19,7 +17,7 @@ pytestmark = pytest.mark.matrix
 @functools.cache
 def expected(task: Task, row: Row) -> tuple[Outcome, bool]:
     """Return the reference, and whether the weights are random (dropout's are)."""
-    plugin = catalog.load(row.spec)
+    plugin = plugin_of(row.spec)
     first = reference(task, plugin, row.delivery)
     if by_formula(plugin):
         return first, False
@@ -51,7 +49,7 @@ def largest_error(found: Outcome | str, wanted: Outcome, random: bool) -> float:
 def test_the_reference_itself_shows_the_plugin(row: Row) -> None:
     """A matrix of plugins that do nothing would hold as well."""
     wanted, random = expected(Task(), row)
-    without = reference(Task(), catalog.load("l2(0)"), "step")
+    without = reference(Task(), plugin_of("l2(0)"), "step")
     moved = max((w - without.weights[n]).abs().max().item() for n, w in wanted.weights.items())
     assert random or moved > 1e-4
 
@@ -59,7 +57,7 @@ def test_the_reference_itself_shows_the_plugin(row: Row) -> None:
 @pytest.mark.parametrize(("regime", "row"), cells(), ids=str)
 def test_cell(regime: str, row: Row, request: Any, record: dict[Any, Any]) -> None:
     chosen = REGIMES[regime]
-    why = cannot(row, chosen, catalog.load(row.spec))
+    why = cannot(row, chosen, plugin_of(row.spec))
     if why is not None:
         record[str(row), regime] = why
         if why not in REFUSED:
