@@ -6,8 +6,8 @@ Nothing is loaded here. Offers are not kept: they are always those of the enviro
 import importlib.metadata
 import sys
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 __all__ = ["GROUP", "Offer", "distribution_of", "entry_name_of", "offers"]
 

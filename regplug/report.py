@@ -151,7 +151,7 @@ class Recorder:
         session = self.session
         if self.rows and self.rows[-1]["step"] == session.steps:
             return
-        row = {"step": session.steps, **session.metrics()}
+        row = {"step": session.steps, **session.figures()}
         row.update({name: float(value) for name, value in self._noted.items()})
         layers = self._layer_rows()
         self.rows.append(row)

@@ -269,7 +269,7 @@ class _Outcome:
             if not self.clean:
                 return {}, "value and zeros are spread over ranks that may not be there any more"
         try:
-            return session.metrics(), None
+            return session.figures(), None
         except RegplugError as error:
             return {}, f"value and zeros are not known: {error}"
 

@@ -124,6 +124,7 @@ class Session:
         self.optimizer = None if optimizer is None else optimizers.unwrap(optimizer)
         self.plugins = tuple(plugins)
         self.name = "regplug" if name is None else name
+        self._named = name is not None
         self.steps = 0
         self.gradients_through_loss = False
         # Backward passes through the loss event while no step was seen yet, None from then on.
@@ -323,11 +324,18 @@ class Session:
         covered weights that are exactly 0; dropout gives ``rate``. Nothing is computed before it
         is asked for. The result is the same on all ranks, and takes one collective per process
         group if parameters are sharded: call it on every rank, and put only the logging of it
-        under ``if is_main_process``.
+        under ``if is_main_process``. A session that was given a name puts it before each key,
+        ``<name>/<plugin name>/<what>``, so that several may be logged together; a single figure
+        may be asked for without it.
 
         Raises:
             PluginError: a plugin raised.
         """
+        figures = self.figures()
+        return _Named(self.name, figures) if self._named else figures
+
+    def figures(self) -> dict[str, float]:
+        """Return what :meth:`metrics` does, without the name of the session."""
         self._bind()
         found: dict[str, Any] = {}
         with torch.no_grad():
@@ -592,6 +600,20 @@ class Session:
         owned = (p for group in self.groups for p in group["params"])
         if any(distributed.is_dtensor(p) and id(p) not in named for p in owned):
             distributed.reshard(self.model)
+
+
+class _Named(dict[str, float]):
+    """Figures under the name of their session; code that reads one need not know the name."""
+
+    def __init__(self, name: str, figures: Mapping[str, float]) -> None:
+        super().__init__({f"{name}/{key}": value for key, value in figures.items()})
+        self._name = name
+
+    def __missing__(self, key: str) -> float:
+        full = f"{self._name}/{key}"
+        if full in self:
+            return self[full]
+        raise KeyError(key)
 
 
 def _is_term(value: object) -> bool:

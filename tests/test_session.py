@@ -751,3 +751,20 @@ def test_steps_count_for_schedules_from_the_first_step_on():
     regplug.attach(model, optimizer, [Seen()])
     train(model, optimizer, 6)
     assert seen == [(0, 0.0), (1, 0.25), (2, 0.5), (3, 0.75), (4, 1.0), (5, 1.0)]
+
+
+def test_named_sessions_can_be_logged_together():
+    """Their metrics have the session's name before them; without a name there is nothing to add."""
+    models = [torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)]
+    plain = regplug.attach(models[0], plugins=["l1(0.1)"])
+    assert set(plain.metrics()) == {"l1/value", "l1/strength", "l1/zeros"}
+    plain.detach()
+    first, second = (
+        regplug.attach(model, plugins=["l1(0.1)"], name=name)
+        for model, name in zip(models, ["generator", "critic"], strict=True)
+    )
+    assert set(first.metrics()) == {f"generator/{key}" for key in plain.metrics()}
+    assert set(first.metrics()).isdisjoint(second.metrics())
+    assert first.metrics()["l1/strength"] == first.metrics()["generator/l1/strength"] == 0.1
+    with pytest.raises(KeyError, match="l2/value"):
+        first.metrics()["l2/value"]
