@@ -49,7 +49,7 @@ from regplug_builtins import L1, ElasticNet, WeightDecay
         (warmup(linear(1.0, 0.0, steps=4), steps=2), {0: 0.0, 1: 0.375, 2: 0.5, 4: 0.0}),
         (warmup(lambda step: step, steps=2), {0: 0.0, 1: 0.5, 2: 2.0, 3: 3.0}),
     ],
-    ids=repr,
+    ids=lambda value: repr(value).partition(" at 0x")[0],  # the same in every process
 )
 def test_values_are_those_of_the_formulas(schedule, values):
     assert {step: schedule(step) for step in values} == pytest.approx(values, rel=1e-12, abs=1e-12)
