@@ -69,7 +69,7 @@ def main() -> None:
             train_x, test_x, train_y, test_y = train_test_split(
                 images, labels, train_size=300, stratify=labels, random_state=seed
             )
-            model, described = train(TensorDataset(train_x, train_y), epochs, plugins)
+            model, _described = train(TensorDataset(train_x, train_y), epochs, plugins)
             with torch.no_grad():
                 right.append(100 * float((model(test_x).argmax(1) == test_y).float().mean()))
             weights = torch.cat([p.detach().flatten() for p in model.parameters() if p.ndim > 1])
