@@ -75,7 +75,7 @@ class Report:
 def measure(quick: bool) -> Report:
     """Run all benchmarks."""
     report = Report()
-    rounds = 5 if quick else 15
+    rounds = 5 if quick else 9
     short = {"rounds": rounds * 3, "seconds": 0.01 if quick else 0.03}
     report.say("## Benchmarks\n")
     report.say(
