@@ -13,7 +13,7 @@ TOLD = {
     "regression": ["loss (auto)", "MSE train", "l1/strength"],
     "images": ["plain", "regularized", "exact zeros"],
     "language_model": ["bits per character", "dropout"],
-    "speaker_recognition": ["exact zeros", "proximal"],
+    "speakers": ["sparse test accuracy", "l1_recurrent/zeros"],
 }
 
 
