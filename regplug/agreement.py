@@ -127,27 +127,33 @@ class Ranks:
         first, theirs = json.loads(store.compare_set("first", "", words))
         if theirs != mine:
             lines = difference(first, theirs, self._rank, mine)
-            self._fail("the ranks differ:\n" + "\n".join(lines))
+            # A key of its own: what fails later on, in training, is no disagreement.
+            store.compare_set("differ", "", "the ranks differ:\n" + "\n".join(lines))
         store.add("arrived", 1)
         deadline, pause = time.monotonic() + PATIENCE, 0.001
         while True:
             everyone = store.add("arrived", 0) >= len(self.members)
-            if store.check(["failed"]):
+            if store.check(["differ"]):
+                words = store.get("differ").decode()
                 break
             if everyone:
                 return
+            if store.check(["failed"]):
+                words = store.get("failed").decode()
+                break
             if time.monotonic() > deadline:
                 missing = [r for r in self.members if not store.check([f"here/{r}"])]
                 self._fail(
                     f"of the ranks that train this model, {_listed(missing)} did not attach it "
                     f"within {PATIENCE:.0f} seconds"
                 )
+                words = store.get("failed").decode()
                 break
             time.sleep(pause)
             pause = min(2 * pause, 0.1)
         self._told = True
         raise RegplugError(
-            f"session {self.name!r}: {store.get('failed').decode()}\n"
+            f"session {self.name!r}: {words}\n"
             "Attach on every rank, the same plugins with the same arguments in the same order "
             "(not under `if is_main_process`)."
         )
