@@ -91,13 +91,19 @@ class Data:
     other_y: torch.Tensor
 
 
-def draw_data(seed: int, *, choosing: bool) -> Data:
-    """Half of all images, always the same, is the test set; the rest is what a seed draws from."""
-    digits = load_digits()
-    order = torch.randperm(len(digits.data), generator=torch.Generator().manual_seed(0))
+def split(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return indices of training images, of held-out ones and of the test set, always the same."""
+    order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
     test, pool = order[:900], order[900:]
     pool = pool[torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))]
-    train, other = pool[:60], pool[60:] if choosing else test
+    return pool[:60], pool[60:], test
+
+
+def draw_data(seed: int, *, choosing: bool) -> Data:
+    """Return images to train on, and to judge by: held-out ones if ``choosing``, or the test's."""
+    digits = load_digits()
+    train, held_out, test = split(seed)
+    other = held_out if choosing else test
     scaler = StandardScaler().fit(digits.data[train])
     x = torch.tensor(scaler.transform(digits.data), dtype=torch.float32)
     y = torch.tensor(digits.target)

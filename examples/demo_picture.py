@@ -88,7 +88,9 @@ def gains(axes: Axes, differences: dict[str, tuple[float, float]], colors: Color
     for y, name in enumerate(names):
         center, half = differences[name]
         axes.errorbar(center, y, xerr=half, fmt="o", ms=7, capsize=3, lw=2, color=colors[name])
-        axes.text(center, y - 0.2, f"{center:+.1f}", ha="center", va="bottom", fontsize=8.5)
+        shown = f"{round(center, 1) + 0.0:+.1f}"
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        axes.text(center, y - 0.22, shown, ha="center", va="bottom", fontsize=8.5, bbox=box)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.7)
     axes.tick_params(axis="y", length=0)

@@ -30,7 +30,7 @@ def table(results: dict[str, list[Run]], seconds: dict[str, float]) -> str:
                 f"{mean(train):.1f} ± {stdev(train):.1f}",
                 f"{mean(test):.1f} ± {stdev(test):.1f}",
                 f"{mean(train) - mean(test):.1f}",
-                "" if name == "plain" else f"{difference:+.1f} ± {half:.1f}",
+                "" if name == "plain" else f"{round(difference, 1) + 0.0:+.1f} ± {half:.1f}",
                 f"{mean(r.zeros for r in runs):.1f}",
                 f"{seconds[name] / seconds['plain']:.2f} ×",
             ]

@@ -69,15 +69,15 @@ def main() -> None:
             train_x, test_x, train_y, test_y = train_test_split(
                 images, labels, train_size=300, stratify=labels, random_state=seed
             )
-            model, _described = train(TensorDataset(train_x, train_y), epochs, plugins)
+            model, described = train(TensorDataset(train_x, train_y), epochs, plugins)
             with torch.no_grad():
                 right.append(100 * float((model(test_x).argmax(1) == test_y).float().mean()))
             weights = torch.cat([p.detach().flatten() for p in model.parameters() if p.ndim > 1])
             zeros.append(100 * float((weights == 0).float().mean()))
         spread = f" ± {stdev(right):.1f}" if seeds > 1 else ""
-        print(
-            f"{name:12} test accuracy {mean(right):.1f}{spread} %, exact zeros {mean(zeros):.0f} %"
-        )
+        told = f"test accuracy {mean(right):.1f}{spread} %, exact zeros {mean(zeros):.0f} %"
+        print(f"{name:12} {told}")
+    print(f"\nthe last of these runs:\n{described}")
 
 
 if __name__ == "__main__":

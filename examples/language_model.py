@@ -66,13 +66,14 @@ def bits(model: nn.Module, text: torch.Tensor) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a few steps")
-    steps = 20 if parser.parse_args().quick else 800
+    parser.add_argument("--quick", action="store_true", help="a few steps on little text")
+    quick = parser.parse_args().quick
+    steps, size = (20, 2_000) if quick else (800, 20_000)
 
     text = "\n".join(topics[name] for name in random.Random(0).sample(sorted(topics), len(topics)))
     characters = sorted(set(text))
     numbers = torch.tensor([characters.index(c) for c in text])
-    train, validation = numbers[:20_000], numbers[-40_000:]
+    train, validation = numbers[:size], numbers[-2 * size :]
 
     variants = {
         "plain AdamW": [],
