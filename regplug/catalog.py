@@ -192,10 +192,17 @@ def _literal(node: ast.expr, spec: str) -> Any:
                 raise SpecError(f"{_quoted(spec)}: {error}") from error
         case ast.Call(func=ast.Name(id=name)) if name in _SCHEDULES:
             args, kwargs = _arguments(node, spec)
+            schedule = _SCHEDULES[name]
+            wanted = inspect.signature(schedule)
             try:
-                return _SCHEDULES[name](*args, **kwargs)
+                wanted.bind(*args, **kwargs)
             except TypeError as error:
-                raise SpecError(f"{_quoted(spec)}: {error}") from error
+                form = f"{name}({', '.join(wanted.parameters)})"
+                raise SpecError(f"{_quoted(spec)}: {error}; the schedule is {form}") from error
+            try:
+                return schedule(*args, **kwargs)
+            except (SpecError, TypeError) as error:
+                raise SpecError(f"{_quoted(spec)}: {name}: {error}") from error
         case ast.Call(func=ast.Name(id=name)):
             close = ", ".join(nearest(name, _SCHEDULES, most=2))
             raise SpecError(f"{_quoted(spec)}: {name} is no schedule; the nearest are {close}")
