@@ -91,7 +91,7 @@ def test_spec_is_a_call_with_literals(spec, args, kwargs):
         ("l1(os.system('x'))", "is no literal"),
         (
             "l1(linear(0))",
-            r"missing a required argument: 'end'; the schedule is linear(start, end, steps)",
+            r"missing a required argument: 'end'; the schedule is linear\(start, end, steps\)",
         ),
         ("l1(linear(0, 1, steps=0))", "steps must be at least 1, got 0"),
         ("l1(linear(0, 1e999, steps=1))", "end must be finite, got inf"),
