@@ -180,11 +180,13 @@ def _text(value: Any) -> str:
 def difference(
     one: int, ones: Mapping[str, str], other: int, others: Mapping[str, str]
 ) -> list[str]:
-    """Return a line for each setting in which two ranks differ.
+    """Return a line for each setting in which two ranks differ, the lower rank first.
 
     >>> difference(0, {"l1.strength": "0.1"}, 3, {"l1.strength": "0.2"})
     ['  l1.strength: 0.1 on rank 0, 0.2 on rank 3']
     """
+    if one > other:  # whichever was there first
+        one, ones, other, others = other, others, one, ones
     keys = [k for k in dict.fromkeys([*ones, *others]) if ones.get(k) != others.get(k)]
     if "plugins" in keys:
         keys = ["plugins"]  # all else follows from it

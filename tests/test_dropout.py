@@ -195,7 +195,7 @@ def test_module_that_is_used_twice_is_set_once():
     model = nn.Sequential(nn.Linear(2, 2), shared, shared)
     session = regplug.attach(model, plugins=["dropout(0.5, relative=True)"])
     assert float(shared.p) == 0.25
-    assert "1 dropout rates" in session.describe()
+    assert "1 dropout rate," in session.describe()
 
 
 def test_dropout_needs_no_optimizer_and_no_parameters():
@@ -267,7 +267,8 @@ def test_patterns_name_modules_or_their_attributes(where, expected):
     model = Zoo()
     with regplug.attach(model, plugins=[Dropout(0.99, where=where)]) as session:
         assert {name for name, rate in rates(model).items() if rate == 0.99} == expected
-        assert f"{len(expected)} dropout rates" in session.describe()
+        plural = "" if len(expected) == 1 else "s"
+        assert f" {len(expected)} dropout rate{plural}," in session.describe()
     assert rates(model) == RATES
 
 

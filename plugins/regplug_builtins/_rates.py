@@ -159,7 +159,8 @@ class ScheduledRates(Plugin):
 
     def acts(self, session: Session) -> str:
         """Return how many rates are set."""
-        return f"{len(self._targets)} {self.kind}s, after_step"
+        count = len(self._targets)
+        return f"{count} {self.kind}{'' if count == 1 else 's'}, after_step"
 
     def notes(self, session: Session) -> list[str]:
         """Return the rates that are set, and which of them torch can't compile."""
