@@ -4,6 +4,7 @@ A parameter is a plain tensor, alike on all ranks, or a ``DTensor`` (FSDP2, tens
 which each rank holds a part. Element-wise work is done on the parts alone, with no communication.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -15,10 +16,12 @@ from regplug.errors import UnsupportedError
 
 __all__ = ["Sum", "full", "is_sharded", "like", "local", "part", "resolve", "unwrap_model"]
 
+_PLAIN = (torch.Tensor, nn.Parameter)
+
 
 def is_dtensor(tensor: torch.Tensor) -> bool:
     """Whether ``tensor`` is a ``DTensor``, told without importing that machinery."""
-    return type(tensor) is not nn.Parameter and hasattr(tensor, "device_mesh")
+    return type(tensor) not in _PLAIN and hasattr(tensor, "device_mesh")
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:
@@ -88,7 +91,7 @@ class Sum:
     once.
 
     Args:
-        terms: pairs of a parameter and a 0-d tensor, the sum over this rank's part of it.
+        terms: pairs of a parameter and a number or 0-d tensor, the sum over this rank's part of it.
         factor: what the total is multiplied by.
 
     >>> w = torch.nn.Parameter(torch.tensor([[1.0, 0.0]]))
@@ -97,12 +100,13 @@ class Sum:
     """
 
     def __init__(
-        self, terms: Iterable[tuple[torch.Tensor, torch.Tensor]], factor: float = 1.0
+        self, terms: Iterable[tuple[torch.Tensor, torch.Tensor | float]], factor: float = 1.0
     ) -> None:
         self.factor = factor
-        self.by_groups: dict[tuple[Any, ...], list[torch.Tensor]] = {}
+        self.by_groups: dict[tuple[Any, ...], list[tuple[torch.Tensor | float, torch.device]]] = {}
         for parameter, term in terms:
-            self.by_groups.setdefault(_shard_groups(parameter), []).append(term.detach())
+            own = term.detach() if isinstance(term, torch.Tensor) else term
+            self.by_groups.setdefault(_shard_groups(parameter), []).append((own, parameter.device))
 
 
 def _shard_groups(parameter: torch.Tensor) -> tuple[Any, ...]:
@@ -120,23 +124,22 @@ def resolve(sums: Sequence[Sum]) -> list[float]:
     totals = [0.0] * len(sums)
     keys = list(dict.fromkeys(key for total in sums for key in total.by_groups))
     for groups in keys:
-        parts = [
-            torch.stack([t.double() for t in total.by_groups[groups]]).sum()
-            if groups in total.by_groups
-            else None
-            for total in sums
-        ]
-        device = next(p.device for p in parts if p is not None)
-        vector = torch.stack(
-            [
-                torch.zeros((), dtype=torch.float64, device=device) if p is None else p.to(device)
-                for p in parts
-            ]
-        )
+        own = [total.by_groups.get(groups, ()) for total in sums]
+        device = next(device for terms in own for _, device in terms)
+        vector = torch.stack([_summed(terms, device) for terms in own])
         for group in groups:
             dist.all_reduce(vector, group=group)
         totals = [a + b for a, b in zip(totals, vector.tolist(), strict=True)]
     return [total * s.factor for total, s in zip(totals, sums, strict=True)]
+
+
+def _summed(
+    terms: Sequence[tuple[torch.Tensor | float, torch.device]], device: torch.device
+) -> torch.Tensor:
+    numbers = [term for term, _ in terms if not isinstance(term, torch.Tensor)]
+    tensors = [term.double() for term, _ in terms if isinstance(term, torch.Tensor)]
+    total = torch.tensor(math.fsum(numbers), dtype=torch.float64, device=device)
+    return total + torch.stack([t.to(device) for t in tensors]).sum() if tensors else total
 
 
 def layers(model: nn.Module) -> Iterator[nn.Module]:

@@ -15,12 +15,12 @@ A whole one:
 'smooth'
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from regplug import deliveries, optimizers
+from regplug import deliveries, objective, optimizers
 from regplug.errors import PluginError, RegplugError, SpecError, UnsupportedError
 from regplug.hookspecs import hookimpl
 from regplug.parameters import Coverage, Selection, Where
@@ -62,8 +62,9 @@ class Penalty(Plugin):
     """
 
     separable: bool = False
-    """Whether the value is a sum over elements. Then shards and blocks are worked on alone:
-    :meth:`value`, :meth:`gradient` and :meth:`proximal` may be given flat float32 pieces."""
+    """Whether the value is a sum over elements. Then :meth:`value`, :meth:`gradient` and
+    :meth:`proximal` may be given flat float32 pieces: shards and blocks of a parameter, or small
+    parameters together."""
 
     elementwise_steps: bool = False
     """Whether :meth:`proximal` of a non-separable penalty solves its problem for a tensor of
@@ -147,12 +148,12 @@ class Penalty(Plugin):
     ) -> None:
         """Add ``factor · gradient(w)`` to each of ``gradients``, in place."""
         for g, w in zip(gradients, weights, strict=True):
-            g.add_(self.gradient(w), alpha=factor)
+            g.add_(self.gradient(w.detach()), alpha=factor)
 
     def proximal_(self, weights: list[torch.Tensor], step: "float | torch.Tensor") -> None:
         """Replace each weight by its proximal point, in place.
 
-        ``step`` is a number for all of them, or a tensor like the only one.
+        ``step`` is a number for all of them, or a tensor like the only one, which may be used up.
         """
         for w in weights:
             w.copy_(self.proximal(deliveries.widened(w), step))
@@ -182,6 +183,8 @@ class Penalty(Plugin):
                 f"delivery='proximal': {type(self).__name__} has no proximal operator; "
                 "use 'step' or 'loss'"
             )
+        if self._session_name is not None:
+            raise SpecError(f"{self.name} is attached: its delivery can't change until detach()")
         self._delivery = delivery
         self._settled = None if delivery == "auto" else delivery
 
@@ -199,6 +202,22 @@ class Penalty(Plugin):
     def active(self) -> bool:
         """Whether there is anything to do now. At strength 0 a penalty is as good as absent."""
         return self.strength != 0
+
+    def idle(self, session: "Session") -> Collection[str]:
+        """Return the events of deliveries that are not its own, but for hooks written anew."""
+        if self._settled == "proximal":
+            others = ["on_loss", "on_gradients", "on_closure"]
+        elif self._settled == "step":
+            others = ["on_loss", "after_step"]
+        elif session.steps and self._settled == "loss":
+            others = ["on_gradients", "on_closure", "after_step"]
+        else:  # "auto" has not settled, or it is to be seen whether the loss event ever fires
+            others = ["after_step"]
+        return [
+            event
+            for event in others
+            if getattr(getattr(self, event), "__func__", None) is getattr(Penalty, event)
+        ]
 
     # --- events ---------------------------------------------------------------------------
 
@@ -231,19 +250,20 @@ class Penalty(Plugin):
             )
 
     @hookimpl
-    def on_loss(self, session: "Session") -> deliveries.Term | None:
+    def on_loss(self, session: "Session") -> objective.Term | None:
         """Return the penalty as a term of the loss, unless it is delivered elsewhere."""
         if self._settled not in (None, "loss") or not self.active:
             return None
-        return deliveries.Term(self, self._by_factor(session))
+        return self._term(session)
 
-    def _by_factor(self, session: "Session") -> list[tuple[float, list[torch.Tensor]]]:
+    def _term(self, session: "Session") -> objective.Term:
         """Return λ, with the sign that each group's objective gives it, and the group's weights."""
         strength, groups = self.strength, session.groups
-        return [
+        by_factor = [
             (strength * optimizers.sign(groups[index]), [w for w in ws if w.requires_grad])
             for index, ws in session.coverage(self._selection).by_group.items()
         ]
+        return objective.Term(self, by_factor)
 
     @hookimpl
     def on_gradients(self, session: "Session") -> None:
@@ -273,7 +293,7 @@ class Penalty(Plugin):
         """Return the value whose gradient was added, for a line search."""
         if self._settled != "step" or not self.active:
             return None
-        return deliveries.total(self, self._by_factor(session))
+        return objective.total(self._term(session))
 
     @hookimpl
     def after_step(self, session: "Session") -> None:
@@ -297,12 +317,12 @@ class Penalty(Plugin):
         """Return value (strength included), strength and share of exact zeros."""
         coverage = session.coverage(self._selection)
         strengths = self.strengths()
-        value = deliveries.value(
+        value = objective.value(
             self,
             [entry.parameter for entry in coverage.trainable],
             factor=strengths.get("strength", 1.0),
         )
-        return {"value": value, **strengths, "zeros": deliveries.zeros(coverage)}
+        return {"value": value, **strengths, "zeros": objective.zeros(coverage)}
 
     def _settle(self, session: "Session") -> str:
         if self._settled is None:

@@ -18,12 +18,12 @@ step 0
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from regplug.distributions import distribution_of, entry_name_of
 from regplug.errors import PluginError, SpecError
-from regplug.schedules import Schedule, ScheduleLike, as_schedule, checked
+from regplug.schedules import Schedule, ScheduleLike, as_schedule, checked, constant
 
 if TYPE_CHECKING:
     from regplug.session import Session
@@ -69,6 +69,9 @@ class Scheduled:
     def __get__(self, plugin: "Plugin | None", owner: type) -> "Scheduled | float":
         if plugin is None:
             return self
+        schedule = plugin.__dict__.get(self.name)
+        if type(schedule) is constant:  # checked when it was set
+            return schedule.value
         return self.at(plugin, plugin._step)
 
     def __set__(self, plugin: "Plugin", value: ScheduleLike) -> None:
@@ -146,6 +149,13 @@ class Plugin:
             )
             or "nowhere"
         )
+
+    def idle(self, session: "Session") -> Collection[str]:
+        """Return the events in which there is nothing to do from here on, though hooks are there.
+
+        Asked at attach and after the first step; the hooks are not called in these any more.
+        """
+        return ()
 
     def covers(self, session: "Session") -> tuple[int, int] | None:
         """Return how many tensors and weights are covered, or None if that is no question."""

@@ -16,12 +16,13 @@ from torch.optim import Optimizer
 
 from regplug import distributed, optimizers
 from regplug.agreement import Ranks
+from regplug.blocks import keep_freed_memory
 from regplug.calls import Calls, is_number, is_scalar, seen
 from regplug.catalog import load
-from regplug.deliveries import Term, penalized
 from regplug.eager import eagerly
 from regplug.errors import RegplugError, SpecError, StateError, UnsupportedError
 from regplug.integrations import accelerate
+from regplug.objective import Term, penalized
 from regplug.parameters import Coverage, Selection, cover, named_parameters, shared
 from regplug.plugin import Plugin
 from regplug.table import table
@@ -147,6 +148,7 @@ class Session:
             not getattr(plugin, "scaled_gradients", False)
             for plugin in self._calls.listeners("on_gradients")
         )
+        keep_freed_memory()
         try:
             self._bind()
             for plugin in self.plugins:
@@ -154,6 +156,7 @@ class Session:
                 plugin._step = 0
                 self._attached.append(plugin)
                 self._calls.one(plugin, "on_attach", self)
+            self._calls.settle(self)
             if self.optimizer is not None:
                 self._events = optimizers.StepEvents(self.optimizer, self)
             if accelerator is not None or accelerate.is_wrapper(optimizer):
@@ -223,15 +226,14 @@ class Session:
         if self._detached:
             return loss
         self._bind()
-        added = self._calls.all("on_loss", self, loss=loss)
-        total = loss
-        for term in added:
+        total, terms = loss, []
+        for term in self._calls.all("on_loss", self, loss=loss):
             if isinstance(term, Term):
+                terms.append(term)
                 continue
             if not is_scalar(term):
                 self._calls.refuse_returned(_is_term, "on_loss", self, loss=loss)
             total = total + term.to(loss)
-        terms = [term for term in added if isinstance(term, Term)]
         if terms:
             if self._finds_unused:
                 self._check_used(loss, terms)
@@ -309,13 +311,11 @@ class Session:
         self._by_hand = {"params": list(self.model.parameters()), "lr": lr}
         real = not self._detached and any(p.grad is not None for p in self._by_hand["params"])
         if real:
-            with torch.no_grad():
-                self.gradients_ready()
-                self.before_update()
+            self.gradients_ready()
+            self.before_update()
         yield
         if real:
-            with torch.no_grad():
-                self.after_update()
+            self.after_update()
 
     def metrics(self) -> dict[str, float]:
         """Return what the plugins report now, under ``<plugin name>/<what>``.
@@ -544,7 +544,7 @@ class Session:
             self._ranks.compare_late(self)
         if self._unscale and self.optimizer is not None:
             optimizers.unscale_gradients(self.optimizer)
-        self._calls.all("on_gradients", self)
+        self._fire("on_gradients")
 
     def no_gradients(self) -> None:
         """Nothing will happen in this step; say so if nothing ever can. Called by the hooks."""
@@ -561,15 +561,24 @@ class Session:
 
     def before_update(self) -> None:
         """Fire before_step. Called by the hooks."""
-        self._calls.all("before_step", self)
+        self._fire("before_step")
 
     def after_update(self) -> None:
         """Fire after_step, then count the step. Called by the hooks."""
-        self._calls.all("after_step", self)
-        self._waiting = None
+        self._fire("after_step")
         self._advance_to(self.steps + 1)
-        for callback in self._watchers:
-            callback(self)
+        if self._waiting is not None:
+            self._waiting = None
+            self._calls.settle(self)
+        if self._watchers:
+            with torch.no_grad():
+                for callback in self._watchers:
+                    callback(self)
+
+    def _fire(self, event: str) -> None:
+        if self._calls.heard(event):
+            with torch.no_grad():
+                self._calls.all(event, self)
 
     def _advance_to(self, steps: int) -> None:
         self.steps = steps
@@ -579,11 +588,13 @@ class Session:
     def _bind(self) -> None:
         """Forget the coverages if the optimizer's parameters are others than before."""
         groups, bound = self.groups, self._bound
-        if len(groups) == len(bound) and all(
-            len(group["params"]) == len(known) and all(map(operator.is_, group["params"], known))
-            for group, known in zip(groups, bound, strict=True)
-        ):
-            return
+        if len(groups) == len(bound):
+            for group, known in zip(groups, bound, strict=True):
+                own = group["params"]
+                if len(own) != len(known) or not all(map(operator.is_, own, known)):
+                    break
+            else:
+                return
         self._bound = [list(group["params"]) for group in groups]
         self._coverages.clear()
         self._check_shared()

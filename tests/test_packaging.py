@@ -45,6 +45,7 @@ FLOORS = (
     {"calls"},
     {"catalog"},
     {"penalty"},
+    {"objective"},
     {"deliveries", "plugin"},
     {"parameters"},
     {"agreement", "integrations", "optimizers"},

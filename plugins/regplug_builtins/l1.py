@@ -18,15 +18,28 @@ def soft_threshold(w: torch.Tensor, threshold: float | torch.Tensor) -> torch.Te
     return torch.nn.functional.softshrink(w, threshold)
 
 
-def soft_threshold_(weights: list[torch.Tensor], threshold: float | torch.Tensor) -> None:
-    """Do :func:`soft_threshold` in place, each weight with its own dtype's rounding once."""
+def soft_threshold_(
+    weights: list[torch.Tensor], step: float | torch.Tensor, strength: float
+) -> None:
+    """Replace each weight by ``soft_threshold(w, step·strength)``, rounded once in its own dtype.
+
+    A tensor ``step`` is used up.
+
+    >>> w = torch.tensor([-3.0, 0.5, 2.0])
+    >>> soft_threshold_([w], torch.tensor([2.0, 2.0, 4.0]), 0.5)
+    >>> w
+    tensor([-2.,  0.,  0.])
+    """
     for w in weights:
         if w.dtype in (torch.float16, torch.bfloat16):
-            w.copy_(soft_threshold(w.float(), threshold))
-        elif isinstance(threshold, torch.Tensor):
-            w.sub_(w.clamp(-threshold, threshold))
+            w.copy_(soft_threshold(w.float(), step * strength))
+        elif isinstance(step, torch.Tensor):
+            # The point of [w − t, w + t] that is nearest to 0: of one form for either sign of w.
+            low = torch.sub(w, step, alpha=strength)
+            high = torch.add(w, step, alpha=strength, out=step if step.ndim else None)
+            torch.clamp(w.new_zeros(()), low, high, out=w)
         else:
-            torch._C._nn.softshrink(w, threshold, out=w)  # type: ignore[call-arg]
+            torch._C._nn.softshrink(w, step * strength, out=w)  # type: ignore[call-arg]
 
 
 class L1(Penalty):
@@ -82,4 +95,4 @@ class L1(Penalty):
 
     def proximal_(self, weights: list[torch.Tensor], step: float | torch.Tensor) -> None:
         """Replace each weight by its proximal point."""
-        soft_threshold_(weights, step * self.strength)
+        soft_threshold_(weights, step, self.strength)
