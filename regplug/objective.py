@@ -26,6 +26,10 @@ __all__ = ["Term", "penalized", "total", "value", "zeros"]
 Share: TypeAlias = tuple["Penalty", float]
 
 
+# Weights that have fewer elements than this on average cost the calls for them, not memory traffic.
+TINY = 1 << 15
+
+
 class Term(NamedTuple):
     """What a penalty adds to a loss: Σ factor·value(w), for each factor over its own weights."""
 
@@ -62,8 +66,7 @@ def _nodes(terms: Iterable[Term]) -> list[_Node]:
         if small:
             for penalty, _ in own:
                 small = small and penalty.separable and not penalty.companions(w)
-        # By identity: an author's penalty may have an equality of its own, and then no hash.
-        kind = (w.dtype, w.device, *[(id(p), f) for p, f in own]) if small else id(w)
+        kind = (w.dtype, w.device, own) if small else w
         node = open_.get(kind)
         if node is None or node.size + size > BLOCK:
             node = open_[kind] = _Node(own, small)
@@ -185,7 +188,7 @@ class _Penalized(torch.autograd.Function):
         loss: torch.Tensor,
         *weights: torch.Tensor,
     ) -> torch.Tensor:
-        ctx.shares = node.shares
+        ctx.shares, ctx.tiny = node.shares, node.small and node.size < TINY * len(weights)
         ctx.save_for_backward(*weights)
         return loss + (added.to(loss) if isinstance(added, torch.Tensor) else added)
 
@@ -197,9 +200,9 @@ class _Penalized(torch.autograd.Function):
             return None, None, upstream, *(_differentiable(w, shares, upstream) for w in weights)
         # Elsewhere than on a CPU, reading a value waits for the device.
         scale = upstream.item() if upstream.device.type == "cpu" else upstream
-        if len(weights) > 1:
-            return None, None, upstream, *_small_gradients(weights, shares, scale)
-        return None, None, upstream, _gradient(weights[0], shares, scale)
+        if ctx.tiny:
+            return None, None, upstream, *_tiny_gradients(weights, shares, scale)
+        return None, None, upstream, *(_gradient(w, shares, scale) for w in weights)
 
 
 def _differentiable(w: torch.Tensor, shares: Sequence[Share], scale: torch.Tensor) -> torch.Tensor:
@@ -209,7 +212,7 @@ def _differentiable(w: torch.Tensor, shares: Sequence[Share], scale: torch.Tenso
     return sum(gradients[1:], start=gradients[0])
 
 
-def _small_gradients(
+def _tiny_gradients(
     weights: Sequence[torch.Tensor], shares: Sequence[Share], scale: torch.Tensor | float
 ) -> list[torch.Tensor]:
     """Return scale·Σ factor·gradient(w) for each weight, a few calls for all."""
@@ -226,21 +229,20 @@ def _gradient(
     w: torch.Tensor, shares: Sequence[Share], scale: torch.Tensor | float
 ) -> torch.Tensor:
     """Return scale·Σ factor·gradient(w), written in place block by block where it can be."""
-    (penalty, factor), *others = shares
-    if penalty.separable:
+    (penalty, own_factor), *others = shares
+    first: Any = own_factor * scale
+    if penalty.separable and is_small([w]):
+        part: torch.Tensor = _blamed(penalty, _scaled, penalty, w, first, penalty.companions(w))
+    elif penalty.separable:
         own = distributed.local(w)
         part = torch.empty_like(own)
         for (out,), (piece,), *cs in batches([[part], [own], *companions(penalty, [w])]):
-            beside = (column[0] for column in cs)
-            _blamed(penalty, _write_gradient, penalty, out, piece, factor * scale, *beside)
+            beside = [column[0] for column in cs]
+            _blamed(penalty, _scaled, penalty, piece, first, beside, out)
     else:
-        whole: torch.Tensor = _blamed(
-            penalty,
-            penalty.gradient,
-            widened(distributed.full(w)),
-            *whole_companions(penalty, w),
-        )
-        part = (distributed.part(whole, w) * (factor * scale)).to(w.dtype)
+        whole = distributed.full(w)
+        part = _blamed(penalty, _scaled, penalty, whole, first, whole_companions(penalty, w))
+        part = distributed.part(part, w).to(w.dtype)
     gradient = distributed.like(part, w)
     for penalty, factor in others:
         if isinstance(scale, torch.Tensor):
@@ -250,15 +252,19 @@ def _gradient(
     return gradient
 
 
-def _write_gradient(
-    penalty: "Penalty", out: torch.Tensor, w: torch.Tensor, factor: Any, *beside: torch.Tensor
-) -> None:
+def _scaled(
+    penalty: "Penalty",
+    w: torch.Tensor,
+    factor: Any,
+    beside: Sequence[torch.Tensor],
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
     gradient = penalty.gradient(widened(w), *beside)
-    if gradient.shape != out.shape:
+    if gradient.shape != w.shape:
         raise ValueError(
-            f"gradient(w) must be shaped like w, {tuple(out.shape)}, got {tuple(gradient.shape)}"
+            f"gradient(w) must be shaped like w, {tuple(w.shape)}, got {tuple(gradient.shape)}"
         )
-    torch.mul(gradient, factor, out=out)
+    return torch.mul(gradient, factor, out=out)
 
 
 def _blamed(plugin: "Penalty", function: Any, *arguments: Any) -> Any:
