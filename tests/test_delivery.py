@@ -2,6 +2,10 @@
 
 import copy
 import math
+import os
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,6 +13,7 @@ from torch import nn
 
 import regplug
 from regplug import hookimpl
+from regplug.blocks import BLOCK
 from regplug.errors import PluginError, RegplugError, SpecError, UnsupportedError
 from regplug.schedules import linear
 from regplug_builtins import L1, L2, ElasticNet
@@ -178,15 +183,16 @@ def test_scheduled_strengths_are_those_of_each_step(delivery):
 
 
 def test_weights_larger_than_a_block_and_of_any_layout():
-    """Pieces of a mebibyte are cut from flat weights, transposed ones and channels-last ones."""
+    """Pieces are cut from flat weights, transposed ones and channels-last ones."""
     model = nn.ParameterList(
         [
-            torch.randn(700, 800, dtype=torch.float64),
-            torch.randn(800, 700, dtype=torch.float64).t(),
-            torch.randn(3, 40, 60, 70, dtype=torch.float64).to(memory_format=torch.channels_last),
+            torch.randn(1300, 900, dtype=torch.float64),
+            torch.randn(900, 1300, dtype=torch.float64).t(),
+            torch.randn(3, 80, 70, 70, dtype=torch.float64).to(memory_format=torch.channels_last),
             torch.randn(5, 3, dtype=torch.float64),
         ]
     )
+    assert sum(w.numel() > BLOCK for w in model) == 3
     before = [w.detach().clone() for w in model]
     for delivery in ("step", "loss", "proximal"):
         optimizer = torch.optim.SGD(model.parameters(), lr=LR)
@@ -236,6 +242,118 @@ def test_step_delivery_needs_no_scratch_of_the_models_size():
             optimizer.step()
         largest = max(event.self_cpu_memory_usage for event in profile.events())
         assert largest <= 1 << 22, f"{delivery}: {largest} bytes of the model's {2 << 22}"
+
+
+# Minor page faults of a few steps, once everything is warm, in a process that has freed nothing
+# large before. A tensor of a mebibyte is 250 pages.
+FAULTS = """
+import resource, sys
+import torch
+import regplug
+
+torch.set_num_threads(1)
+model = torch.nn.ParameterList(torch.randn(500, 500) for _ in range(20))
+optimizer = getattr(torch.optim, sys.argv[1])(model.parameters(), lr=1e-3)
+for w in model:
+    w.grad = torch.ones_like(w)
+session = regplug.attach(model, optimizer, [sys.argv[2]])
+one = torch.ones((), requires_grad=True)
+counts = []
+for _ in range(8):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    session.loss(one * 1.0).backward()
+    optimizer.step()
+    counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(counts[3:]))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's allocator")
+@pytest.mark.parametrize(
+    ("optimizer", "plugin"),
+    [
+        ("SGD", "l1(1e-4, delivery='step')"),
+        ("SGD", "elastic_net(1e-4, 1e-4, delivery='step')"),
+        ("SGD", "l1(1e-4, delivery='loss')"),
+        ("SGD", "l2_sp(1e-4, delivery='step')"),
+    ],
+)
+def test_temporaries_of_a_block_cost_no_page_faults(optimizer, plugin):
+    """Each one mapped anew makes a step five to twenty times as dear: 5,000 faults here."""
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS, optimizer, plugin],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert int(done.stdout) < 500
+
+
+@pytest.mark.parametrize("count", [3, 40])  # looked at one by one, and joined
+@pytest.mark.parametrize("kind", [L1(0.3), L2(0.2), ElasticNet(0.3, 0.2)], ids=lambda p: p.name)
+def test_many_small_weights_in_the_loss_are_each_what_autograd_says(kind, count):
+    """Weights that are worked on together are of one dtype and one sign; the rest go alone."""
+    torch.manual_seed(0)
+    shapes = [(2, 3), (5, 4), (1, 1), (200, 300)]  # the last is small, too, but not tiny
+    model = nn.ParameterList(
+        torch.randn(shapes[i % 4], dtype=torch.float64 if i % 5 else torch.float32)
+        for i in range(count)
+    )
+    model[1].requires_grad_(False)
+    groups = [
+        {"params": list(model)[::2]},
+        {"params": list(model)[1::2], "maximize": True},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=LR)
+    written = 0.0
+    for group in groups:
+        sign = -1.0 if group.get("maximize") else 1.0
+        for w in group["params"]:
+            if w.requires_grad:
+                written = written + sign * kind.strength * kind.value(w).double()
+    expected = torch.autograd.grad(written * 0.5, [w for w in model if w.requires_grad])
+    with regplug.attach(model, optimizer, [kind]) as session:
+        loss = session.loss(torch.zeros((), dtype=torch.float64, requires_grad=True) * 1.0)
+        torch.testing.assert_close(loss, written)
+        (loss * 0.5).backward()
+    found = [w.grad for w in model if w.requires_grad]
+    assert model[1].grad is None
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_gradient_of_another_shape_is_an_error_naming_the_plugin():
+    """Autograd's own words name no plugin, and a broadcast would pass unseen."""
+
+    class Odd(regplug.Penalty):
+        separable = True
+
+        def value(self, w):
+            return w.sum()
+
+        def gradient(self, w):
+            return torch.ones(())
+
+    model = Net()
+    model.big = nn.Parameter(torch.zeros(200, 200))
+    with regplug.attach(model, plugins=[Odd(0.5, where="big")]) as session:
+        loss = session.loss(objective(model, *data()))
+        with pytest.raises(PluginError, match=r"odd .* must be shaped like w"):
+            loss.backward()
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1e-20, 1e-3, 1.0, 1e6, 1e13, 1e30])
+def test_elastic_nets_strengths_may_be_far_apart(ratio):
+    """Both go into one float, where they fit."""
+    torch.manual_seed(0)
+    w = torch.cat([torch.zeros(2), torch.randn(50), 1e3 * torch.randn(50)])
+    l1, l2 = (0.3, 0.3 * ratio) if ratio < 1 else (0.3 / ratio, 0.3)
+    g = torch.zeros_like(w)
+    ElasticNet(l1, l2).add_gradients([g], [w], 0.5)
+    expected = 0.5 * gradient(w.double(), l1, l2)
+    torch.testing.assert_close(g.double(), expected, rtol=1e-6, atol=0)
 
 
 # What "auto" becomes

@@ -7,8 +7,9 @@ import torch
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 import regplug
-from regplug import hookimpl
-from regplug.errors import PluginError
+from regplug import Plugin, hookimpl
+from regplug.errors import PluginError, SpecError
+from regplug_builtins import L1, L2
 
 
 class Watch(regplug.Plugin):
@@ -514,3 +515,59 @@ def test_hook_that_does_not_exist_is_refused(model):
 
     with pytest.raises(PluginError, match=r"invents .*breaks the hook contract(.|\n)*on_tuesday"):
         regplug.attach(model, plugins=[Invents()])
+
+
+def test_hooks_of_a_penalty_that_are_written_anew_are_called_whatever_its_delivery(model):
+    """A penalty is not called for deliveries that are not its own; what others add to it is."""
+    seen = []
+
+    class Watched(L1):
+        @hookimpl
+        def after_step(self, session):
+            seen.append("of the class")
+            super().after_step(session)
+
+    own = L2(0.1, delivery="step")
+    own.after_step = hookimpl(lambda session: seen.append("of the instance"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with regplug.attach(model, optimizer, [Watched(0.1), own]):
+        for _ in range(2):
+            model(torch.ones(1, 3)).sum().backward()
+            optimizer.step()
+    assert seen == ["of the class", "of the instance"] * 2
+
+
+def test_plugins_may_wrap_the_hooks_of_others(model, log):
+    """pluggy's wrappers, which a direct call of the functions would leave out."""
+
+    class Around(Plugin):
+        changes_weights = False
+
+        @hookimpl(wrapper=True)
+        def on_gradients(self, session):
+            log.append("before the others")
+            result = yield
+            log.append("after the others")
+            return result
+
+    class Inside(Plugin):
+        @hookimpl
+        def on_gradients(self, session):
+            log.append("inside")
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with regplug.attach(model, optimizer, [Around(), Inside()]):
+        model(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+    assert log == ["before the others", "inside", "after the others"]
+
+
+def test_delivery_of_an_attached_penalty_does_not_change(model):
+    """Which events it is called in is settled; the next attach is free to settle anew."""
+    penalty = L1(0.1, delivery="step")
+    session = regplug.attach(model, plugins=[penalty])
+    with pytest.raises(SpecError, match="l1 is attached"):
+        penalty.delivery = "proximal"
+    session.detach()
+    penalty.delivery = "proximal"
+    assert penalty.delivery == "proximal"

@@ -8,6 +8,7 @@ from torch import nn, optim
 
 import regplug
 from regplug.errors import UnsupportedError
+from regplug.optimizers import update_rule
 from regplug_builtins import L1, ElasticNet
 
 # Learning rates at which each converges within a few hundred steps. Centered RMSprop divides by a
@@ -272,3 +273,20 @@ def test_penalty_that_is_not_separable_is_refused_under_element_wise_steps():
     model = nn.Linear(3, 4)
     with pytest.raises(UnsupportedError, match=r"rows: Adam takes a step of its own for each"):
         regplug.attach(model, optim.Adam(model.parameters()), [Rows(0.5, delivery="proximal")])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("lr", [0.0, 1e-12, 0.02])
+def test_step_of_adam_is_exact_from_the_smallest_second_moment_to_none(lr, dtype):
+    """In 1/√v the smallest is large and 0 is infinite; neither may reach a weight as NaN."""
+    smallest = torch.finfo(dtype).tiny
+    v = torch.tensor([0.0, smallest, 1e-30, 1e-12, 1.0, 1e30], dtype=dtype)
+    state = {"step": torch.tensor(3.0), "exp_avg_sq": v.float() if v.itemsize < 4 else v}
+    group = {"lr": lr, "betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False}
+    rule = update_rule(optim.Adam([nn.Parameter(torch.zeros(1))]))
+    wide = v.double()
+    expected = lr / ((wide / (1 - 0.999**3)).sqrt() + 1e-8)
+    expected[0] = 0.0
+    for moments in (state["exp_avg_sq"], state["exp_avg_sq"][1:]):  # with and without a zero
+        found = rule.step(group, {**state, "exp_avg_sq": moments.clone()}, moments)
+        torch.testing.assert_close(found.double(), expected[-len(moments) :], rtol=1e-5, atol=0)

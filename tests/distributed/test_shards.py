@@ -105,6 +105,24 @@ def test_shards_give_the_weights_values_and_metrics_of_one_process(
     close(pair.run(train, kind, delivery, shape, 2), train(0, kind, delivery, (), 1))
 
 
+def penalize_one_row(rank: int, sharded: bool) -> float:
+    torch.manual_seed(0)
+    model = nn.Linear(6, 1).double()
+    if sharded:
+        fully_shard(model, mesh=mesh_of(2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with regplug.attach(model, optimizer, ["l1(0.3, delivery='loss')"]) as session:
+        data = model(torch.ones(2, 6).double()).sum()
+        loss = session.loss(data)
+        loss.backward()
+        return (loss - data).item()
+
+
+def test_a_rank_with_nothing_at_all_takes_part_in_the_sum(pair: Pair) -> None:
+    """One row over two ranks: the other would wait for ever."""
+    assert pair.run(penalize_one_row, True) == pytest.approx([penalize_one_row(0, False)] * 2)
+
+
 def attach_late(rank: int, sharded: bool) -> Any:
     """Attach after an evaluation, with the root's parameters gathered."""
     model = make()
@@ -185,6 +203,8 @@ def count(rank: int, kind: str | None, delivery: str, metrics: bool) -> int:
     plugins = [plugin_of(kind, delivery)] if kind else []
     if kind == "l1" and delivery == "step":
         plugins += ["l2(0.1, delivery='step')", "weight_decay(0.1)"]
+    if kind == "l1" and delivery == "loss":
+        plugins += ["l2(0.1, delivery='loss')"]
     with regplug.attach(model, optimizer, plugins) as session:
         for _ in range(2):  # the first step sets up what stays
             counter = CommDebugMode()
@@ -209,7 +229,8 @@ def test_separable_penalties_communicate_for_values_alone(pair: Pair) -> None:
 
     assert more("l1", "step", False) == 0
     assert more("l1", "proximal", False) == 0
-    assert more("l1", "loss", False) == 1  # the loss that the loop sees is right on every rank
+    # The loss that the loop sees is right on every rank: one sum for both penalties.
+    assert more("l1", "loss", False) == 1
     assert more("l1", "step", True) == 1
     assert more("columns", "step", False) == 3  # one gather for each covered parameter
     assert more("columns", "proximal", False) == 3
