@@ -104,4 +104,35 @@ def candidates(tensors: int, each: int) -> dict[str, Callable[[], object]]:
         "l1, proximal, Adam": _step_events(model, adam, f"l1({LAMBDA}, delivery='proximal')"),
         "proximal written plainly, Adam": plain_proximal_adam,
         "weight_decay": _step_events(model, sgd, "weight_decay(0.1)"),
+        "weight_decay, handed to AdamW": _step_events(
+            model, torch.optim.AdamW(weights, lr=1e-9, weight_decay=0.0), "weight_decay(0.1)"
+        ),
     }
+
+
+def sgd_steps(tensors: int, each: int) -> dict[str, Callable[[], object]]:
+    """Return whole steps of SGD, of which each may decay the weights, by itself or by a plugin."""
+    return _steps(torch.optim.SGD, "l2(0.05)", tensors, each)
+
+
+def adam_steps(tensors: int, each: int) -> dict[str, Callable[[], object]]:
+    """Return whole steps of AdamW, likewise."""
+    return _steps(torch.optim.AdamW, "weight_decay(0.1)", tensors, each)
+
+
+def _steps(
+    kind: type[torch.optim.Optimizer], spec: str, tensors: int, each: int
+) -> dict[str, Callable[[], object]]:
+    torch.manual_seed(0)
+    model = Weights(tensors, each)
+    found: dict[str, Callable[[], object]] = {}
+    for name, fused in (("", False), ("fused, ", True)):
+        made = [
+            kind(model.parameters(), lr=1e-9, weight_decay=decay, fused=fused)
+            for decay in (0.0, 0.1, 0.0)
+        ]
+        regplug.attach(model, made[2], [spec])
+        found[f"{name}no decay"] = made[0].step
+        found[f"{name}its own weight_decay"] = made[1].step
+        found[f"{name}{spec.partition('(')[0]}"] = made[2].step
+    return found

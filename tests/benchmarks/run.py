@@ -93,6 +93,11 @@ def measure(quick: bool) -> Report:
     columns["1M in 1,000 tensors"] = in_turn(passes.candidates(1000, 1000), rounds=rounds)
     report.table("One event, in passes over the weights", "passes", columns)
 
+    size = (10, 240_000) if quick else (100, 240_000)
+    for name, steps in (("SGD", passes.sgd_steps), ("AdamW", passes.adam_steps)):
+        columns = {f"{size[0] * size[1]:,} weights": in_turn(steps(*size), rounds=rounds)}
+        report.table(f"Steps of {name} alone", "time relative to no decay", columns)
+
     makers = {"10→50→10 network": loops.textbook_network, "Transformer, 1M": loops.transformer}
     for title, candidates in (
         ("Whole steps of a loop", loops.candidates),
