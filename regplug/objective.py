@@ -231,9 +231,7 @@ def _gradient(
     """Return scale·Σ factor·gradient(w), written in place block by block where it can be."""
     (penalty, own_factor), *others = shares
     first: Any = own_factor * scale
-    if penalty.separable and is_small([w]):
-        part: torch.Tensor = _blamed(penalty, _scaled, penalty, w, first, penalty.companions(w))
-    elif penalty.separable:
+    if penalty.separable:
         own = distributed.local(w)
         part = torch.empty_like(own)
         for (out,), (piece,), *cs in batches([[part], [own], *companions(penalty, [w])]):
