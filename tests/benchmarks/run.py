@@ -65,7 +65,8 @@ class Report:
         self.say(f"| {unit} | " + " | ".join(columns) + " |")
         self.say("| --- |" + " ---: |" * len(columns))
         for row in zip(*columns.values(), strict=True):
-            self.say(f"| {row[0].name} | " + " | ".join(map(str, row)) + " |")
+            name = row[0].name.replace("|", "\\|")
+            self.say(f"| {name} | " + " | ".join(map(str, row)) + " |")
         self.figures[title] = {
             case: {r.name: [r.median, r.low, r.high, r.seconds] for r in ratios}
             for case, ratios in columns.items()
