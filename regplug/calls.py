@@ -1,7 +1,7 @@
 """The plugins of one session as they are called: in order, each failure with its culprit's name."""
 
 import traceback
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -45,28 +45,23 @@ class Calls:
         self._callers: dict[str, pluggy.HookCaller] = {
             event: caller for event, caller in callers.items() if caller.get_hookimpls()
         }
-        self._idle: dict[int, Collection[str]] = {}
-        self._functions = self._listed()
+        # The functions to call for an event, where they are called directly: see settle().
+        self._functions: dict[str, list[Callable[..., Any]]] = {}
 
-    def _listed(self) -> dict[str, list[Callable[..., Any]]]:
-        """Return the functions to call for each event whose hooks are no more than functions.
+    def settle(self, session: "Session") -> None:
+        """Leave out the plugins in the events in which they say that they have nothing to do.
 
-        That is, each takes the session alone, and none is a wrapper around the others. In a
+        From here on an event is a call of the functions themselves, if its hooks are no more than
+        functions: each takes the session alone, and none is a wrapper around the others. In a
         training loop, where it is cold code, pluggy's own call costs as much as a small penalty.
         """
-        listed = {}
+        idle = {id(plugin): plugin.idle(session) for plugin in self._plugins}
         for event, caller in self._callers.items():
             impls = caller.get_hookimpls()
             if any(i.argnames != ("session",) or i.wrapper or i.hookwrapper for i in impls):
                 continue
-            busy = [i for i in impls if event not in self._idle.get(id(i.plugin), ())]
-            listed[event] = [impl.function for impl in reversed(busy)]
-        return listed
-
-    def settle(self, session: "Session") -> None:
-        """Leave out the plugins in the events in which they say that they have nothing to do."""
-        self._idle = {id(plugin): plugin.idle(session) for plugin in self._plugins}
-        self._functions = self._listed()
+            busy = [i.function for i in impls if event not in idle.get(id(i.plugin), ())]
+            self._functions[event] = busy[::-1]
 
     def listeners(self, event: str) -> list[Plugin]:
         """Return the plugins that implement ``event``."""

@@ -110,19 +110,10 @@ def candidates(tensors: int, each: int) -> dict[str, Callable[[], object]]:
     }
 
 
-def sgd_steps(tensors: int, each: int) -> dict[str, Callable[[], object]]:
-    """Return whole steps of SGD, of which each may decay the weights, by itself or by a plugin."""
-    return _steps(torch.optim.SGD, "l2(0.05)", tensors, each)
-
-
-def adam_steps(tensors: int, each: int) -> dict[str, Callable[[], object]]:
-    """Return whole steps of AdamW, likewise."""
-    return _steps(torch.optim.AdamW, "weight_decay(0.1)", tensors, each)
-
-
-def _steps(
+def steps(
     kind: type[torch.optim.Optimizer], spec: str, tensors: int, each: int
 ) -> dict[str, Callable[[], object]]:
+    """Return whole steps of an optimizer, without decay, with its own, and with a plugin's."""
     torch.manual_seed(0)
     model = Weights(tensors, each)
     found: dict[str, Callable[[], object]] = {}
