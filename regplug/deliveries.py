@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FEW",
     "HALVES",
+    "TINY",
     "add_gradients",
     "companions",
     "elementwise_proximal",
@@ -35,6 +36,9 @@ HALVES = (torch.float16, torch.bfloat16)
 
 FEW = 16
 """How many tensors are still few: it pays to look at each of them, and not to join them."""
+
+TINY = 1 << 15
+"""A tensor of fewer elements costs the calls for it, not memory traffic."""
 
 
 def is_small(weights: Sequence[torch.Tensor]) -> bool:
@@ -136,26 +140,68 @@ def elementwise_proximal(
     penalty: "Penalty",
     rule: UpdateRule,
     group: Group,
+    states: Mapping[torch.Tensor, Mapping[str, Any]],
+    weights: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+) -> None:
+    """Replace each of ``weights`` by its proximal point for the step that each element has."""
+    names = rule.tensors(group)
+    alike: dict[Any, list[tuple[torch.Tensor, ...]]] = {}
+    for w, g in zip(weights, gradients, strict=True):
+        state = states.get(w)
+        if not state:
+            continue  # the optimizer left it alone
+        # A gradient may be sparse, and most rules need none.
+        used = g if rule.uses_gradient else w
+        if not penalty.separable:
+            parts = {name: distributed.local(state[name]) for name in names}
+            step = rule.step(group, {**state, **parts}, distributed.local(used))
+            _whole_proximal(penalty, w, distributed.full(distributed.like(step, w)))
+        elif not is_small([w]) or penalty.companions(w):
+            _blockwise_proximal(penalty, rule, group, state, w, used)
+        elif w.numel() >= TINY:
+            penalty.proximal_([w], rule.step(group, state, used))
+        else:
+            numbers = tuple(float(state[name]) for name in rule.numbers)
+            row = (w, used, *(state[name] for name in names))
+            alike.setdefault((w.dtype, w.device, numbers), []).append(row)
+    for (_, _, numbers), rows in alike.items():
+        state = dict(zip(rule.numbers, numbers, strict=True))
+        for ws, *columns in batches(list(zip(*rows, strict=True))):
+            _joined_proximal(penalty, rule, group, state, ws, columns)
+
+
+def _blockwise_proximal(
+    penalty: "Penalty",
+    rule: UpdateRule,
+    group: Group,
     state: Mapping[str, Any],
     w: torch.Tensor,
-    g: torch.Tensor,
+    used: torch.Tensor,
 ) -> None:
-    """Replace ``w`` by its proximal point for the step that each of its elements has."""
     names = rule.tensors(group)
-    # A gradient may be sparse, and most rules need none.
-    used = g if rule.uses_gradient else w
-    columns = [distributed.local(t) for t in (w, used, *(state[name] for name in names))]
-    if not penalty.separable:
-        moments = dict(zip(names, columns[2:], strict=True))
-        step = rule.step(group, {**state, **moments}, columns[1])
-        _whole_proximal(penalty, w, distributed.full(distributed.like(step, w)))
-        return
-    beside = companions(penalty, [w])
-    for batch in batches([*([column] for column in columns), *beside]):
+    columns = [[distributed.local(t)] for t in (w, used, *(state[name] for name in names))]
+    for batch in batches([*columns, *companions(penalty, [w])]):
         (weight,), (gradient,), *others = batch
         pieces, cs = others[: len(names)], others[len(names) :]
         moments = {name: widened(piece) for name, (piece,) in zip(names, pieces, strict=True)}
         penalty.proximal_([weight], rule.step(group, {**state, **moments}, gradient), *cs)
+
+
+def _joined_proximal(
+    penalty: "Penalty",
+    rule: UpdateRule,
+    group: Group,
+    state: Mapping[str, Any],
+    weights: Sequence[torch.Tensor],
+    columns: Sequence[Sequence[torch.Tensor]],
+) -> None:
+    """Do so for tiny weights as one flat tensor: the calls for each would cost far more."""
+    flat, used, *moments = (torch.cat([t.reshape(-1) for t in c]) for c in (weights, *columns))
+    tensors = dict(zip(rule.tensors(group), moments, strict=True))
+    penalty.proximal_([flat], rule.step(group, {**state, **tensors}, used))
+    pieces = flat.split([w.numel() for w in weights])
+    torch._foreach_copy_(weights, [p.view(w.shape) for p, w in zip(pieces, weights, strict=True)])
 
 
 def _whole_proximal(penalty: "Penalty", w: torch.Tensor, step: Any) -> None:

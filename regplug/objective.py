@@ -13,7 +13,15 @@ import torch
 
 from regplug import distributed
 from regplug.blocks import BLOCK, batches
-from regplug.deliveries import FEW, add_gradients, companions, is_small, whole_companions, widened
+from regplug.deliveries import (
+    FEW,
+    TINY,
+    add_gradients,
+    companions,
+    is_small,
+    whole_companions,
+    widened,
+)
 from regplug.errors import PluginError, RegplugError
 from regplug.parameters import Coverage
 
@@ -24,10 +32,6 @@ __all__ = ["Term", "penalized", "total", "value", "zeros"]
 
 # One penalty's part in a weight's gradient: its formula, and the factor before it.
 Share: TypeAlias = tuple["Penalty", float]
-
-
-# Weights that have fewer elements than this on average cost the calls for them, not memory traffic.
-TINY = 1 << 15
 
 
 class Term(NamedTuple):

@@ -4,8 +4,8 @@ Which steps are real, where a closure is evaluated, whose gradients are scaled, 
 and sign a parameter has, and what an optimizer multiplies a constant gradient by.
 """
 
+import functools
 import inspect
-import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -291,12 +291,14 @@ class UpdateRule:
     ``step(group, state, gradient)`` returns what the gradient is multiplied by in the long run: a
     float, or a tensor shaped like the state's for an optimizer that scales each element by itself.
     There it is 0 for elements that never had a gradient, which leaves them alone. It is evaluated
-    after the update. ``state`` may hold blocks of the tensors named in ``tensors``, and
-    ``gradient`` is there only if ``uses_gradient`` asks for it.
+    after the update. ``state`` may hold blocks of the tensors named in ``tensors``, of several
+    parameters together if they agree in ``numbers``, which is all else of the state that ``step``
+    reads; ``gradient`` is there only if ``uses_gradient`` asks for it.
     """
 
     step: Callable[[Group, Mapping[str, Any], torch.Tensor], Any]
     tensors: Callable[[Group], tuple[str, ...]] = lambda group: ()
+    numbers: tuple[str, ...] = ()
     check: Callable[[Group], str | None] = lambda group: None
     uses_gradient: bool = False
 
@@ -308,24 +310,26 @@ class UpdateRule:
 
 def _seen(step: torch.Tensor, second_moment: torch.Tensor) -> torch.Tensor:
     """Return ``step``, changed to 0 where the second moment is: that element had no gradient."""
-    return step.masked_fill_(second_moment == 0, 0.0)
+    # By arithmetic, because masks cost ten times as much; 0·∞ is where ε is 0 too.
+    return step.mul_(second_moment.sign()).nan_to_num_(nan=0.0)
 
 
 def _preconditioned(lr: Any, second_moment: torch.Tensor, eps: float) -> torch.Tensor:
     """Return lr/(√v + ε), and 0 where the second moment v is.
 
-    As r/(1/lr + r·ε/lr) with r = 1/√v, which is the same in three operations, a memory pass each.
+    As r/(1/lr + r·ε/lr) with r = 1/√v, which is the same in fewer operations, a memory pass each.
+    Where v is 0 that is ∞/∞.
     """
-    inverse = second_moment.rsqrt()  # faster than torch's sqrt
-    if inverse.device.type != "cpu":  # where a look at a result waits for the device
-        return _seen(inverse.div_(inverse.mul(eps).add_(1)).mul_(lr), second_moment)
-    lr = _number(lr)
+    lr, inverse = _number(lr), second_moment.rsqrt()  # faster than torch's sqrt
     if lr == 0:
         return inverse.zero_()
-    never = not math.isfinite(inverse.sum())  # the quickest way to see a zero, whose inverse is ∞
-    one = torch.tensor(1 / lr, dtype=torch.float64)
-    step = inverse.div_(torch.add(one, inverse, alpha=eps / lr))
-    return _seen(step, second_moment) if never else step
+    inverse.div_(torch.add(_constant(1 / lr), inverse, alpha=eps / lr))
+    return inverse.nan_to_num_(nan=0.0)
+
+
+@functools.lru_cache(maxsize=8)
+def _constant(number: float) -> torch.Tensor:
+    return torch.tensor(number, dtype=torch.float64)
 
 
 def _number(value: Any) -> Any:
@@ -412,16 +416,18 @@ def _sgd_check(group: Group) -> str | None:
 _KNOWN: dict[type[Optimizer], UpdateRule] = {
     torch.optim.SGD: UpdateRule(_sgd, check=_sgd_check),
     torch.optim.Adam: UpdateRule(
-        _adam, lambda group: ("max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq",)
+        _adam, lambda group: ("max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq",), ("step",)
     ),
-    torch.optim.NAdam: UpdateRule(_nadam, lambda group: ("exp_avg_sq",)),
-    torch.optim.RAdam: UpdateRule(_radam, lambda group: ("exp_avg_sq",)),
+    torch.optim.NAdam: UpdateRule(
+        _nadam, lambda group: ("exp_avg_sq",), numbers=("step", "mu_product")
+    ),
+    torch.optim.RAdam: UpdateRule(_radam, lambda group: ("exp_avg_sq",), numbers=("step",)),
     torch.optim.RMSprop: UpdateRule(
         _rmsprop,
         lambda group: ("square_avg", "grad_avg") if group["centered"] else ("square_avg",),
         check=_sgd_check,
     ),
-    torch.optim.Adagrad: UpdateRule(_adagrad, lambda group: ("sum",)),
+    torch.optim.Adagrad: UpdateRule(_adagrad, lambda group: ("sum",), numbers=("step",)),
     torch.optim.Adadelta: UpdateRule(
         _adadelta,
         lambda group: ("square_avg", "acc_delta"),

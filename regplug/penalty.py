@@ -305,10 +305,8 @@ class Penalty(Plugin):
             group = session.groups[index]
             if rule.elementwise:
                 assert session.optimizer is not None
-                state = session.optimizer.state
-                for w, g in zip(weights, gradients, strict=True):
-                    if w in state:
-                        deliveries.elementwise_proximal(self, rule, group, state[w], w, g)
+                states = session.optimizer.state
+                deliveries.elementwise_proximal(self, rule, group, states, weights, gradients)
             else:
                 deliveries.proximal(self, weights, rule.step(group, {}, gradients[0]))
 

@@ -182,6 +182,48 @@ def test_weights_without_a_gradient_have_no_step():
     assert torch.equal(model[1].weight, before)
 
 
+def varied(kind, settings):
+    """Return parameters of several layouts, sizes and dtypes, and gradients, some left out."""
+    generator = torch.Generator().manual_seed(3)
+    shapes = [(4, 3), (5, 2), (2, 3, 4, 4), (200, 200), (3, 3), (6, 1)]
+    weights = [torch.randn(shape, generator=generator) for shape in shapes]
+    weights[2] = weights[2].to(memory_format=torch.channels_last)
+    weights[1] = weights[1].double()
+    weights[4] = torch.randn(3, 3, generator=generator).t()
+    parameters = nn.ParameterList(weights)
+    gradients = [
+        [
+            None if (step + index) % 3 == 0 else torch.randn(p.shape, generator=generator).to(p)
+            for index, p in enumerate(parameters)
+        ]
+        for step in range(6)
+    ]
+    return parameters, gradients
+
+
+@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("penalty", [L1, lambda s, **k: ElasticNet(s, s, **k)], ids=["l1", "en"])
+def test_parameters_of_one_optimizer_do_not_disturb_each_other(name, penalty):
+    """Small ones are worked on together, if their states are alike in all but their tensors."""
+    kind, settings = KNOWN[name]
+    together, gradients = varied(kind, settings)
+    alone, _ = varied(kind, settings)
+    for batch in ([together], [nn.ParameterList([w]) for w in alone]):
+        models = [nn.ModuleList([part]) for part in batch]
+        optimizers = [kind(model.parameters(), **settings) for model in models]
+        for model, optimizer in zip(models, optimizers, strict=True):
+            regplug.attach(model, optimizer, [penalty(0.5, delivery="proximal")])
+        owned = [w for model in models for w in model.parameters()]
+        for step in gradients:
+            for w, g in zip(owned, step, strict=True):
+                w.grad = None if g is None else g.clone()
+            for optimizer in optimizers:
+                optimizer.step()
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+    assert 0 < sum(int((w == 0).sum()) for w in alone) < sum(w.numel() for w in alone)
+
+
 # Optimizers that are known, and not
 
 
