@@ -9,9 +9,9 @@ import pluggy
 import torch
 
 from regplug import hookspecs
-from regplug.errors import PluginError, RegplugError
+from regplug.errors import PluginError
 from regplug.hookspecs import PROJECT
-from regplug.plugin import Plugin
+from regplug.plugin import Plugin, failure
 
 if TYPE_CHECKING:
     from regplug.session import Session
@@ -124,11 +124,11 @@ class Calls:
         Without ``plugin`` it is the one on the traceback: at no cost until it is needed.
         """
         plugin = plugin or self._culprit(error, event)
-        failure = error if plugin is None else _failure(error, plugin, event, session.steps)
-        self._tell(failure)
-        if failure is error:
+        told = error if plugin is None else failure(error, plugin, event, session.steps)
+        self._tell(told)
+        if told is error:
             raise error
-        raise failure from error
+        raise told from error
 
     def _culprit(self, error: BaseException, event: str) -> Plugin | None:
         by_instance = {id(plugin): plugin for plugin in self._plugins}
@@ -142,20 +142,6 @@ class Calls:
             if plugin is not None:
                 return plugin
         return None
-
-
-def _failure(error: Exception, plugin: Plugin, event: str, step: int) -> Exception:
-    """Return what to raise instead of ``error``: it says who failed, where and when."""
-    # What regplug raises on purpose keeps its kind: a wrong argument stays a ValueError.
-    on_purpose = type(error).__module__ == RegplugError.__module__
-    said = str(error).removeprefix(f"{plugin.name}: ")
-    if on_purpose and event == "on_attach":
-        error.args = (f"{plugin.name}: {said}",)
-        return error
-    kind = type(error) if on_purpose else PluginError
-    what = said if on_purpose else f"{type(error).__name__}: {error}"
-    who = f"{plugin.name} ({plugin.source})"
-    return kind(f"{who} failed in {event} at step {step}: {what}")
 
 
 def is_scalar(value: object) -> bool:

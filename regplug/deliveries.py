@@ -78,7 +78,7 @@ def add_gradients(
             penalty.add_gradients(gs, wide, factor, *cs)
         return
     for g, w in zip(gradients, weights, strict=True):
-        whole = penalty.gradient(widened(distributed.full(w)), *whole_companions(penalty, w))
+        whole = penalty.shaped_gradient(widened(distributed.full(w)), *whole_companions(penalty, w))
         distributed.local(g).add_(distributed.part(whole, w), alpha=factor)
 
 
@@ -201,7 +201,9 @@ def _joined_proximal(
     tensors = dict(zip(rule.tensors(group), moments, strict=True))
     penalty.proximal_([flat], rule.step(group, {**state, **tensors}, used))
     pieces = flat.split([w.numel() for w in weights])
-    torch._foreach_copy_(weights, [p.view(w.shape) for p, w in zip(pieces, weights, strict=True)])
+    torch._foreach_copy_(
+        list(weights), [p.view(w.shape) for p, w in zip(pieces, weights, strict=True)]
+    )
 
 
 def _whole_proximal(penalty: "Penalty", w: torch.Tensor, step: Any) -> None:

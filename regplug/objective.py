@@ -22,23 +22,24 @@ from regplug.deliveries import (
     whole_companions,
     widened,
 )
-from regplug.errors import PluginError, RegplugError
 from regplug.parameters import Coverage
+from regplug.plugin import failure
 
 if TYPE_CHECKING:
     from regplug.penalty import Penalty
 
-__all__ = ["Term", "penalized", "total", "value", "zeros"]
+__all__ = ["Objective", "Term", "total", "value", "zeros"]
 
 # One penalty's part in a weight's gradient: its formula, and the factor before it.
 Share: TypeAlias = tuple["Penalty", float]
 
 
 class Term(NamedTuple):
-    """What a penalty adds to a loss: Σ factor·value(w), for each factor over its own weights."""
+    """What a penalty adds to a loss: Σ factor·value(w), a factor for each group of its coverage."""
 
     penalty: "Penalty"
-    by_factor: Sequence[tuple[float, Sequence[torch.Tensor]]]
+    coverage: Coverage
+    factors: tuple[float, ...]
 
 
 @dataclass
@@ -58,11 +59,13 @@ def _nodes(terms: Iterable[Term]) -> list[_Node]:
     separable and need to know nothing of a weight but its values.
     """
     shares: dict[torch.Tensor, tuple[Share, ...]] = {}
-    for term in terms:
-        for factor, ws in term.by_factor:
-            share = ((term.penalty, factor),)
+    w: torch.Tensor
+    for penalty, coverage, factors in terms:
+        for factor, ws in zip(factors, coverage.by_group.values(), strict=True):
+            share = ((penalty, factor),)
             for w in ws:
-                shares[w] = shares[w] + share if w in shares else share
+                if w.requires_grad:
+                    shares[w] = shares[w] + share if w in shares else share
     nodes: list[_Node] = []
     open_: dict[Any, _Node] = {}
     for w, own in shares.items():
@@ -87,9 +90,9 @@ def _values(node: _Node) -> list[tuple["Penalty", torch.Tensor | float]]:
     """Return what adds up, for each penalty, to Σ factor·value(w): over shards if separable."""
     first = node.weights[0]
     if node.small:
-        pieces = [w.detach() for w in node.weights]
+        pieces = node.weights
         if len(pieces) > FEW:
-            pieces = [torch.cat([piece.reshape(-1) for piece in pieces])]
+            pieces = [torch.cat([w.detach().reshape(-1) for w in node.weights])]
         return [
             (penalty, _read(penalty.scalar_value(piece)) * factor)
             for penalty, factor in node.shares
@@ -116,7 +119,7 @@ def _read(value: torch.Tensor) -> torch.Tensor | float:
     Arithmetic on 0-d tensors is dear; and one that is kept may lie where glibc would else put the
     next large temporary, which then costs page faults.
     """
-    return value.item() if value.device.type == "cpu" else value
+    return value.item() if value.is_cpu else value
 
 
 def _total(nodes: Iterable[_Node]) -> torch.Tensor | float:
@@ -146,9 +149,9 @@ def total(term: Term) -> torch.Tensor | float:
     return _total(_nodes([term]))
 
 
-def value(penalty: "Penalty", weights: Sequence[torch.Tensor], factor: float) -> Any:
+def value(penalty: "Penalty", coverage: Coverage, factor: float) -> Any:
     """Return what metrics show, factor·Σ: a sum over shards, or a number alike on all ranks."""
-    nodes = _nodes([Term(penalty, [(1.0, weights)])])
+    nodes = _nodes([Term(penalty, coverage, (1.0,) * len(coverage.by_group))])
     if penalty.separable:
         terms = [(node.weights[0], own) for node in nodes for _, own in _values(node)]
         return distributed.Sum(terms, factor=factor)
@@ -167,20 +170,40 @@ def zeros(coverage: Coverage) -> distributed.Sum:
 # --- in the loss -------------------------------------------------------------------------------
 
 
-def penalized(loss: torch.Tensor, terms: Sequence[Term]) -> torch.Tensor:
-    """Return ``loss`` with ``terms`` added, whose gradients are those that the penalties state.
+class Objective:
+    """The penalties in the loss of one loop.
 
-    A node of the graph saves no intermediate result, and keeps ``DTensor`` gradients as such, so
-    that penalties of sharded weights may be added to a plain loss. Its gradients are made together,
-    and have been accumulated before those of the next are made.
+    What is worked on together is found out anew only when strengths, or the parameters, change.
     """
-    nodes = _nodes(terms)
-    with torch.no_grad():
-        added = _total(nodes)
-    for node in nodes:
-        loss = _Penalized.apply(node, added, loss, *node.weights)  # type: ignore[no-untyped-call]
-        added = 0.0
-    return loss
+
+    def __init__(self) -> None:
+        self._terms: list[Term] = []
+        self._weights: list[torch.Tensor] = []
+        self._kinds: list[Any] = []
+        self._nodes: list[_Node] = []
+
+    def penalized(self, loss: torch.Tensor, terms: list[Term]) -> torch.Tensor:
+        """Return ``loss`` with ``terms`` added, whose gradients are those that penalties state.
+
+        A node of the graph saves no intermediate result, and keeps ``DTensor`` gradients as such,
+        so that penalties of sharded weights may be added to a plain loss. Its gradients are made
+        together, and have been accumulated before those of the next are made.
+        """
+        if terms != self._terms or _kinds(self._weights) != self._kinds:
+            weights = (w for term in terms for ws in term.coverage.by_group.values() for w in ws)
+            self._weights = list(dict.fromkeys(weights))
+            self._kinds = _kinds(self._weights)
+            self._terms, self._nodes = terms, _nodes(terms)
+        whole: list[_Node] | None = self._nodes
+        for node in self._nodes:
+            loss = _Penalized.apply(node, whole, loss, *node.weights)  # type: ignore[no-untyped-call]
+            whole = None
+        return loss
+
+
+def _kinds(weights: Sequence[torch.Tensor]) -> list[Any]:
+    """Return what may change about parameters that stay the same objects."""
+    return [(w.requires_grad, w.dtype, w.device, w.numel()) for w in weights]
 
 
 class _Penalized(torch.autograd.Function):
@@ -188,25 +211,31 @@ class _Penalized(torch.autograd.Function):
     def forward(
         ctx: Any,
         node: _Node,
-        added: torch.Tensor | float,
+        whole: Sequence[_Node] | None,
         loss: torch.Tensor,
         *weights: torch.Tensor,
     ) -> torch.Tensor:
-        ctx.shares, ctx.tiny = node.shares, node.small and node.size < TINY * len(weights)
+        ctx.node = node
         ctx.save_for_backward(*weights)
+        added = 0.0 if whole is None else _total(whole)
         return loss + (added.to(loss) if isinstance(added, torch.Tensor) else added)
 
     @staticmethod
     def backward(ctx: Any, *outputs: torch.Tensor) -> Any:
         (upstream,) = outputs
-        weights, shares = ctx.saved_tensors, ctx.shares
+        node, weights = ctx.node, list(ctx.saved_tensors)
         if torch.is_grad_enabled():  # create_graph: the gradient will be differentiated in turn
-            return None, None, upstream, *(_differentiable(w, shares, upstream) for w in weights)
+            own = [_differentiable(w, node.shares, upstream) for w in weights]
+            return None, None, upstream, *own
         # Elsewhere than on a CPU, reading a value waits for the device.
         scale = upstream.item() if upstream.device.type == "cpu" else upstream
-        if ctx.tiny:
-            return None, None, upstream, *_tiny_gradients(weights, shares, scale)
-        return None, None, upstream, *(_gradient(w, shares, scale) for w in weights)
+        if not node.small:
+            own = [_gradient(w, node.shares, scale) for w in weights]
+        elif node.size < TINY * len(weights):
+            own = _small_gradients(weights, node.shares, scale)
+        else:  # one after another, while it is in the cache
+            own = [g for w in weights for g in _small_gradients([w], node.shares, scale)]
+        return None, None, upstream, *own
 
 
 def _differentiable(w: torch.Tensor, shares: Sequence[Share], scale: torch.Tensor) -> torch.Tensor:
@@ -216,17 +245,18 @@ def _differentiable(w: torch.Tensor, shares: Sequence[Share], scale: torch.Tenso
     return sum(gradients[1:], start=gradients[0])
 
 
-def _tiny_gradients(
-    weights: Sequence[torch.Tensor], shares: Sequence[Share], scale: torch.Tensor | float
+def _small_gradients(
+    weights: list[torch.Tensor], shares: Sequence[Share], scale: torch.Tensor | float
 ) -> list[torch.Tensor]:
-    """Return scale·Σ factor·gradient(w) for each weight, a few calls for all."""
-    weights, gradients = list(weights), [torch.zeros_like(w) for w in weights]
+    """Return scale·Σ factor·gradient(w) for each weight, by few calls for all."""
     number, waits = (1.0, scale) if isinstance(scale, torch.Tensor) else (scale, None)
-    for penalty, factor in shares:
+    (penalty, factor), *others = shares
+    gradients = _blamed(penalty, penalty.gradients, weights, factor * number)
+    for penalty, factor in others:
         _blamed(penalty, penalty.add_gradients, gradients, weights, factor * number)
     if waits is not None:
         torch._foreach_mul_(gradients, waits)
-    return gradients
+    return list(gradients)
 
 
 def _gradient(
@@ -261,11 +291,7 @@ def _scaled(
     beside: Sequence[torch.Tensor],
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    gradient = penalty.gradient(widened(w), *beside)
-    if gradient.shape != w.shape:
-        raise ValueError(
-            f"gradient(w) must be shaped like w, {tuple(w.shape)}, got {tuple(gradient.shape)}"
-        )
+    gradient = penalty.shaped_gradient(widened(w), *beside)
     return torch.mul(gradient, factor, out=out)
 
 
@@ -273,10 +299,5 @@ def _blamed(plugin: "Penalty", function: Any, *arguments: Any) -> Any:
     """Call a formula from inside a backward pass, where no session stands by to name the plugin."""
     try:
         return function(*arguments)
-    except RegplugError:
-        raise
     except Exception as error:
-        raise PluginError(
-            f"{plugin.name} ({plugin.source}) failed in the backward pass of on_loss at step "
-            f"{plugin._step}: {type(error).__name__}: {error}"
-        ) from error
+        raise failure(error, plugin, "the backward pass of on_loss", plugin._step) from error

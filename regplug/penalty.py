@@ -34,6 +34,9 @@ __all__ = ["DELIVERIES", "Penalty"]
 
 DELIVERIES = ("auto", "loss", "step", "proximal")
 
+# Each formula, and what does the same on lists.
+_FAST = {"gradient": ("gradients", "add_gradients"), "proximal": ("proximal_",)}
+
 
 class Penalty(Plugin):
     r"""A term ``strength · Σ value(w)`` of the objective, over the selected parameters.
@@ -87,6 +90,14 @@ class Penalty(Plugin):
         self.delivery = delivery
         self.name = name
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        # What an ancestor does for speed is of its own formula, not of one that is written anew.
+        for formula, fast in _FAST.items():
+            for name in fast:
+                if formula in vars(cls) and name not in vars(cls):
+                    setattr(cls, name, getattr(Penalty, name))
+
     # --- the formula ----------------------------------------------------------------------
 
     def value(self, w: torch.Tensor) -> torch.Tensor:
@@ -137,18 +148,36 @@ class Penalty(Plugin):
             raise PluginError(f"{self.name}: value(w) must return a 0-d tensor, got {shape!r}")
         return value
 
+    def shaped_gradient(self, w: torch.Tensor, *companions: torch.Tensor) -> torch.Tensor:
+        """Return :meth:`gradient`, checked to be shaped like ``w``.
+
+        Raises:
+            PluginError: it is not.
+        """
+        gradient = self.gradient(w, *companions)
+        if gradient.shape != w.shape:
+            raise PluginError(
+                f"{self.name}: gradient(w) must be shaped like w, {tuple(w.shape)}, "
+                f"got {tuple(gradient.shape)}"
+            )
+        return gradient
+
     # --- the same on lists, for speed -----------------------------------------------------
     #
-    # A separable penalty is always called through these. A list is a batch of pieces, a mebibyte
-    # or so together, so temporaries like them are cheap; override one where ``torch._foreach`` or
-    # a fused operation does better than a call of the formula for each piece.
+    # A separable penalty is mostly called through these. A list is a batch of pieces, a few
+    # mebibytes together, so temporaries like them are cheap; override one where ``torch._foreach``
+    # or a fused operation does better than a call of the formula for each piece.
+
+    def gradients(self, weights: list[torch.Tensor], factor: float) -> list[torch.Tensor]:
+        """Return ``factor · gradient(w)`` for each of ``weights``: new tensors, one for each."""
+        return [self.shaped_gradient(w.detach()) * factor for w in weights]
 
     def add_gradients(
         self, gradients: list[torch.Tensor], weights: list[torch.Tensor], factor: float
     ) -> None:
         """Add ``factor · gradient(w)`` to each of ``gradients``, in place."""
         for g, w in zip(gradients, weights, strict=True):
-            g.add_(self.gradient(w.detach()), alpha=factor)
+            g.add_(self.shaped_gradient(w.detach()), alpha=factor)
 
     def proximal_(self, weights: list[torch.Tensor], step: "float | torch.Tensor") -> None:
         """Replace each weight by its proximal point, in place.
@@ -257,13 +286,14 @@ class Penalty(Plugin):
         return self._term(session)
 
     def _term(self, session: "Session") -> objective.Term:
-        """Return λ, with the sign that each group's objective gives it, and the group's weights."""
-        strength, groups = self.strength, session.groups
-        by_factor = [
-            (strength * optimizers.sign(groups[index]), [w for w in ws if w.requires_grad])
-            for index, ws in session.coverage(self._selection).by_group.items()
-        ]
-        return objective.Term(self, by_factor)
+        """Return λ, with the sign that each group's objective gives it, and the coverage."""
+        strength, groups, coverage = (
+            self.strength,
+            session.groups,
+            session.coverage(self._selection),
+        )
+        factors = tuple([strength * optimizers.sign(groups[i]) for i in coverage.by_group])
+        return objective.Term(self, coverage, factors)
 
     @hookimpl
     def on_gradients(self, session: "Session") -> None:
@@ -315,11 +345,7 @@ class Penalty(Plugin):
         """Return value (strength included), strength and share of exact zeros."""
         coverage = session.coverage(self._selection)
         strengths = self.strengths()
-        value = objective.value(
-            self,
-            [entry.parameter for entry in coverage.trainable],
-            factor=strengths.get("strength", 1.0),
-        )
+        value = objective.value(self, coverage, factor=strengths.get("strength", 1.0))
         return {"value": value, **strengths, "zeros": objective.zeros(coverage)}
 
     def _settle(self, session: "Session") -> str:

@@ -22,13 +22,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from regplug.distributions import distribution_of, entry_name_of
-from regplug.errors import PluginError, SpecError
+from regplug.errors import PluginError, RegplugError, SpecError
 from regplug.schedules import Schedule, ScheduleLike, as_schedule, checked, constant
 
 if TYPE_CHECKING:
     from regplug.session import Session
 
-__all__ = ["Plugin", "Scheduled"]
+__all__ = ["Plugin", "Scheduled", "failure"]
 
 
 class Scheduled:
@@ -183,3 +183,17 @@ class Plugin:
             if not name.startswith("_")
             and isinstance(value, int | float | str | None | list | tuple | Schedule)
         }
+
+
+def failure(error: Exception, plugin: Plugin, event: str, step: int) -> Exception:
+    """Return what to raise instead of ``error``: it says who failed, where and when."""
+    # What regplug raises on purpose keeps its kind: a wrong argument stays a ValueError.
+    on_purpose = type(error).__module__ == RegplugError.__module__
+    said = str(error).removeprefix(f"{plugin.name}: ")
+    if on_purpose and event == "on_attach":
+        error.args = (f"{plugin.name}: {said}",)
+        return error
+    kind = type(error) if on_purpose else PluginError
+    what = said if on_purpose else f"{type(error).__name__}: {error}"
+    who = f"{plugin.name} ({plugin.source})"
+    return kind(f"{who} failed in {event} at step {step}: {what}")

@@ -22,7 +22,7 @@ from regplug.catalog import load
 from regplug.eager import eagerly
 from regplug.errors import RegplugError, SpecError, StateError, UnsupportedError
 from regplug.integrations import accelerate
-from regplug.objective import Term, penalized
+from regplug.objective import Objective, Term
 from regplug.parameters import Coverage, Selection, cover, named_parameters, shared
 from regplug.plugin import Plugin
 from regplug.table import table
@@ -142,6 +142,7 @@ class Session:
         self._coverages: WeakKeyDictionary[Selection, Coverage] = WeakKeyDictionary()
         self._watchers: tuple[Callable[[Session], object], ...] = ()
         self._rule: optimizers.UpdateRule | None = None
+        self._objective = Objective()
         self._check_plugins()
         self._calls = Calls(self.plugins, ranks.tell)
         self._unscale = any(
@@ -238,7 +239,7 @@ class Session:
             if self._finds_unused:
                 self._check_used(loss, terms)
             try:
-                total = penalized(total, terms)
+                total = self._objective.penalized(total, terms)
             except Exception as error:
                 self._calls.blame(error, "on_loss", self)
         if (not self.gradients_through_loss or self._waiting is not None) and total.requires_grad:
@@ -250,7 +251,7 @@ class Session:
 
     def _check_used(self, loss: torch.Tensor, terms: Iterable[Term]) -> None:
         """Refuse what DDP would end with, "mark a variable ready only once"."""
-        weights = {w for term in terms for _, ws in term.by_factor for w in ws}
+        weights = {entry.parameter for term in terms for entry in term.coverage.trainable}
         if unused := weights - distributed.leaves(loss):
             known = {id(n.parameter): n.name for n in named_parameters(self.model)}
             names = ", ".join(sorted(known.get(id(w), "?") for w in unused))

@@ -324,24 +324,98 @@ def test_many_small_weights_in_the_loss_are_each_what_autograd_says(kind, count)
         torch.testing.assert_close(ours, theirs)
 
 
-def test_gradient_of_another_shape_is_an_error_naming_the_plugin():
+@pytest.mark.parametrize("delivery", ["step", "loss"])
+@pytest.mark.parametrize("separable", [True, False])
+@pytest.mark.parametrize("size", [2, 200, 1100])
+def test_gradient_of_another_shape_is_an_error_naming_the_plugin(delivery, separable, size):
     """Autograd's own words name no plugin, and a broadcast would pass unseen."""
 
     class Odd(regplug.Penalty):
-        separable = True
-
         def value(self, w):
             return w.sum()
 
         def gradient(self, w):
             return torch.ones(())
 
+    Odd.separable = separable
     model = Net()
-    model.big = nn.Parameter(torch.zeros(200, 200))
-    with regplug.attach(model, plugins=[Odd(0.5, where="big")]) as session:
-        loss = session.loss(objective(model, *data()))
-        with pytest.raises(PluginError, match=r"odd .* must be shaped like w"):
-            loss.backward()
+    model.big = nn.Parameter(torch.zeros(size, size))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with regplug.attach(model, optimizer, [Odd(0.5, where="big", delivery=delivery)]) as session:
+
+        def step():
+            session.loss(objective(model, *data()) + model.big.sum()).backward()
+            optimizer.step()
+
+        with pytest.raises(PluginError, match=r"^odd \(\w+\) failed in .* must be shaped like w"):
+            step()
+
+
+def test_formula_that_is_written_anew_is_the_one_that_acts():
+    """What an ancestor does on lists, for speed, is of its own formula."""
+
+    class Twice(L1):
+        def value(self, w):
+            return 2 * w.abs().sum()
+
+        def gradient(self, w):
+            return 2 * w.sign()
+
+        def proximal(self, w, step):
+            return super().proximal(w, 2 * step)
+
+    for delivery in ("step", "loss", "proximal"):
+        after = []
+        for penalty in (Twice(0.1, delivery=delivery), L1(0.2, delivery=delivery)):
+            model = Net()
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            session = regplug.attach(model, optimizer, [penalty])
+            session.loss(objective(model, *data())).backward()
+            optimizer.step()
+            after.append(torch.cat([w.detach().flatten() for w in model.parameters()]))
+        torch.testing.assert_close(*after)
+
+
+def test_terms_in_the_loss_follow_what_changes_about_the_parameters():
+    """Which are worked on together is remembered, while they stay as they are."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(300, 300), nn.Linear(3, 3))
+    spec = "l1(piecewise({0: 0.5, 1: 2.0}), where='all', delivery='loss')"
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    session = regplug.attach(model, optimizer, [spec])
+
+    def freeze(frozen):
+        model[0].weight.requires_grad_(not frozen)
+
+    def enlarge():
+        model[1].weight.data = torch.randn(1500, 1500)
+
+    changes = [
+        lambda: None,
+        lambda: freeze(True),
+        lambda: freeze(False),
+        model.double,
+        model.bfloat16,
+        model.float,
+        enlarge,
+        optimizer.step,
+        lambda: None,
+    ]
+    for change in changes:
+        change()
+        optimizer.zero_grad()
+        strength = 0.5 if session.steps == 0 else 2.0
+        trained = [w for w in model.parameters() if w.requires_grad]
+        loss = session.loss(torch.zeros((), dtype=torch.float64, requires_grad=True) * 1.0)
+        expected = sum(strength * w.detach().double().abs().sum() for w in trained)
+        torch.testing.assert_close(loss.detach(), expected, rtol=1e-6, atol=0)
+        loss.backward()
+        for w in model.parameters():
+            if w.requires_grad:
+                torch.testing.assert_close(w.grad, strength * w.detach().sign())
+            else:
+                assert w.grad is None
+        del loss  # whose graph knows the parameters' shapes
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1e-20, 1e-3, 1.0, 1e6, 1e13, 1e30])

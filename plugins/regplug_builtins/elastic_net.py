@@ -81,6 +81,12 @@ class ElasticNet(Penalty):
         """Return the soft threshold of step·λ₁, divided by 1 + 2·step·λ₂."""
         return soft_threshold(w, step * self.l1_strength) / (1 + 2 * self.l2_strength * step)
 
+    def gradients(self, weights: list[torch.Tensor], factor: float) -> list[torch.Tensor]:
+        """Return ``factor·(λ₁·sign(w) + 2λ₂·w)`` for each weight."""
+        found = torch._foreach_mul(weights, factor * 2 * self.l2_strength)
+        torch._foreach_add_(found, torch._foreach_sign(weights), alpha=factor * self.l1_strength)
+        return list(found)
+
     def add_gradients(
         self, gradients: list[torch.Tensor], weights: list[torch.Tensor], factor: float
     ) -> None:

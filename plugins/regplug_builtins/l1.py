@@ -87,6 +87,12 @@ class L1(Penalty):
         """Return sign(w)·max(|w| − step·λ, 0)."""
         return soft_threshold(w, step * self.strength)
 
+    def gradients(self, weights: list[torch.Tensor], factor: float) -> list[torch.Tensor]:
+        """Return ``factor·sign(w)`` for each weight."""
+        signs = torch._foreach_sign(weights)
+        torch._foreach_mul_(signs, factor)
+        return list(signs)
+
     def add_gradients(
         self, gradients: list[torch.Tensor], weights: list[torch.Tensor], factor: float
     ) -> None:

@@ -46,6 +46,10 @@ class L2(Penalty):
         """Return w/(1 + 2·step·λ)."""
         return w / (1 + 2 * self.strength * step)
 
+    def gradients(self, weights: list[torch.Tensor], factor: float) -> list[torch.Tensor]:
+        """Return ``2·factor·w`` for each weight."""
+        return list(torch._foreach_mul(weights, 2 * factor))
+
     def add_gradients(
         self, gradients: list[torch.Tensor], weights: list[torch.Tensor], factor: float
     ) -> None:

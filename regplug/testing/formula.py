@@ -83,6 +83,11 @@ def gradient(subject: Subject) -> Iterable[Case]:
             if not torch.equal(w, before):
                 raise Failure("gradient(w) changed w")
 
+    def scaled() -> None:
+        weights = list(_weights())
+        for w, g in zip(weights, penalty.gradients(weights, 0.5), strict=True):
+            _close(g, 0.5 * _autograd(penalty, w), "what gradients returns, with factor ½,")
+
     def added() -> None:
         weights = list(_weights())
         gradients = [torch.ones_like(w) for w in weights]
@@ -93,6 +98,7 @@ def gradient(subject: Subject) -> Iterable[Case]:
     cls = type(penalty)
     stated = {
         "gradient": (cls.gradient is not Penalty.gradient, plain),
+        "gradients": (cls.gradients is not Penalty.gradients, scaled),
         "add_gradients": (cls.add_gradients is not Penalty.add_gradients, added),
     }
     if not any(own for own, _ in stated.values()):
