@@ -1,5 +1,7 @@
 """The exam finds what it is made to find: each wrong plugin fails in the check made for it."""
 
+from functools import partial
+
 import pytest
 from wrong_plugins import L1, WIDER, WRONG, Remembers, SeedPerRank, TimesWorld
 
@@ -23,6 +25,21 @@ def test_wrong_plugin_fails_exactly_where_it_is_wrong(check):
 )
 def test_wider_blunder_is_found_by_all_that_should(plugin, checks):
     assert check_plugin(plugin).failed_checks() == checks
+
+
+@pytest.mark.parametrize("method", ["gradient", "gradients", "add_gradients"])
+def test_whatever_states_the_gradient_is_examined(method):
+    class Wrong(L1):
+        pass
+
+    wrong = {
+        "gradient": lambda self, w: w.sign() / 2,
+        "gradients": lambda self, ws, factor: [factor * w for w in ws],
+        "add_gradients": lambda self, gs, ws, factor: [g.add_(factor) for g in gs],
+    }
+    setattr(Wrong, method, wrong[method])
+    report = check_plugin(partial(Wrong, 0.01), checks=["gradient"])
+    assert [failed.regime for failed in report.of("failed")] == [method]
 
 
 def test_plugin_with_a_memory_of_its_own_passes():
