@@ -166,6 +166,11 @@ def _manager(plugins: Iterable[Plugin]) -> pluggy.PluginManager:
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(hookspecs)
     for plugin in reversed(list(plugins)):
+        if type(plugin).__hash__ is None:
+            raise PluginError(
+                f"{plugin.name} ({plugin.source}) can't be hashed, which pluggy needs; a plugin is "
+                "equal to itself alone: for a dataclass write @dataclass(eq=False)"
+            )
         for name in _EVENTS:
             hook: Callable[..., Any] | None = getattr(plugin, name, None)
             if callable(hook) and not hasattr(hook, "regplug_impl"):

@@ -3,6 +3,7 @@
 import inspect
 import math
 from contextlib import suppress
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -157,6 +158,21 @@ def test_error_raised_on_purpose_keeps_its_kind(error):
     assert type(caught.value) is error
     assert str(caught.value) == "knows (test_errors) failed in before_step at step 0: told you so"
     assert str(caught.value.__cause__) == "told you so"
+
+
+def test_plugin_that_cannot_be_hashed_is_refused_with_the_way_out():
+    """As any dataclass, whose instances are equal if their fields are."""
+
+    class Fields(regplug.Plugin):
+        size: int = 3
+
+        @hookimpl
+        def on_attach(self, session):
+            pass
+
+    with pytest.raises(PluginError, match=r"fields \(test_errors\) can't be hashed.*eq=False"):
+        live([dataclass(Fields)()])
+    live([dataclass(eq=False)(type("Fields", (Fields,), {"__hash__": object.__hash__}))()])
 
 
 def test_error_of_a_kind_of_the_plugins_own_is_wrapped():
