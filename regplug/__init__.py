@@ -9,6 +9,7 @@ See :func:`attach`, :class:`Session`, and :class:`Penalty` to write a plugin.
 """
 
 from regplug import errors, schedules
+from regplug.blocks import scratch
 from regplug.distributed import Sum, full, like, local, part
 from regplug.hookspecs import hookimpl, hookspec
 from regplug.parameters import Coverage, Selection
@@ -33,6 +34,7 @@ __all__ = [
     "local",
     "part",
     "schedules",
+    "scratch",
 ]
 
 __version__ = "0.1.0"

@@ -6,15 +6,56 @@ cache. So a large tensor is cut into flat blocks, and small tensors are put toge
 for ``torch._foreach``.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 
 import torch
 
-__all__ = ["BLOCK", "batches", "keep_freed_memory"]
+__all__ = ["BLOCK", "TINY", "batches", "keep_freed_memory", "scratch"]
 
 BLOCK = 1 << 20
 """Elements in one block: 4 MiB in float32. Smaller ones pay for their number: each costs some 20 µs
 over its share of memory traffic (measured), larger ones no less."""
+
+TINY = 1 << 15
+"""A tensor of fewer elements costs the calls for it, not memory traffic."""
+
+
+class _Buffers(threading.local):
+    def __init__(self) -> None:
+        self.kept: dict[tuple[torch.dtype, str], torch.Tensor] = {}
+
+
+_buffers = _Buffers()
+
+
+def scratch(like: torch.Tensor, slot: str = "") -> torch.Tensor:
+    """Return a tensor like ``like``, of any content, for a result that is used up at once.
+
+    A large block gets the same memory each time, which stays in the cache. What the allocator
+    hands out may not be: its alignment leaves crumbs beside a block, and a freed block between
+    crumbs that are in use is too small for the next. The heap then grows by a few blocks.
+
+    Args:
+        like: gives shape, dtype and device.
+        slot: a name that tells results apart which are needed at the same time.
+
+    Returns:
+        A tensor that is valid until this thread asks for one of its dtype and slot again.
+
+    >>> w = torch.randn(300, 300)
+    >>> signs = torch.sign(w, out=scratch(w))
+    >>> scratch(w).data_ptr() == signs.data_ptr()
+    True
+    """
+    size = like.numel()
+    if not (like.is_cpu and TINY <= size <= BLOCK and like.is_contiguous()):
+        return torch.empty_like(like)
+    kept, key = _buffers.kept, (like.dtype, slot)
+    if key not in kept:
+        with torch.inference_mode(mode=False):  # an inference tensor is of no use elsewhere
+            kept[key] = torch.empty(BLOCK, dtype=like.dtype)
+    return kept[key][:size].view(like.shape)
 
 
 def keep_freed_memory() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from regplug import distributed
-from regplug.blocks import BLOCK, batches
+from regplug.blocks import BLOCK, TINY, batches
 from regplug.optimizers import Group, UpdateRule
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = [
     "FEW",
     "HALVES",
-    "TINY",
     "add_gradients",
     "companions",
     "elementwise_proximal",
@@ -36,9 +35,6 @@ HALVES = (torch.float16, torch.bfloat16)
 
 FEW = 16
 """How many tensors are still few: it pays to look at each of them, and not to join them."""
-
-TINY = 1 << 15
-"""A tensor of fewer elements costs the calls for it, not memory traffic."""
 
 
 def is_small(weights: Sequence[torch.Tensor]) -> bool:

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import torch
 
 from regplug import distributed
-from regplug.blocks import BLOCK, batches
+from regplug.blocks import BLOCK, TINY, batches
 from regplug.deliveries import (
     FEW,
-    TINY,
     add_gradients,
     companions,
     is_small,

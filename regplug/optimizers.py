@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch.optim import Optimizer
 
+from regplug.blocks import scratch
 from regplug.eager import eagerly
 from regplug.errors import RegplugError, SpecError, UnsupportedError
 
@@ -293,7 +294,8 @@ class UpdateRule:
     There it is 0 for elements that never had a gradient, which leaves them alone. It is evaluated
     after the update. ``state`` may hold blocks of the tensors named in ``tensors``, of several
     parameters together if they agree in ``numbers``, which is all else of the state that ``step``
-    reads; ``gradient`` is there only if ``uses_gradient`` asks for it.
+    reads; ``gradient`` is there only if ``uses_gradient`` asks for it. The result may lie in
+    :func:`regplug.blocks.scratch`, so that it must be used before the next is asked for.
     """
 
     step: Callable[[Group, Mapping[str, Any], torch.Tensor], Any]
@@ -320,10 +322,11 @@ def _preconditioned(lr: Any, second_moment: torch.Tensor, eps: float) -> torch.T
     As r/(1/lr + r·ε/lr) with r = 1/√v, which is the same in fewer operations, a memory pass each.
     Where v is 0 that is ∞/∞.
     """
-    lr, inverse = _number(lr), second_moment.rsqrt()  # faster than torch's sqrt
+    lr, v = _number(lr), second_moment
+    inverse = torch.rsqrt(v, out=scratch(v, "step"))  # faster than torch's sqrt
     if lr == 0:
         return inverse.zero_()
-    inverse.div_(torch.add(_constant(1 / lr), inverse, alpha=eps / lr))
+    inverse.div_(torch.add(_constant(1 / lr), inverse, alpha=eps / lr, out=scratch(v, "divisor")))
     return inverse.nan_to_num_(nan=0.0)
 
 

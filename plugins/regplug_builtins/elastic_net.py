@@ -6,7 +6,7 @@ import torch
 
 from regplug import Penalty, Scheduled
 from regplug.schedules import ScheduleLike
-from regplug_builtins.l1 import soft_threshold
+from regplug_builtins.l1 import signs, soft_threshold
 
 __all__ = ["ElasticNet"]
 
@@ -97,7 +97,7 @@ class ElasticNet(Penalty):
             l2 = 0.0
         if l1:
             # Both in one addition, so that the gradients go through memory once.
-            signs = torch._foreach_sign(weights)
+            found = signs(weights)
             if l2:
-                torch._foreach_add_(signs, weights, alpha=l2 / l1)
-            torch._foreach_add_(gradients, signs, alpha=factor * l1)
+                torch._foreach_add_(found, weights, alpha=l2 / l1)
+            torch._foreach_add_(gradients, found, alpha=factor * l1)

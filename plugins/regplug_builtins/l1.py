@@ -2,9 +2,9 @@
 
 import torch
 
-from regplug import Penalty
+from regplug import Penalty, scratch
 
-__all__ = ["L1", "soft_threshold", "soft_threshold_"]
+__all__ = ["L1", "signs", "soft_threshold", "soft_threshold_"]
 
 
 def soft_threshold(w: torch.Tensor, threshold: float | torch.Tensor) -> torch.Tensor:
@@ -35,11 +35,22 @@ def soft_threshold_(
             w.copy_(soft_threshold(w.float(), step * strength))
         elif isinstance(step, torch.Tensor):
             # The point of [w − t, w + t] that is nearest to 0: of one form for either sign of w.
-            low = torch.sub(w, step, alpha=strength)
+            low = torch.sub(w, step, alpha=strength, out=scratch(w))
             high = torch.add(w, step, alpha=strength, out=step if step.ndim else None)
             torch.clamp(w.new_zeros(()), low, high, out=w)
         else:
             torch._C._nn.softshrink(w, step * strength, out=w)  # type: ignore[call-arg]
+
+
+def signs(weights: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Return ``sign(w)`` for each weight, to be used at once: it may lie in scratch memory.
+
+    >>> signs([torch.tensor([-3.0, 0.0, 2.0])])
+    [tensor([-1.,  0.,  1.])]
+    """
+    if len(weights) == 1:  # as large ones come
+        return [torch.sign(w, out=scratch(w)) for w in weights]
+    return list(torch._foreach_sign(weights))
 
 
 class L1(Penalty):
@@ -97,7 +108,7 @@ class L1(Penalty):
         self, gradients: list[torch.Tensor], weights: list[torch.Tensor], factor: float
     ) -> None:
         """Add ``factor·sign(w)`` to each gradient."""
-        torch._foreach_add_(gradients, torch._foreach_sign(weights), alpha=factor)
+        torch._foreach_add_(gradients, signs(weights), alpha=factor)
 
     def proximal_(self, weights: list[torch.Tensor], step: float | torch.Tensor) -> None:
         """Replace each weight by its proximal point."""
