@@ -49,7 +49,7 @@ def scratch(like: torch.Tensor, slot: str = "") -> torch.Tensor:
     True
     """
     size = like.numel()
-    if not (like.is_cpu and TINY <= size <= BLOCK and like.is_contiguous()):
+    if not (TINY <= size <= BLOCK and like.is_cpu and like.is_contiguous()):
         return torch.empty_like(like)
     kept, key = _buffers.kept, (like.dtype, slot)
     if key not in kept:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from regplug import distributed
 from regplug.blocks import BLOCK, TINY, batches
@@ -159,7 +160,8 @@ def elementwise_proximal(
             penalty.proximal_([w], rule.step(group, state, used))
         else:
             numbers = tuple(float(state[name]) for name in rule.numbers)
-            row = (w, used, *(state[name] for name in names))
+            moments = [state[name] for name in names]
+            row = (w, g, *moments) if rule.uses_gradient else (w, *moments)
             alike.setdefault((w.dtype, w.device, numbers), []).append(row)
     for (_, _, numbers), rows in alike.items():
         state = dict(zip(rule.numbers, numbers, strict=True))
@@ -193,13 +195,11 @@ def _joined_proximal(
     columns: Sequence[Sequence[torch.Tensor]],
 ) -> None:
     """Do so for tiny weights as one flat tensor: the calls for each would cost far more."""
-    flat, used, *moments = (torch.cat([t.reshape(-1) for t in c]) for c in (weights, *columns))
+    flat, *rest = (_flatten_dense_tensors(column) for column in (weights, *columns))
+    used, moments = (rest[0], rest[1:]) if rule.uses_gradient else (flat, rest)
     tensors = dict(zip(rule.tensors(group), moments, strict=True))
     penalty.proximal_([flat], rule.step(group, {**state, **tensors}, used))
-    pieces = flat.split([w.numel() for w in weights])
-    torch._foreach_copy_(
-        list(weights), [p.view(w.shape) for p, w in zip(pieces, weights, strict=True)]
-    )
+    torch._foreach_copy_(list(weights), _unflatten_dense_tensors(flat, weights))
 
 
 def _whole_proximal(penalty: "Penalty", w: torch.Tensor, step: Any) -> None:
