@@ -28,6 +28,9 @@ class _Buffers(threading.local):
 
 _buffers = _Buffers()
 
+# Others, such as the fakes that compilers trace with, have memory of their own kind.
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
 
 def scratch(like: torch.Tensor, slot: str = "") -> torch.Tensor:
     """Return a tensor like ``like``, of any content, for a result that is used up at once.
@@ -49,12 +52,13 @@ def scratch(like: torch.Tensor, slot: str = "") -> torch.Tensor:
     True
     """
     size = like.numel()
-    if not (TINY <= size <= BLOCK and like.is_cpu and like.is_contiguous()):
+    plain = type(like) in _PLAIN and like.is_cpu and like.is_contiguous()
+    if not (plain and TINY <= size <= BLOCK):
         return torch.empty_like(like)
     kept, key = _buffers.kept, (like.dtype, slot)
     if key not in kept:
         with torch.inference_mode(mode=False):  # an inference tensor is of no use elsewhere
-            kept[key] = torch.empty(BLOCK, dtype=like.dtype)
+            kept[key] = torch.empty(BLOCK, dtype=like.dtype, device=like.device)
     return kept[key][:size].view(like.shape)
 
 

@@ -65,14 +65,18 @@ def add_gradients(
 ) -> None:
     """Add ``factor · gradient(w)`` to each of ``gradients``, in place."""
     if penalty.separable:
-        if len(weights) <= FEW and is_small(weights) and not penalty.companions(weights[0]):
+        if len(weights) <= FEW and is_small(weights) and penalty._plain:
             penalty.add_gradients(list(gradients), list(weights), factor)
             return
         parts = [distributed.local(g) for g in gradients], [distributed.local(w) for w in weights]
         for gs, ws, *cs in batches([*parts, *companions(penalty, weights)]):
             # Not detached, which for a thousand small tensors would cost a third of it all.
             wide = [w.float() if w.dtype in HALVES else w for w in ws]
-            penalty.add_gradients(gs, wide, factor, *cs)
+            if not cs or penalty._writes("add_gradients"):
+                penalty.add_gradients(gs, wide, factor, *cs)
+                continue
+            for g, w, *beside in zip(gs, wide, *cs, strict=True):
+                g.add_(penalty.shaped_gradient(w.detach(), *beside), alpha=factor)
         return
     for g, w in zip(gradients, weights, strict=True):
         whole = penalty.shaped_gradient(widened(distributed.full(w)), *whole_companions(penalty, w))
@@ -83,7 +87,7 @@ def companions(
     penalty: "Penalty", weights: Sequence[torch.Tensor]
 ) -> list[tuple[torch.Tensor, ...]]:
     """Return a column of this rank's parts for each companion that the weights have."""
-    if not weights or not penalty.companions(weights[0]):  # most penalties have none
+    if penalty._plain or not weights or not penalty.companions(weights[0]):
         return []
     rows = [[distributed.local(c) for c in penalty.companions(w)] for w in weights]
     return list(zip(*rows, strict=True))
@@ -127,7 +131,7 @@ def proximal(penalty: "Penalty", weights: Sequence[torch.Tensor], step: Any) -> 
     if penalty.separable:
         parts = [distributed.local(w) for w in weights]
         for pieces, *cs in batches([parts, *companions(penalty, weights)]):
-            penalty.proximal_(pieces, step, *cs)
+            _proximal_(penalty, pieces, step, cs)
         return
     for w in weights:
         _whole_proximal(penalty, w, step)
@@ -151,10 +155,10 @@ def elementwise_proximal(
         # A gradient may be sparse, and most rules need none.
         used = g if rule.uses_gradient else w
         if not penalty.separable:
-            parts = {name: distributed.local(state[name]) for name in names}
+            parts = {name: widened(distributed.local(state[name])) for name in names}
             step = rule.step(group, {**state, **parts}, distributed.local(used))
             _whole_proximal(penalty, w, distributed.full(distributed.like(step, w)))
-        elif not is_small([w]) or penalty.companions(w):
+        elif not (penalty._plain and is_small([w])):
             _blockwise_proximal(penalty, rule, group, state, w, used)
         elif w.numel() >= TINY:
             penalty.proximal_([w], rule.step(group, state, used))
@@ -183,7 +187,8 @@ def _blockwise_proximal(
         (weight,), (gradient,), *others = batch
         pieces, cs = others[: len(names)], others[len(names) :]
         moments = {name: widened(piece) for name, (piece,) in zip(names, pieces, strict=True)}
-        penalty.proximal_([weight], rule.step(group, {**state, **moments}, gradient), *cs)
+        step = rule.step(group, {**state, **moments}, gradient)
+        _proximal_(penalty, [weight], step, cs)
 
 
 def _joined_proximal(
@@ -200,6 +205,19 @@ def _joined_proximal(
     tensors = dict(zip(rule.tensors(group), moments, strict=True))
     penalty.proximal_([flat], rule.step(group, {**state, **tensors}, used))
     torch._foreach_copy_(list(weights), _unflatten_dense_tensors(flat, weights))
+
+
+def _proximal_(
+    penalty: "Penalty",
+    weights: list[torch.Tensor],
+    step: Any,
+    columns: Sequence[list[torch.Tensor]],
+) -> None:
+    if not columns or penalty._writes("proximal_"):
+        penalty.proximal_(weights, step, *columns)
+        return
+    for w, *beside in zip(weights, *columns, strict=True):
+        w.copy_(penalty.proximal(widened(w), step, *beside))
 
 
 def _whole_proximal(penalty: "Penalty", w: torch.Tensor, step: Any) -> None:

@@ -71,7 +71,7 @@ def _nodes(terms: Iterable[Term]) -> list[_Node]:
         size, small = w.numel(), is_small([w])
         if small:
             for penalty, _ in own:
-                small = small and penalty.separable and not penalty.companions(w)
+                small = small and penalty._plain
         kind = (w.dtype, w.device, own) if small else w
         node = open_.get(kind)
         if node is None or node.size + size > BLOCK:
@@ -177,6 +177,7 @@ class Objective:
 
     def __init__(self) -> None:
         self._terms: list[Term] = []
+        self._plain: list[bool] = []
         self._weights: list[torch.Tensor] = []
         self._kinds: list[Any] = []
         self._nodes: list[_Node] = []
@@ -188,11 +189,13 @@ class Objective:
         so that penalties of sharded weights may be added to a plain loss. Its gradients are made
         together, and have been accumulated before those of the next are made.
         """
-        if terms != self._terms or _kinds(self._weights) != self._kinds:
+        plain = [term.penalty._plain for term in terms]
+        if (terms, plain, _kinds(self._weights)) != (self._terms, self._plain, self._kinds):
             weights = (w for term in terms for ws in term.coverage.by_group.values() for w in ws)
+            self._nodes = _nodes(terms)
+            self._terms, self._plain = terms, plain
             self._weights = list(dict.fromkeys(weights))
             self._kinds = _kinds(self._weights)
-            self._terms, self._nodes = terms, _nodes(terms)
         whole: list[_Node] | None = self._nodes
         for node in self._nodes:
             loss = _Penalized.apply(node, whole, loss, *node.weights)  # type: ignore[no-untyped-call]
@@ -223,6 +226,8 @@ class _Penalized(torch.autograd.Function):
     def backward(ctx: Any, *outputs: torch.Tensor) -> Any:
         (upstream,) = outputs
         node, weights = ctx.node, list(ctx.saved_tensors)
+        if not (node.small or all(penalty._plain for penalty, _ in node.shares)):
+            weights = node.weights  # hooks may save copies, and companions belong to a parameter
         if torch.is_grad_enabled():  # create_graph: the gradient will be differentiated in turn
             own = [_differentiable(w, node.shares, upstream) for w in weights]
             return None, None, upstream, *own

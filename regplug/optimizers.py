@@ -4,7 +4,6 @@ Which steps are real, where a closure is evaluated, whose gradients are scaled, 
 and sign a parameter has, and what an optimizer multiplies a constant gradient by.
 """
 
-import functools
 import inspect
 import sys
 from collections.abc import Callable, Mapping
@@ -323,16 +322,15 @@ def _preconditioned(lr: Any, second_moment: torch.Tensor, eps: float) -> torch.T
     Where v is 0 that is ∞/∞.
     """
     lr, v = _number(lr), second_moment
-    inverse = torch.rsqrt(v, out=scratch(v, "step"))  # faster than torch's sqrt
+    inverse = torch.rsqrt(v, out=scratch(v, "optimizer's step"))  # faster than torch's sqrt
     if lr == 0:
         return inverse.zero_()
-    inverse.div_(torch.add(_constant(1 / lr), inverse, alpha=eps / lr, out=scratch(v, "divisor")))
-    return inverse.nan_to_num_(nan=0.0)
-
-
-@functools.lru_cache(maxsize=8)
-def _constant(number: float) -> torch.Tensor:
-    return torch.tensor(number, dtype=torch.float64)
+    if v.is_cpu:
+        one = torch.tensor(1 / lr, dtype=torch.float64, device="cpu")
+        divisor = torch.add(one, inverse, alpha=eps / lr, out=scratch(v, "optimizer's divisor"))
+    else:  # which may not have float64
+        divisor = inverse.mul(eps / lr).add_(1 / lr)
+    return inverse.div_(divisor).nan_to_num_(nan=0.0)
 
 
 def _number(value: Any) -> Any:

@@ -92,11 +92,23 @@ class Penalty(Plugin):
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        # What an ancestor does for speed is of its own formula, not of one that is written anew.
+        # What an ancestor does for speed is of the formula that it knows, not of another one.
         for formula, fast in _FAST.items():
             for name in fast:
-                if formula in vars(cls) and name not in vars(cls):
+                author = next(c for c in cls.__mro__ if name in vars(c))
+                known = getattr(author, formula, None)
+                if author is not Penalty and known not in (None, getattr(cls, formula)):
                     setattr(cls, name, getattr(Penalty, name))
+
+    def _writes(self, name: str) -> bool:
+        """Whether this penalty has a method of that name which is not the base class's."""
+        own = getattr(self, name)
+        return getattr(own, "__func__", own) is not getattr(Penalty, name)
+
+    @property
+    def _plain(self) -> bool:
+        """Whether its formulas act element by element, and on nothing but the weight."""
+        return self.separable and not self._writes("companions")
 
     # --- the formula ----------------------------------------------------------------------
 
@@ -121,7 +133,8 @@ class Penalty(Plugin):
         """Return argmin over u of ``½‖u − w‖²/step + λ·value(u)``, shaped like ``w``.
 
         λ is ``self.strength``. ``step`` is a number, or a tensor like ``w`` with a step for each
-        element, 0 where the element is to stay as it is.
+        element, 0 where the element is to stay as it is. Such a tensor is good for this call only:
+        its memory will hold the next one.
         """
         raise NotImplementedError(f"{type(self).__name__} has no proximal operator")
 
@@ -130,7 +143,7 @@ class Penalty(Plugin):
 
         They reach the formulas as further arguments, cut and gathered as ``w`` is: a penalty that
         has one writes ``value(w, c=None)``, ``gradient(w, c=None)``, ``proximal(w, step, c=None)``,
-        and for lists ``add_gradients(gradients, weights, factor, cs=())`` and
+        and for lists, if at all, ``add_gradients(gradients, weights, factor, cs=())`` and
         ``proximal_(weights, step, cs=())``. Here ``w`` is the parameter itself, and each of its
         companions is shaped like it, and a ``DTensor`` if it is one.
         """
@@ -207,7 +220,7 @@ class Penalty(Plugin):
     def delivery(self, delivery: str) -> None:
         if delivery not in DELIVERIES:
             raise SpecError(f"delivery must be one of {', '.join(DELIVERIES)}, got {delivery!r}")
-        if delivery == "proximal" and type(self).proximal is Penalty.proximal:
+        if delivery == "proximal" and not self._writes("proximal"):
             raise SpecError(
                 f"delivery='proximal': {type(self).__name__} has no proximal operator; "
                 "use 'step' or 'loss'"
@@ -242,11 +255,7 @@ class Penalty(Plugin):
             others = ["on_gradients", "on_closure", "after_step"]
         else:  # "auto" has not settled, or it is to be seen whether the loss event ever fires
             others = ["after_step"]
-        return [
-            event
-            for event in others
-            if getattr(getattr(self, event), "__func__", None) is getattr(Penalty, event)
-        ]
+        return [event for event in others if not self._writes(event)]
 
     # --- events ---------------------------------------------------------------------------
 

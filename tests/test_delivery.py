@@ -351,31 +351,6 @@ def test_gradient_of_another_shape_is_an_error_naming_the_plugin(delivery, separ
             step()
 
 
-def test_formula_that_is_written_anew_is_the_one_that_acts():
-    """What an ancestor does on lists, for speed, is of its own formula."""
-
-    class Twice(L1):
-        def value(self, w):
-            return 2 * w.abs().sum()
-
-        def gradient(self, w):
-            return 2 * w.sign()
-
-        def proximal(self, w, step):
-            return super().proximal(w, 2 * step)
-
-    for delivery in ("step", "loss", "proximal"):
-        after = []
-        for penalty in (Twice(0.1, delivery=delivery), L1(0.2, delivery=delivery)):
-            model = Net()
-            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-            session = regplug.attach(model, optimizer, [penalty])
-            session.loss(objective(model, *data())).backward()
-            optimizer.step()
-            after.append(torch.cat([w.detach().flatten() for w in model.parameters()]))
-        torch.testing.assert_close(*after)
-
-
 def test_terms_in_the_loss_follow_what_changes_about_the_parameters():
     """Which are worked on together is remembered, while they stay as they are."""
     torch.manual_seed(0)
