@@ -93,7 +93,7 @@ def _values(node: _Node) -> list[tuple["Penalty", torch.Tensor | float]]:
         if len(pieces) > FEW:
             pieces = [torch.cat([w.detach().reshape(-1) for w in node.weights])]
         return [
-            (penalty, _read(penalty.scalar_value(piece)) * factor)
+            (penalty, _value(penalty, piece) * factor)
             for penalty, factor in node.shares
             for piece in pieces
         ]
@@ -101,23 +101,26 @@ def _values(node: _Node) -> list[tuple["Penalty", torch.Tensor | float]]:
     for penalty, factor in node.shares:
         if not penalty.separable:
             whole = widened(distributed.full(first))
-            own = penalty.scalar_value(whole, *whole_companions(penalty, first))
-            found.append((penalty, _read(own) * factor))
+            own = _value(penalty, whole, *whole_companions(penalty, first))
+            found.append((penalty, own * factor))
         elif (part := distributed.local(first)).numel() == 0:
             found.append((penalty, 0.0))  # other ranks wait for its sum
         else:
             for (piece,), *cs in batches([[part], *companions(penalty, [first])]):
-                own = penalty.scalar_value(widened(piece), *(column[0] for column in cs))
-                found.append((penalty, _read(own) * factor))
+                own = _value(penalty, widened(piece), *(column[0] for column in cs))
+                found.append((penalty, own * factor))
     return found
 
 
-def _read(value: torch.Tensor) -> torch.Tensor | float:
-    """Return a number where it costs nothing to read one.
+def _value(penalty: "Penalty", *tensors: torch.Tensor) -> torch.Tensor | float:
+    """Return value(w), as a number where it costs nothing to read one.
 
     Arithmetic on 0-d tensors is dear; and one that is kept may lie where glibc would else put the
     next large temporary, which then costs page faults.
     """
+    value = penalty.value(*tensors)
+    if not isinstance(value, torch.Tensor) or value.ndim != 0:
+        penalty._refuse_value(value)
     return value.item() if value.is_cpu else value
 
 
@@ -177,7 +180,6 @@ class Objective:
 
     def __init__(self) -> None:
         self._terms: list[Term] = []
-        self._plain: list[bool] = []
         self._weights: list[torch.Tensor] = []
         self._kinds: list[Any] = []
         self._nodes: list[_Node] = []
@@ -189,12 +191,10 @@ class Objective:
         so that penalties of sharded weights may be added to a plain loss. Its gradients are made
         together, and have been accumulated before those of the next are made.
         """
-        plain = [term.penalty._plain for term in terms]
-        if (terms, plain, _kinds(self._weights)) != (self._terms, self._plain, self._kinds):
+        if terms != self._terms or _kinds(self._weights) != self._kinds:
             weights = (w for term in terms for ws in term.coverage.by_group.values() for w in ws)
             self._nodes = _nodes(terms)
-            self._terms, self._plain = terms, plain
-            self._weights = list(dict.fromkeys(weights))
+            self._terms, self._weights = terms, list(dict.fromkeys(weights))
             self._kinds = _kinds(self._weights)
         whole: list[_Node] | None = self._nodes
         for node in self._nodes:

@@ -16,7 +16,7 @@ A whole one:
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
@@ -99,6 +99,7 @@ class Penalty(Plugin):
                 known = getattr(author, formula, None)
                 if author is not Penalty and known not in (None, getattr(cls, formula)):
                     setattr(cls, name, getattr(Penalty, name))
+        cls._lonely = cls.companions is Penalty.companions
 
     def _writes(self, name: str) -> bool:
         """Whether this penalty has a method of that name which is not the base class's."""
@@ -108,7 +109,7 @@ class Penalty(Plugin):
     @property
     def _plain(self) -> bool:
         """Whether its formulas act element by element, and on nothing but the weight."""
-        return self.separable and not self._writes("companions")
+        return self.separable and self._lonely
 
     # --- the formula ----------------------------------------------------------------------
 
@@ -149,17 +150,9 @@ class Penalty(Plugin):
         """
         return ()
 
-    def scalar_value(self, w: torch.Tensor, *companions: torch.Tensor) -> torch.Tensor:
-        """Return :meth:`value`, checked to be a 0-d tensor.
-
-        Raises:
-            PluginError: it is not.
-        """
-        value = self.value(w, *companions)
-        if not isinstance(value, torch.Tensor) or value.ndim != 0:
-            shape = tuple(value.shape) if isinstance(value, torch.Tensor) else value
-            raise PluginError(f"{self.name}: value(w) must return a 0-d tensor, got {shape!r}")
-        return value
+    def _refuse_value(self, value: object) -> NoReturn:
+        shape = tuple(value.shape) if isinstance(value, torch.Tensor) else value
+        raise PluginError(f"{self.name}: value(w) must return a 0-d tensor, got {shape!r}")
 
     def shaped_gradient(self, w: torch.Tensor, *companions: torch.Tensor) -> torch.Tensor:
         """Return :meth:`gradient`, checked to be shaped like ``w``.
@@ -230,6 +223,7 @@ class Penalty(Plugin):
         self._delivery = delivery
         self._settled = None if delivery == "auto" else delivery
 
+    _lonely = True  # without companions, ever
     _selection = Selection()
     _delivery = "auto"
     _settled: str | None = None

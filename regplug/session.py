@@ -143,6 +143,7 @@ class Session:
         self._watchers: tuple[Callable[[Session], object], ...] = ()
         self._rule: optimizers.UpdateRule | None = None
         self._objective = Objective()
+        self._acts_at_steps = True
         self._check_plugins()
         self._calls = Calls(self.plugins, ranks.tell)
         self._unscale = any(
@@ -157,7 +158,7 @@ class Session:
                 plugin._step = 0
                 self._attached.append(plugin)
                 self._calls.one(plugin, "on_attach", self)
-            self._calls.settle(self)
+            self._settle()
             if self.optimizer is not None:
                 self._events = optimizers.StepEvents(self.optimizer, self)
             if accelerator is not None or accelerate.is_wrapper(optimizer):
@@ -540,7 +541,8 @@ class Session:
 
     def gradients_ready(self) -> None:
         """Fire on_gradients. Called by the hooks."""
-        self._bind()
+        if self._acts_at_steps:
+            self._bind()
         if not self._ranks.compared:
             self._ranks.compare_late(self)
         if self._unscale and self.optimizer is not None:
@@ -570,11 +572,17 @@ class Session:
         self._advance_to(self.steps + 1)
         if self._waiting is not None:
             self._waiting = None
-            self._calls.settle(self)
+            self._settle()
         if self._watchers:
             with torch.no_grad():
                 for callback in self._watchers:
                     callback(self)
+
+    def _settle(self) -> None:
+        self._calls.settle(self)
+        self._acts_at_steps = any(
+            map(self._calls.heard, ("on_gradients", "before_step", "after_step"))
+        )
 
     def _fire(self, event: str) -> None:
         if self._calls.heard(event):
