@@ -76,10 +76,12 @@ def add_gradients(
                 penalty.add_gradients(gs, wide, factor, *cs)
                 continue
             for g, w, *beside in zip(gs, wide, *cs, strict=True):
-                g.add_(penalty.shaped_gradient(w.detach(), *beside), alpha=factor)
+                g.add_(penalty._shaped_gradient(w.detach(), *beside), alpha=factor)
         return
     for g, w in zip(gradients, weights, strict=True):
-        whole = penalty.shaped_gradient(widened(distributed.full(w)), *whole_companions(penalty, w))
+        whole = penalty._shaped_gradient(
+            widened(distributed.full(w)), *whole_companions(penalty, w)
+        )
         distributed.local(g).add_(distributed.part(whole, w), alpha=factor)
 
 

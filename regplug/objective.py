@@ -295,7 +295,7 @@ def _scaled(
     beside: Sequence[torch.Tensor],
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    gradient = penalty.shaped_gradient(widened(w), *beside)
+    gradient = penalty._shaped_gradient(widened(w), *beside)
     return torch.mul(gradient, factor, out=out)
 
 

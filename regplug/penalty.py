@@ -154,7 +154,7 @@ class Penalty(Plugin):
         shape = tuple(value.shape) if isinstance(value, torch.Tensor) else value
         raise PluginError(f"{self.name}: value(w) must return a 0-d tensor, got {shape!r}")
 
-    def shaped_gradient(self, w: torch.Tensor, *companions: torch.Tensor) -> torch.Tensor:
+    def _shaped_gradient(self, w: torch.Tensor, *companions: torch.Tensor) -> torch.Tensor:
         """Return :meth:`gradient`, checked to be shaped like ``w``.
 
         Raises:
@@ -176,14 +176,14 @@ class Penalty(Plugin):
 
     def gradients(self, weights: list[torch.Tensor], factor: float) -> list[torch.Tensor]:
         """Return ``factor · gradient(w)`` for each of ``weights``: new tensors, one for each."""
-        return [self.shaped_gradient(w.detach()) * factor for w in weights]
+        return [self._shaped_gradient(w.detach()) * factor for w in weights]
 
     def add_gradients(
         self, gradients: list[torch.Tensor], weights: list[torch.Tensor], factor: float
     ) -> None:
         """Add ``factor · gradient(w)`` to each of ``gradients``, in place."""
         for g, w in zip(gradients, weights, strict=True):
-            g.add_(self.shaped_gradient(w.detach()), alpha=factor)
+            g.add_(self._shaped_gradient(w.detach()), alpha=factor)
 
     def proximal_(self, weights: list[torch.Tensor], step: "float | torch.Tensor") -> None:
         """Replace each weight by its proximal point, in place.
