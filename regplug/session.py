@@ -585,9 +585,15 @@ class Session:
         )
 
     def _fire(self, event: str) -> None:
-        if self._calls.heard(event):
-            with torch.no_grad():
-                self._calls.all(event, self)
+        if not self._calls.heard(event):
+            return
+        # torch.no_grad() without its own five microseconds, which are a tenth of a small step.
+        grad = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+        try:
+            self._calls.all(event, self)
+        finally:
+            torch._C._set_grad_enabled(grad)
 
     def _advance_to(self, steps: int) -> None:
         self.steps = steps
