@@ -32,11 +32,11 @@ _buffers = _Buffers()
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
-def scratch(like: torch.Tensor, slot: str = "") -> torch.Tensor:
-    """Return a tensor like ``like``, of any content, for a result that is used up at once.
+def scratch(like: torch.Tensor, slot: str = "") -> torch.Tensor | None:
+    """Return memory for a result like ``like`` that is used up at once, as a value for ``out=``.
 
     A large block gets the same memory each time, which stays in the cache. What the allocator
-    hands out may not be: its alignment leaves crumbs beside a block, and a freed block between
+    hands out may not: its alignment leaves crumbs beside a block, and a freed block between
     crumbs that are in use is too small for the next. The heap then grows by a few blocks.
 
     Args:
@@ -44,17 +44,19 @@ def scratch(like: torch.Tensor, slot: str = "") -> torch.Tensor:
         slot: a name that tells results apart which are needed at the same time.
 
     Returns:
-        A tensor that is valid until this thread asks for one of its dtype and slot again.
+        A tensor of any content, good until this thread asks for one of its dtype and slot again;
+        or None where the allocator does as well, as for all that is smaller than half a block.
 
-    >>> w = torch.randn(300, 300)
+    >>> w = torch.randn(1000, 1000)
     >>> signs = torch.sign(w, out=scratch(w))
     >>> scratch(w).data_ptr() == signs.data_ptr()
     True
     """
     size = like.numel()
-    plain = type(like) in _PLAIN and like.is_cpu and like.is_contiguous()
-    if not (plain and TINY <= size <= BLOCK):
-        return torch.empty_like(like)
+    if not BLOCK // 2 <= size <= BLOCK:
+        return None
+    if not (type(like) in _PLAIN and like.is_cpu and like.is_contiguous()):
+        return None
     kept, key = _buffers.kept, (like.dtype, slot)
     if key not in kept:
         with torch.inference_mode(mode=False):  # an inference tensor is of no use elsewhere

@@ -327,7 +327,7 @@ def _preconditioned(lr: Any, second_moment: torch.Tensor, eps: float) -> torch.T
         return inverse.zero_()
     if v.is_cpu:
         one = torch.tensor(1 / lr, dtype=torch.float64, device="cpu")
-        divisor = torch.add(one, inverse, alpha=eps / lr, out=scratch(v, "optimizer's divisor"))
+        divisor = torch.add(one, inverse, alpha=eps / lr, out=scratch(v, "in a formula"))
     else:  # which may not have float64
         divisor = inverse.mul(eps / lr).add_(1 / lr)
     return inverse.div_(divisor).nan_to_num_(nan=0.0)

@@ -209,7 +209,7 @@ def test_proximal_operator_may_ask_for_scratch_of_its_own():
             size = torch.abs(w, out=scratch(w))
             return w.sign() * size.sub_(step * self.strength).clamp_(min=0)
 
-    start = torch.randn(300, 300)
+    start = torch.randn(1000, 1000)
     ours, theirs = (
         moved(p(0.05, delivery="proximal"), start, torch.optim.RMSprop, alpha=0.5)
         for p in (Careful, L1)
@@ -218,14 +218,14 @@ def test_proximal_operator_may_ask_for_scratch_of_its_own():
 
 
 def test_soft_threshold_of_what_lies_in_scratch():
-    w = torch.linspace(-1, 1, 40_000)
+    w = torch.linspace(-1, 1, 1_000_000)
     doubled = torch.mul(w, 2, out=scratch(w))
     soft_threshold_([doubled], torch.full_like(w, 0.5), 1.0)
     torch.testing.assert_close(doubled, nn.functional.softshrink(2 * w, 0.5))
 
 
 def test_signs_of_parameters_need_no_gradient():
-    w = nn.Parameter(torch.randn(300, 300))
+    w = nn.Parameter(torch.randn(1000, 1000))
     (found,) = signs([w])
     assert torch.equal(found, w.sign())
     assert not found.requires_grad
@@ -237,7 +237,7 @@ def test_default_device_of_the_program_is_not_that_of_the_weights(delivery):
 
     def run(device):
         torch.manual_seed(0)
-        model = nn.ParameterList([torch.randn(300, 300, device="cpu"), torch.ones(2, 2)])
+        model = nn.ParameterList([torch.randn(1000, 1000, device="cpu"), torch.ones(2, 2)])
         optimizer = torch.optim.RMSprop(model.parameters(), lr=0.013, alpha=0.3)
         session = regplug.attach(model, optimizer, [L1(0.5, delivery=delivery)])
         with torch.device(device):

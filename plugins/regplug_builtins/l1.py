@@ -35,7 +35,7 @@ def soft_threshold_(
             w.copy_(soft_threshold(w.float(), step * strength))
         elif isinstance(step, torch.Tensor):
             # The point of [w − t, w + t] that is nearest to 0: of one form for either sign of w.
-            low = torch.sub(w, step, alpha=strength, out=scratch(w, "soft threshold"))
+            low = torch.sub(w, step, alpha=strength, out=scratch(w, "in a formula"))
             high = torch.add(w, step, alpha=strength, out=step if step.ndim else None)
             torch.clamp(w.new_zeros(()), low, high, out=w)
         else:
@@ -49,7 +49,7 @@ def signs(weights: list[torch.Tensor]) -> list[torch.Tensor]:
     [tensor([-1.,  0.,  1.])]
     """
     if len(weights) == 1:  # as large ones come
-        return [torch.sign(w.detach(), out=scratch(w, "signs")) for w in weights]
+        return [torch.sign(w.detach(), out=scratch(w, "in a formula")) for w in weights]
     return list(torch._foreach_sign(weights))
 
 
