@@ -226,15 +226,16 @@ class _Penalized(torch.autograd.Function):
     def backward(ctx: Any, *outputs: torch.Tensor) -> Any:
         (upstream,) = outputs
         node, weights = ctx.node, list(ctx.saved_tensors)
-        if not (node.small or all(penalty._plain for penalty, _ in node.shares)):
-            weights = node.weights  # hooks may save copies, and companions belong to a parameter
         if torch.is_grad_enabled():  # create_graph: the gradient will be differentiated in turn
-            own = [_differentiable(w, node.shares, upstream) for w in weights]
+            own = [
+                _differentiable(w, of, node.shares, upstream)
+                for w, of in zip(weights, node.weights, strict=True)
+            ]
             return None, None, upstream, *own
         # Elsewhere than on a CPU, reading a value waits for the device.
         scale = upstream.item() if upstream.device.type == "cpu" else upstream
         if not node.small:
-            own = [_gradient(w, node.shares, scale) for w in weights]
+            own = [_gradient(weights[0], node.weights[0], node.shares, scale)]
         elif node.size < TINY * len(weights):
             own = _small_gradients(weights, node.shares, scale)
         else:  # one after another, while it is in the cache
@@ -242,9 +243,11 @@ class _Penalized(torch.autograd.Function):
         return None, None, upstream, *own
 
 
-def _differentiable(w: torch.Tensor, shares: Sequence[Share], scale: torch.Tensor) -> torch.Tensor:
+def _differentiable(
+    w: torch.Tensor, of: torch.Tensor, shares: Sequence[Share], scale: torch.Tensor
+) -> torch.Tensor:
     gradients: list[torch.Tensor] = [
-        _blamed(p, p.gradient, w, *p.companions(w)) * (factor * scale) for p, factor in shares
+        _blamed(p, p.gradient, w, *p.companions(of)) * (factor * scale) for p, factor in shares
     ]
     return sum(gradients[1:], start=gradients[0])
 
@@ -264,25 +267,28 @@ def _small_gradients(
 
 
 def _gradient(
-    w: torch.Tensor, shares: Sequence[Share], scale: torch.Tensor | float
+    w: torch.Tensor, of: torch.Tensor, shares: Sequence[Share], scale: torch.Tensor | float
 ) -> torch.Tensor:
-    """Return scale·Σ factor·gradient(w), written in place block by block where it can be."""
+    """Return scale·Σ factor·gradient(w), written in place block by block where it can be.
+
+    ``w`` is what was saved of the parameter ``of``: a copy of it, if hooks are at work.
+    """
     (penalty, own_factor), *others = shares
     first: Any = own_factor * scale
     if penalty.separable:
         own = distributed.local(w)
         part = torch.empty_like(own)
-        for (out,), (piece,), *cs in batches([[part], [own], *companions(penalty, [w])]):
+        for (out,), (piece,), *cs in batches([[part], [own], *companions(penalty, [of])]):
             beside = [column[0] for column in cs]
             _blamed(penalty, _scaled, penalty, piece, first, beside, out)
     else:
         whole = distributed.full(w)
-        part = _blamed(penalty, _scaled, penalty, whole, first, whole_companions(penalty, w))
+        part = _blamed(penalty, _scaled, penalty, whole, first, whole_companions(penalty, of))
         part = distributed.part(part, w).to(w.dtype)
     gradient = distributed.like(part, w)
     for penalty, factor in others:
-        if isinstance(scale, torch.Tensor):
-            part.add_(distributed.local(_gradient(w, [(penalty, factor)], scale)))
+        if isinstance(scale, torch.Tensor) or penalty._has_companions:
+            part.add_(distributed.local(_gradient(w, of, [(penalty, factor)], scale)))
         else:
             _blamed(penalty, add_gradients, penalty, [gradient], [w], factor * scale)
     return gradient

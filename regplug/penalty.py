@@ -96,10 +96,13 @@ class Penalty(Plugin):
         for formula, fast in _FAST.items():
             for name in fast:
                 author = next(c for c in cls.__mro__ if name in vars(c))
-                known = getattr(author, formula, None)
-                if author is not Penalty and known not in (None, getattr(cls, formula)):
+                if author is Penalty:
+                    continue
+                by_autograd = getattr(author, formula, None) is Penalty.gradient
+                told = "value" if by_autograd else formula
+                if getattr(author, told, None) not in (None, getattr(cls, told)):
                     setattr(cls, name, getattr(Penalty, name))
-        cls._lonely = cls.companions is Penalty.companions
+        cls._has_companions = cls.companions is not Penalty.companions
 
     def _writes(self, name: str) -> bool:
         """Whether this penalty has a method of that name which is not the base class's."""
@@ -109,7 +112,7 @@ class Penalty(Plugin):
     @property
     def _plain(self) -> bool:
         """Whether its formulas act element by element, and on nothing but the weight."""
-        return self.separable and self._lonely
+        return self.separable and not self._has_companions
 
     # --- the formula ----------------------------------------------------------------------
 
@@ -223,7 +226,7 @@ class Penalty(Plugin):
         self._delivery = delivery
         self._settled = None if delivery == "auto" else delivery
 
-    _lonely = True  # without companions, ever
+    _has_companions = False  # settled when attached, since it is asked for at every event
     _selection = Selection()
     _delivery = "auto"
     _settled: str | None = None
@@ -258,6 +261,7 @@ class Penalty(Plugin):
         """Check what can be known before the first step."""
         self._settled = None if self._delivery == "auto" else self._delivery
         self._told_rounding = False
+        self._has_companions = self._writes("companions")
         _ = self.active  # says so if a strength was never set
         coverage = session.coverage(self._selection)
         if self._settled == "proximal":

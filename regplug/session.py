@@ -144,6 +144,8 @@ class Session:
         self._rule: optimizers.UpdateRule | None = None
         self._objective = Objective()
         self._acts_at_steps = True
+        # Whether the coverages were looked at since the last step in which nobody needed them.
+        self._bound_now = True
         self._check_plugins()
         self._calls = Calls(self.plugins, ranks.tell)
         self._unscale = any(
@@ -493,6 +495,8 @@ class Session:
         Raises:
             SelectionError: it covers nothing; the message shows what there is.
         """
+        if not self._bound_now:
+            self._bind()
         found = self._coverages.get(selection)
         if found is None:
             self._gather_names()
@@ -541,8 +545,10 @@ class Session:
 
     def gradients_ready(self) -> None:
         """Fire on_gradients. Called by the hooks."""
-        if self._acts_at_steps:
+        if self._acts_at_steps or self._watchers:
             self._bind()
+        else:
+            self._bound_now = False
         if not self._ranks.compared:
             self._ranks.compare_late(self)
         if self._unscale and self.optimizer is not None:
@@ -602,6 +608,7 @@ class Session:
 
     def _bind(self) -> None:
         """Forget the coverages if the optimizer's parameters are others than before."""
+        self._bound_now = True
         groups, bound = self.groups, self._bound
         if len(groups) == len(bound):
             for group, known in zip(groups, bound, strict=True):

@@ -73,6 +73,25 @@ def test_formula_that_is_written_anew_is_the_one_that_acts(kind, size, delivery)
     assert not torch.equal(ours, start)
 
 
+def test_value_alone_may_be_written_anew():
+    class Plain(regplug.Penalty):
+        separable = True
+
+        def value(self, w):
+            return w.sum()
+
+        def add_gradients(self, gradients, weights, factor):
+            torch._foreach_add_(gradients, factor)
+
+    class Squared(Plain):
+        def value(self, w):
+            return w.square().sum()
+
+    start = torch.randn(3, 2)
+    torch.testing.assert_close(moved(Squared(0.5, delivery="step"), start), start * 0.9)
+    torch.testing.assert_close(moved(Plain(0.5, delivery="step"), start), start - 0.05)
+
+
 def test_lists_method_of_a_mixin_that_knows_no_formula_is_kept():
     class KeepsZeros:
         def add_gradients(self, gradients, weights, factor):
@@ -185,19 +204,58 @@ def test_call_that_failed_leaves_nothing_remembered():
     assert session.loss(torch.zeros(())).item() == 4
 
 
-@pytest.mark.parametrize("kind", [L1, L2SP])
-def test_gradients_are_right_where_hooks_save_copies_of_the_weights(kind):
-    """As torch's save_on_cpu does, whose copies are other objects than the parameters."""
-    model = nn.Linear(3, 2, bias=False)
-    session = regplug.attach(model, plugins=[kind(0.5, delivery="loss")])
+@pytest.mark.parametrize("size", [3, 1100])
+@pytest.mark.parametrize("kind", [L1, L2SP, GroupLasso])
+def test_gradients_are_right_where_hooks_save_copies_of_the_weights(kind, size):
+    """As those do that offload them; the copies are other objects than the parameters."""
+    torch.manual_seed(0)
+    model = nn.Linear(size, 2 * size, bias=False).double()
+    session = regplug.attach(model, plugins=[kind(0.5, delivery="loss"), "l2(0.3)"])
     anchor = model.weight.detach().clone()
     with torch.no_grad():
         model.weight += 1
-    with torch.autograd.graph.save_on_cpu():
+    start = model.weight.detach().clone()
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x.clone(), lambda x: x):
         loss = session.loss((0 * model.weight).sum())
+    with torch.no_grad():
+        model.weight *= 3  # the copies are from before
     loss.backward()
-    expected = 0.5 * model.weight.sign() if kind is L1 else model.weight - anchor
-    torch.testing.assert_close(model.weight.grad, expected.detach())
+    expected = {
+        L1: 0.5 * start.sign(),
+        L2SP: start - anchor,
+        GroupLasso: 0.5 * size**0.5 * start / start.norm(dim=1, keepdim=True),
+    }
+    torch.testing.assert_close(model.weight.grad, expected[kind] + 0.6 * start)
+
+
+@pytest.mark.parametrize("place", ["instance", "class", "init"])
+@pytest.mark.parametrize("delivery", ["step", "loss"])
+def test_companions_may_be_written_anywhere(delivery, place):
+    class Anchored(regplug.Penalty):
+        separable = True
+
+        def __init__(self, strength, **settings):
+            super().__init__(strength, **settings)
+            if place == "init":
+                self.companions = lambda w: (anchor,)
+
+        def value(self, w, c=None):
+            return (w if c is None else w - c).square().sum()
+
+        def gradient(self, w, c=None):
+            return 2 * (w if c is None else w - c)
+
+    model = nn.Linear(3, 2, bias=False)
+    anchor = model.weight.detach().clone()
+    penalty = Anchored(1.0, delivery=delivery)
+    if place == "instance":
+        penalty.companions = lambda w: (anchor,)
+    if place == "class":
+        Anchored.companions = lambda self, w: (anchor,)
+    session = regplug.attach(model, torch.optim.SGD(model.parameters(), lr=1e-9), [penalty])
+    session.loss((0 * model.weight).sum()).backward()
+    session.optimizer.step()
+    assert torch.equal(model.weight.grad, torch.zeros(2, 3))
 
 
 # Memory for results

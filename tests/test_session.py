@@ -355,6 +355,40 @@ def test_parameters_added_to_the_optimizer_are_covered_from_then_on():
     assert "2" in session.describe().splitlines()[3].split()
 
 
+@pytest.mark.parametrize("who", ["on_state", "on_closure", "watcher", "outside"])
+def test_coverage_follows_the_optimizer_also_where_no_plugin_acts_at_the_step(who):
+    selection, seen = regplug.Selection("all"), []
+
+    def look(session):
+        seen.append(len(session.coverage(selection)))
+
+    class Asks(regplug.Plugin):
+        @hookimpl
+        def on_state(self, session):
+            look(session)
+
+        @hookimpl
+        def on_closure(self, session):
+            if who == "on_closure":
+                look(session)
+
+    model = nn.ModuleList([nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)])
+    optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    session = regplug.attach(model, optimizer, [Asks()])
+    look(session)
+    if who == "watcher":
+        session.after_each_step(look)
+    for layer in model:
+        layer.weight.grad = torch.zeros_like(layer.weight)
+    optimizer.add_param_group({"params": model[1].parameters()})
+    optimizer.step(lambda: torch.zeros(()))
+    if who == "on_state":
+        session.state_dict()
+    if who == "outside":
+        look(session)
+    assert seen == [1, 2]
+
+
 def test_group_added_with_its_own_decay_is_an_error_or_taken_over():
     model = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
     for existing in ("error", "replace"):
