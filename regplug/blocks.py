@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-__all__ = ["BLOCK", "TINY", "batches", "keep_freed_memory", "scratch"]
+__all__ = ["BLOCK", "PLAIN", "TINY", "batches", "keep_freed_memory", "scratch"]
 
 BLOCK = 1 << 20
 """Elements in one block: 4 MiB in float32. Smaller ones pay for their number: each costs some 20 µs
@@ -28,8 +28,9 @@ class _Buffers(threading.local):
 
 _buffers = _Buffers()
 
-# Others, such as the fakes that compilers trace with, have memory of their own kind.
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+"""The types of tensors that are no more than that: others (``DTensor``, the fakes that compilers
+trace with) have memory of their own kind."""
 
 
 def scratch(like: torch.Tensor, slot: str = "") -> torch.Tensor | None:
@@ -55,7 +56,7 @@ def scratch(like: torch.Tensor, slot: str = "") -> torch.Tensor | None:
     size = like.numel()
     if not BLOCK // 2 <= size <= BLOCK:
         return None
-    if not (type(like) in _PLAIN and like.is_cpu and like.is_contiguous()):
+    if not (type(like) in PLAIN and like.is_cpu and like.is_contiguous()):
         return None
     kept, key = _buffers.kept, (like.dtype, slot)
     if key not in kept:

@@ -47,6 +47,8 @@ class Calls:
         }
         # The functions to call for an event, where they are called directly: see settle().
         self._functions: dict[str, list[Callable[..., Any]]] = {}
+        self.at_steps = True
+        """Whether any plugin has something to do in a step's events."""
 
     def settle(self, session: "Session") -> None:
         """Leave out the plugins in the events in which they say that they have nothing to do.
@@ -62,6 +64,7 @@ class Calls:
                 continue
             busy = [i.function for i in impls if event not in idle.get(id(i.plugin), ())]
             self._functions[event] = busy[::-1]
+        self.at_steps = any(map(self.heard, ("on_gradients", "before_step", "after_step")))
 
     def listeners(self, event: str) -> list[Plugin]:
         """Return the plugins that implement ``event``."""

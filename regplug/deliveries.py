@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 __all__ = [
     "FEW",
     "HALVES",
+    "add_each_gradient",
     "add_gradients",
     "companions",
+    "each_proximal_",
     "elementwise_proximal",
     "is_small",
     "proximal",
@@ -72,17 +74,28 @@ def add_gradients(
         for gs, ws, *cs in batches([*parts, *companions(penalty, weights)]):
             # Not detached, which for a thousand small tensors would cost a third of it all.
             wide = [w.float() if w.dtype in HALVES else w for w in ws]
-            if not cs or penalty._writes("add_gradients"):
+            if cs and not penalty._writes("add_gradients"):
+                add_each_gradient(penalty, gs, wide, factor, cs)
+            else:
                 penalty.add_gradients(gs, wide, factor, *cs)
-                continue
-            for g, w, *beside in zip(gs, wide, *cs, strict=True):
-                g.add_(penalty._shaped_gradient(w.detach(), *beside), alpha=factor)
         return
     for g, w in zip(gradients, weights, strict=True):
         whole = penalty._shaped_gradient(
             widened(distributed.full(w)), *whole_companions(penalty, w)
         )
         distributed.local(g).add_(distributed.part(whole, w), alpha=factor)
+
+
+def add_each_gradient(
+    penalty: "Penalty",
+    gradients: Sequence[torch.Tensor],
+    weights: Sequence[torch.Tensor],
+    factor: float,
+    columns: Sequence[Sequence[torch.Tensor]] = (),
+) -> None:
+    """Do so by a call of the formula for each, with its companions out of ``columns``."""
+    for g, w, *beside in zip(gradients, weights, *columns, strict=True):
+        g.add_(penalty._shaped_gradient(w.detach(), *beside), alpha=factor)
 
 
 def companions(
@@ -215,9 +228,19 @@ def _proximal_(
     step: Any,
     columns: Sequence[list[torch.Tensor]],
 ) -> None:
-    if not columns or penalty._writes("proximal_"):
+    if columns and not penalty._writes("proximal_"):
+        each_proximal_(penalty, weights, step, columns)
+    else:
         penalty.proximal_(weights, step, *columns)
-        return
+
+
+def each_proximal_(
+    penalty: "Penalty",
+    weights: Sequence[torch.Tensor],
+    step: Any,
+    columns: Sequence[Sequence[torch.Tensor]] = (),
+) -> None:
+    """Do so by a call of the formula for each, with its companions out of ``columns``."""
     for w, *beside in zip(weights, *columns, strict=True):
         w.copy_(penalty.proximal(widened(w), step, *beside))
 

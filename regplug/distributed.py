@@ -12,16 +12,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from regplug.blocks import PLAIN
 from regplug.errors import UnsupportedError
 
 __all__ = ["Sum", "full", "is_sharded", "like", "local", "part", "resolve", "unwrap_model"]
 
-_PLAIN = (torch.Tensor, nn.Parameter)
-
 
 def is_dtensor(tensor: torch.Tensor) -> bool:
     """Whether ``tensor`` is a ``DTensor``, told without importing that machinery."""
-    return type(tensor) not in _PLAIN and hasattr(tensor, "device_mesh")
+    return type(tensor) not in PLAIN and hasattr(tensor, "device_mesh")
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:

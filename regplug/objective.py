@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
+from torch._utils import _flatten_dense_tensors
 
 from regplug import distributed
 from regplug.blocks import BLOCK, TINY, batches
@@ -68,10 +69,7 @@ def _nodes(terms: Iterable[Term]) -> list[_Node]:
     nodes: list[_Node] = []
     open_: dict[Any, _Node] = {}
     for w, own in shares.items():
-        size, small = w.numel(), is_small([w])
-        if small:
-            for penalty, _ in own:
-                small = small and penalty._plain
+        size, small = w.numel(), is_small([w]) and all(penalty._plain for penalty, _ in own)
         kind = (w.dtype, w.device, own) if small else w
         node = open_.get(kind)
         if node is None or node.size + size > BLOCK:
@@ -91,7 +89,7 @@ def _values(node: _Node) -> list[tuple["Penalty", torch.Tensor | float]]:
     if node.small:
         pieces = node.weights
         if len(pieces) > FEW:
-            pieces = [torch.cat([w.detach().reshape(-1) for w in node.weights])]
+            pieces = [_flatten_dense_tensors(node.weights)]
         return [
             (penalty, _value(penalty, piece) * factor)
             for penalty, factor in node.shares
@@ -247,7 +245,8 @@ def _differentiable(
     w: torch.Tensor, of: torch.Tensor, shares: Sequence[Share], scale: torch.Tensor
 ) -> torch.Tensor:
     gradients: list[torch.Tensor] = [
-        _blamed(p, p.gradient, w, *p.companions(of)) * (factor * scale) for p, factor in shares
+        _blamed(p, p._shaped_gradient, w, *p.companions(of)) * (factor * scale)
+        for p, factor in shares
     ]
     return sum(gradients[1:], start=gradients[0])
 

@@ -417,7 +417,9 @@ def _sgd_check(group: Group) -> str | None:
 _KNOWN: dict[type[Optimizer], UpdateRule] = {
     torch.optim.SGD: UpdateRule(_sgd, check=_sgd_check),
     torch.optim.Adam: UpdateRule(
-        _adam, lambda group: ("max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq",), ("step",)
+        _adam,
+        lambda group: ("max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq",),
+        numbers=("step",),
     ),
     torch.optim.NAdam: UpdateRule(
         _nadam, lambda group: ("exp_avg_sq",), numbers=("step", "mu_product")

@@ -185,16 +185,14 @@ class Penalty(Plugin):
         self, gradients: list[torch.Tensor], weights: list[torch.Tensor], factor: float
     ) -> None:
         """Add ``factor · gradient(w)`` to each of ``gradients``, in place."""
-        for g, w in zip(gradients, weights, strict=True):
-            g.add_(self._shaped_gradient(w.detach()), alpha=factor)
+        deliveries.add_each_gradient(self, gradients, weights, factor)
 
     def proximal_(self, weights: list[torch.Tensor], step: "float | torch.Tensor") -> None:
         """Replace each weight by its proximal point, in place.
 
         ``step`` is a number for all of them, or a tensor like the only one, which may be used up.
         """
-        for w in weights:
-            w.copy_(self.proximal(deliveries.widened(w), step))
+        deliveries.each_proximal_(self, weights, step)
 
     # --- settings -------------------------------------------------------------------------
 

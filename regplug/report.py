@@ -33,6 +33,7 @@ import torch.distributed as dist
 
 from regplug import distributed
 from regplug.blocks import batches
+from regplug.deliveries import HALVES
 from regplug.errors import SelectionError, SpecError
 from regplug.parameters import Covered, Selection
 from regplug.session import Session
@@ -352,7 +353,7 @@ _SPREAD = 16.0
 
 
 def _wide(w: torch.Tensor) -> torch.dtype:
-    return torch.float32 if w.dtype in (torch.float16, torch.bfloat16) else w.dtype
+    return torch.float32 if w.dtype in HALVES else w.dtype
 
 
 def _limit(entries: Sequence[Covered]) -> float:

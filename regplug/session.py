@@ -143,7 +143,6 @@ class Session:
         self._watchers: tuple[Callable[[Session], object], ...] = ()
         self._rule: optimizers.UpdateRule | None = None
         self._objective = Objective()
-        self._acts_at_steps = True
         # Whether the coverages were looked at since the last step in which nobody needed them.
         self._bound_now = True
         self._check_plugins()
@@ -160,7 +159,7 @@ class Session:
                 plugin._step = 0
                 self._attached.append(plugin)
                 self._calls.one(plugin, "on_attach", self)
-            self._settle()
+            self._calls.settle(self)
             if self.optimizer is not None:
                 self._events = optimizers.StepEvents(self.optimizer, self)
             if accelerator is not None or accelerate.is_wrapper(optimizer):
@@ -545,7 +544,7 @@ class Session:
 
     def gradients_ready(self) -> None:
         """Fire on_gradients. Called by the hooks."""
-        if self._acts_at_steps or self._watchers:
+        if self._calls.at_steps or self._watchers:
             self._bind()
         else:
             self._bound_now = False
@@ -578,17 +577,11 @@ class Session:
         self._advance_to(self.steps + 1)
         if self._waiting is not None:
             self._waiting = None
-            self._settle()
+            self._calls.settle(self)
         if self._watchers:
             with torch.no_grad():
                 for callback in self._watchers:
                     callback(self)
-
-    def _settle(self) -> None:
-        self._calls.settle(self)
-        self._acts_at_steps = any(
-            map(self._calls.heard, ("on_gradients", "before_step", "after_step"))
-        )
 
     def _fire(self, event: str) -> None:
         if not self._calls.heard(event):

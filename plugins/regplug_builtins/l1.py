@@ -100,9 +100,9 @@ class L1(Penalty):
 
     def gradients(self, weights: list[torch.Tensor], factor: float) -> list[torch.Tensor]:
         """Return ``factor·sign(w)`` for each weight."""
-        signs = torch._foreach_sign(weights)
-        torch._foreach_mul_(signs, factor)
-        return list(signs)
+        found = torch._foreach_sign(weights)
+        torch._foreach_mul_(found, factor)
+        return list(found)
 
     def add_gradients(
         self, gradients: list[torch.Tensor], weights: list[torch.Tensor], factor: float

@@ -9,6 +9,7 @@ from torch.func import grad, vmap
 from torch.optim import Optimizer
 
 from regplug import Penalty, Plugin, Scheduled
+from regplug.deliveries import widened
 from regplug.optimizers import sign, update_rule
 from regplug.schedules import constant
 
@@ -75,7 +76,7 @@ class StackedPenalty:
                 if self.delivery == "step":
                     continue
                 w.grad = torch.zeros_like(w)  # as a term of the loss it has a gradient
-            wide = _widened(w)
+            wide = widened(w)
             found = self._call("gradient", strengths, wide, None)
             found = found * _spread(strengths["strength"], wide) * sign(group)
             if active is not None:
@@ -90,7 +91,7 @@ class StackedPenalty:
         for w, group in self._weights:
             if w.grad is None:
                 continue
-            wide = _widened(w)
+            wide = widened(w)
             stride = self._rule.step(group, self._optimizer.state[w], w.grad)
             found = self._call("proximal", strengths, wide, stride)
             w.copy_(found if active is None else torch.where(_spread(active, wide), found, wide))
@@ -208,8 +209,3 @@ def _shadow(penalty: Penalty, strengths: Strengths) -> Any:
 def _spread(values: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """Return ``(strengths,)`` as ``(1, strengths, 1, …)``, to go with a stacked parameter."""
     return values.view(1, -1, *[1] * (w.ndim - 2))
-
-
-def _widened(w: torch.Tensor) -> torch.Tensor:
-    w = w.detach()
-    return w.float() if w.dtype in (torch.float16, torch.bfloat16) else w
