@@ -75,7 +75,7 @@ PUBLIC_NAMES = {
 # Words of torch's own that are also the names of plugins: (module, word) -> what torch means by it.
 WORDS_OF_TORCH = {
     ("optimizers", "weight_decay"): "a key of torch's parameter groups",
-    ("testing.lifecycle", "weight_decay"): "an argument of torch's optimizers",
+    ("testing.restoring", "weight_decay"): "an argument of torch's optimizers",
     ("testing.bench", "Dropout"): "a layer of the model that plugins are tried on",
     ("testing.training", "Dropout"): "another such layer",
 }

@@ -12,9 +12,12 @@ from regplug.errors import RegplugError, SpecError
 from regplug.parameters import nearest
 from regplug.testing import (  # noqa: F401 - each registers its checks
     compiling,
+    coverage,
     distributed,
+    failing,
     formula,
-    lifecycle,
+    restoring,
+    saving,
     steps,
     training,
 )

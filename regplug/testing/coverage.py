@@ -1,0 +1,161 @@
+"""Checks of which weights and gradients a plugin touches, and which it leaves alone."""
+
+from collections.abc import Iterable
+from functools import partial
+
+import torch
+
+from regplug.errors import SelectionError
+from regplug.penalty import Penalty
+from regplug.testing.bench import Rig, Sample, Setup
+from regplug.testing.registry import Case, check
+from regplug.testing.subject import Failure, Skip, Subject, same
+
+__all__: list[str] = []
+
+
+@check("untouched")
+def untouched(subject: Subject) -> Iterable[Case]:
+    """Frozen, gradientless, foreign and unselected weights stay; a tied weight counts once."""
+    for setup in subject.setups():
+        yield f"frozen, {setup.regime}", partial(_frozen, subject, setup)
+        yield f"no gradient, {setup.regime}", partial(_gradientless, subject, setup)
+        yield f"another optimizer's, {setup.regime}", partial(_foreign, subject, setup)
+        if isinstance(subject.plugin, Penalty):
+            yield f"unselected, {setup.regime}", partial(_unselected, subject, setup)
+        yield f"tied, {setup.regime}", partial(_tied, subject, setup)
+
+
+def _attached(subject: Subject, setup: Setup, **options: object) -> Rig:
+    try:
+        return subject.rig(setup, **options)
+    except SelectionError as error:
+        raise Skip("without that weight there is nothing for it to act on") from error
+
+
+def _stays(rig: Rig, name: str, why: str, before: torch.Tensor) -> None:
+    if not torch.equal(rig.parameters[name], before):
+        raise Failure(f"it changed {name}, which {why}")
+
+
+def _frozen(subject: Subject, setup: Setup) -> None:
+    name = subject.touched(setup)[0]
+    rig = _attached(subject, setup, edit=lambda m: m.get_parameter(name).requires_grad_(False))
+    before = rig.parameters[name].clone()
+    rig.run(2)
+    _stays(rig, name, "is frozen", before)
+    if rig.parameters[name].grad is not None:
+        raise Failure(f"it gave a gradient to {name}, which is frozen")
+
+
+def _gradientless(subject: Subject, setup: Setup) -> None:
+    name = subject.touched(setup)[0]
+    rig = _attached(subject, setup)
+    before = rig.parameters[name].detach().clone()
+    for step in range(2):
+        rig.backward(step)
+        rig.parameters[name].grad = None
+        rig.optimizer.step()
+    _stays(rig, name, "has no gradient and so took no part in the step", before)
+
+
+def _foreign(subject: Subject, setup: Setup) -> None:
+    name = subject.touched(setup)[0]
+    rig = _attached(subject, setup, owned=lambda other: other != name)
+    plain = subject.rig(None, owned=lambda other: other != name)
+    before = rig.parameters[name].detach().clone()
+    for each in (rig, plain):
+        each.step(0)
+    _stays(rig, name, "is not this optimizer's", before)
+    if subject.adds_to_loss:
+        return  # what backward makes of its term is the loss's business
+    found, expected = rig.parameters[name].grad, plain.parameters[name].grad
+    if (found is None) != (expected is None) or (
+        found is not None and expected is not None and not torch.allclose(found, expected)
+    ):
+        raise Failure(f"it changed the gradient of {name}, which is not this optimizer's")
+
+
+def _unselected(subject: Subject, setup: Setup) -> None:
+    name = subject.touched(setup)[0]
+    only = Setup(setup.source, setup.delivery, {**setup.values, "where": name})
+    found, plain = subject.rig(only).run(1), subject.rig(None).run(1)
+    for other, weight in plain.weights.items():
+        if other != name and not torch.equal(weight, found.weights[other]):
+            raise Failure(f"it changed {other}, although where={name!r}")
+    if torch.equal(found.weights[name], plain.weights[name]):
+        raise Failure(f"it left {name} alone, although where={name!r} selects it")
+
+
+def _tied(subject: Subject, setup: Setup) -> None:
+    if subject.bench.model is not Sample:
+        raise Skip("the model was given")
+    without = type(subject.bench)(partial(Sample, tied=False), subject.bench.batch)
+    once = Subject(subject.source, without)
+    same(
+        subject.rig(setup).run(3),
+        once.rig(setup).run(3),
+        "a weight with two names does not count once",
+    )
+
+
+@check("adds")
+def adds(subject: Subject) -> Iterable[Case]:
+    """It adds to ``.grad`` in place: what was there stays in it, and so does the tensor."""
+    if not subject.implements("on_gradients"):
+        raise Skip("it does not implement on_gradients")
+    if subject.deliveries[0] not in (None, "step"):
+        raise Skip(f"its delivery is {subject.deliveries[0]!r}, which leaves gradients alone")
+
+    def gradients(setup: Setup, scale: float) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        rig = subject.rig(setup)
+        rig.backward(0, scale)
+        held = {name: p.grad for name, p in rig.parameters.items() if p.grad is not None}
+        before = [g.clone() for g in held.values()]
+        rig.optimizer.step()
+        for name, g in held.items():
+            if rig.parameters[name].grad is not g:
+                raise Failure(
+                    f"it replaced the gradient of {name} by another tensor; whoever holds the old "
+                    "one (DDP's buckets, hooks) does not see it: add in place"
+                )
+        return before, list(held.values())
+
+    def run(setup: Setup) -> None:
+        before, after = gradients(setup, 1.0)
+        more_before, more_after = gradients(setup, 3.0)
+        changed = [i for i, g in enumerate(after) if not torch.equal(g, before[i])]
+        if not changed:
+            raise Skip("it changed no gradient in the first step here")
+        for i in changed:
+            if torch.equal(after[i], more_after[i]):
+                raise Failure("it overwrites the gradient of the data instead of adding to it")
+            if isinstance(subject.plugin, Penalty) and not torch.allclose(
+                after[i] - before[i], more_after[i] - more_before[i], rtol=1e-6, atol=1e-9
+            ):
+                raise Failure("what it adds depends on the gradient that was there")
+
+    setup = subject.loud(subject.deliveries[0])
+    yield setup.regime, partial(run, setup)
+
+
+@check("input-grad")
+def input_grad(subject: Subject) -> Iterable[Case]:
+    """It acts alike whether or not a module's input requires a gradient."""
+
+    def run(setup: Setup) -> None:
+        if not subject.bench.data(0).is_floating_point():
+            raise Skip("the inputs are whole numbers")
+        found = subject.rig(setup)
+        for step in range(2):
+            found.optimizer.zero_grad()
+            found.loss(found.data(step).requires_grad_()).backward()
+            found.optimizer.step()
+        same(
+            subject.rig(setup).run(2),
+            found.snapshot(),
+            "it acts otherwise where the model's input requires no gradient",
+        )
+
+    for setup in subject.setups():
+        yield setup.regime, partial(run, setup)

@@ -1,0 +1,83 @@
+"""Check of what comes out when a plugin fails: an error that says who, where and when."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import regplug
+from regplug.errors import PluginError, RegplugError
+from regplug.testing.bench import Rig, Setup
+from regplug.testing.registry import Case, check
+from regplug.testing.structure import check_restored, structure
+from regplug.testing.subject import Failure, Skip, Subject
+
+__all__: list[str] = []
+
+
+class _Injected(Exception):  # noqa: N818 - told from every real error
+    """The error that the exam puts into a plugin."""
+
+
+@check("attribution")
+def attribution(subject: Subject) -> Iterable[Case]:
+    """An error inside it comes out as an error that says who, where and when."""
+    for setup in subject.setups():
+        yield f"inside, {setup.regime}", partial(_inside, subject, setup)
+    setup = subject.given(subject.deliveries[0])
+    for hook in ("on_loss", "on_gradients", "before_step", "after_step"):
+        if subject.implements(hook):
+            yield hook, partial(_in_hook, subject, setup, hook)
+
+
+def _inside(subject: Subject, setup: Setup) -> None:
+    """Let what the plugin asks of its session raise: it must not swallow that."""
+    rig = subject.rig(setup)
+    rig.step(0)
+    asked: list[str] = []
+
+    def raises(*args: object, **kwargs: object) -> None:
+        asked.append("asked")
+        raise _Injected("put in by the exam")
+
+    for name in ("updates", "coverage", "learning_rate"):
+        setattr(rig.session, name, raises)
+    _must_tell(rig, "", required=lambda: bool(asked))
+
+
+def _in_hook(subject: Subject, setup: Setup, hook: str) -> None:
+    def raises(session: regplug.Session) -> None:
+        raise _Injected("put in by the exam")
+
+    rig = subject.rig(None)
+    plugin = setup.make()
+    setattr(plugin, hook, regplug.hookimpl(raises))
+    before = structure(rig)
+    rig.plugin, rig.session = plugin, regplug.attach(rig.model, rig.optimizer, [plugin])
+    _must_tell(rig, hook, required=lambda: True)
+    check_restored(rig, before, "after an error and detach()")
+
+
+def _must_tell(rig: Rig, hook: str, required: Callable[[], bool]) -> None:
+    assert rig.plugin is not None
+    assert rig.session is not None
+    step = rig.session.steps
+    try:
+        rig.step(step)
+    except PluginError as error:
+        told = str(error)
+        missing = [
+            part
+            for part in (rig.plugin.name, rig.plugin.source, hook, f"step {step}")
+            if part not in told
+        ]
+        if missing:
+            raise Failure(f"the error does not name {missing}: {told}") from error
+        if not isinstance(error.__cause__, _Injected):
+            raise Failure("the original error is not the cause of the one raised") from error
+    except (_Injected, RegplugError) as error:
+        raise Failure(f"an error came out without the plugin's name: {error!r}") from error
+    else:
+        if required():
+            raise Failure("it swallowed an error: training goes on without it, silently")
+        raise Skip("it asks nothing of its session while training")
+    finally:
+        rig.detach()
