@@ -267,18 +267,21 @@ def sign(group: Mapping[str, Any]) -> float:
 
 
 def learning_rate(group: Mapping[str, Any]) -> Any:
-    """Return the group's learning rate as the optimizer itself uses it, a float or a tensor.
+    """Return the group's learning rate as the optimizer itself uses it, a float or a 0-d tensor.
 
     Raises:
-        RegplugError: there is none (a hand-written update that did not say).
+        RegplugError: there is none: a hand-written update that did not say, or an optimizer that
+            finds its own.
     """
     lr = group.get("lr")
     if lr is None:
         raise RegplugError(
-            "the learning rate is not known: this plugin scales with it, so write "
-            "`with session.step(lr=…):`"
+            "the learning rate is not known, and this plugin scales with it: write `with "
+            "session.step(lr=…):` for an update by hand; an optimizer whose groups have no lr has "
+            "settings of its own for this, or use a penalty with delivery='step'"
         )
-    return lr
+    # torch takes any tensor of one element; in a formula it would change the shape of things.
+    return lr.reshape(()) if isinstance(lr, torch.Tensor) and lr.ndim else lr
 
 
 # --- effective steps ---------------------------------------------------------------------------
@@ -344,8 +347,8 @@ def _plain(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> An
 def _sgd(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> Any:
     momentum = group["momentum"]
     if not momentum:
-        return group["lr"]
-    return group["lr"] * (1 - group["dampening"]) / (1 - momentum)
+        return learning_rate(group)
+    return learning_rate(group) * (1 - group["dampening"]) / (1 - momentum)
 
 
 def _adam(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> Any:
@@ -353,7 +356,7 @@ def _adam(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> Any
     correction = 1 - _number(group["betas"][1]) ** _number(state["step"])
     # lr/(√(v/c) + ε) with √c multiplied out
     root = correction**0.5
-    return _preconditioned(group["lr"] * root, second, group["eps"] * root)
+    return _preconditioned(learning_rate(group) * root, second, group["eps"] * root)
 
 
 def _nadam(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> Any:
@@ -366,7 +369,7 @@ def _nadam(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> An
     share = (1 - mu) / (1 - product) + mu_next * (1 - beta1**step) / (1 - product * mu_next)
     second = state["exp_avg_sq"]
     root = (1 - beta2**step) ** 0.5
-    return _preconditioned(group["lr"] * share * root, second, group["eps"] * root)
+    return _preconditioned(learning_rate(group) * share * root, second, group["eps"] * root)
 
 
 def _radam(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> Any:
@@ -375,13 +378,13 @@ def _radam(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> An
     limit = 2 / (1 - beta2) - 1
     rho = limit - 2 * step * beta2**step / correction
     if rho <= 5:
-        return _seen(torch.ones_like(second).mul_(group["lr"]), second)
+        return _seen(torch.ones_like(second).mul_(learning_rate(group)), second)
     rectified = ((rho - 4) * (rho - 2) * limit / ((limit - 4) * (limit - 2) * rho)) ** 0.5
-    return _preconditioned(group["lr"] * rectified * correction**0.5, second, group["eps"])
+    return _preconditioned(learning_rate(group) * rectified * correction**0.5, second, group["eps"])
 
 
 def _rmsprop(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> Any:
-    lr, second = group["lr"] / (1 - group["momentum"]), state["square_avg"]
+    lr, second = learning_rate(group) / (1 - group["momentum"]), state["square_avg"]
     if not group["centered"]:
         return _preconditioned(lr, second, group["eps"])
     mean = state["grad_avg"]  # of a gradient that stays the same, so the variance may well be 0
@@ -390,7 +393,7 @@ def _rmsprop(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> 
 
 
 def _adagrad(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> Any:
-    lr = group["lr"] / (1 + (_number(state["step"]) - 1) * group["lr_decay"])
+    lr = learning_rate(group) / (1 + (_number(state["step"]) - 1) * group["lr_decay"])
     second = state["sum"]
     return _preconditioned(lr, second, group["eps"])
 
@@ -401,7 +404,7 @@ def _adadelta(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) ->
     # The step made its accumulator a into ρ·a + (1 − ρ)·(a + ε)·r with r = g²/(v + ε): solve for a.
     ratio = gradient.square().div_(variance).mul_(1 - rho)
     accumulated = (state["acc_delta"] - ratio * eps).div_(ratio.add_(rho)).clamp_(min=0)
-    return _seen(accumulated.add_(eps).div_(variance).sqrt_().mul_(group["lr"]), second)
+    return _seen(accumulated.add_(eps).div_(variance).sqrt_().mul_(learning_rate(group)), second)
 
 
 def _adadelta_check(group: Group) -> str | None:

@@ -309,7 +309,7 @@ class Session:
                 "this session has an optimizer, whose step() fires the events by itself; "
                 "session.step() is for loops without one: attach(model, plugins=…)"
             )
-        if lr is not None and not (isinstance(lr, Real | torch.Tensor) and 0 <= lr < math.inf):
+        if lr is not None and not _is_rate(lr):
             raise SpecError(f"lr must be a finite number that is not negative, got {lr!r}")
         self._by_hand = {"params": list(self.model.parameters()), "lr": lr}
         real = not self._detached and any(p.grad is not None for p in self._by_hand["params"])
@@ -640,6 +640,11 @@ class _Named(dict[str, float]):
         if full in self:
             return self[full]
         raise KeyError(key)
+
+
+def _is_rate(lr: object) -> bool:
+    one = lr.numel() == 1 if isinstance(lr, torch.Tensor) else isinstance(lr, Real)
+    return one and 0 <= lr < math.inf  # type: ignore[operator, no-any-return]
 
 
 def _is_term(value: object) -> bool:
