@@ -117,9 +117,10 @@ def before_step(session: "Session") -> None:
 def after_step(session: "Session") -> None:
     """Fires once per real step, after the optimizer's update: proximal maps, constraints.
 
-    Weights may be changed in place; gradients still exist. ``session.steps`` is not yet raised,
-    so whatever is to hold in the next step is a schedule at ``session.steps + 1``. Nothing is
-    returned.
+    Weights may be changed in place. ``session.updates`` still yields what took part in the step,
+    with its gradients; ``p.grad`` may be None by now, where the update clears it.
+    ``session.steps`` is not yet raised, so whatever is to hold in the next step is a schedule at
+    ``session.steps + 1``. Nothing is returned.
     """
 
 

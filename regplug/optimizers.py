@@ -14,8 +14,8 @@ import torch
 from torch.optim import Optimizer
 
 from regplug.blocks import scratch
-from regplug.eager import eagerly
 from regplug.errors import RegplugError, SpecError, UnsupportedError
+from regplug.hook_order import StepHooks
 
 __all__ = ["Group", "StepEvents", "StepListener", "UpdateRule", "unwrap", "update_rule"]
 
@@ -109,19 +109,13 @@ class StepEvents:
         self._listener: StepListener | None = listener
         self._depth = 0
         self._real = False
-        self._handles = [
-            optimizer.register_step_pre_hook(self._enter),
-            optimizer.register_step_post_hook(self._leave),
-        ]
+        self._hooks = StepHooks(optimizer, self._enter, self._leave)
 
     def disconnect(self) -> None:
         """Remove the hooks. May be called twice."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        self._hooks.remove()
         self._listener = None
 
-    @eagerly
     def _enter(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         # A subclass whose step calls super().step() gets here twice; only the outer call counts.
         # A step that raised left the depth behind: the stack tells the two cases apart.
@@ -147,7 +141,6 @@ class StepEvents:
             raise
         return None
 
-    @eagerly
     def _leave(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._depth -= 1
         if self._depth == 0 and self._real and self._listener is not None:
@@ -219,6 +212,11 @@ def _is_dummy(optimizer: Optimizer) -> bool:
     if any(hasattr(gradient, "to_local") for gradient in gradients):
         return False
     return not any(bool(gradient.any()) for gradient in gradients)
+
+
+def may_clear_gradients(optimizer: Optimizer) -> bool:
+    """Whether gradients may be gone when the update is over: torch's own steps leave them."""
+    return not inspect.unwrap(type(optimizer).step).__module__.startswith("torch.optim.")
 
 
 def check_not_in_backward(optimizer: Optimizer, *, hooked: bool = False) -> None:

@@ -143,6 +143,9 @@ class Session:
         self._watchers: tuple[Callable[[Session], object], ...] = ()
         self._rule: optimizers.UpdateRule | None = None
         self._objective = Objective()
+        # What takes part in the step that is under way, where its gradients may be cleared in it.
+        self._taking: dict[int, torch.Tensor | None] | None = None
+        self._remembers = self.optimizer is None or optimizers.may_clear_gradients(self.optimizer)
         # Whether the coverages were looked at since the last step in which nobody needed them.
         self._bound_now = True
         self._check_plugins()
@@ -508,14 +511,18 @@ class Session:
     ) -> Iterator[tuple[int, list[torch.Tensor], list[torch.Tensor]]]:
         """Yield (group index, weights, gradients) of what takes part in this step, for each group.
 
-        Frozen parameters, and those whose ``.grad`` is None, take no part. Under FSDP2 the tensors
-        are ``DTensor``: :func:`regplug.local` gives this rank's part.
+        Frozen parameters, and those whose ``.grad`` is None before the update, take no part; the
+        update itself may clear it. Under FSDP2 the tensors are ``DTensor``:
+        :func:`regplug.local` gives this rank's part.
         """
+        taking = self._taking
         for index, parameters in self.coverage(selection).by_group.items():
             weights: list[torch.Tensor] = []
             gradients: list[torch.Tensor] = []
             for w in parameters:
                 g = w.grad
+                if g is None and taking is not None:
+                    g = taking.get(id(w))
                 if g is not None and w.requires_grad:
                     weights.append(w)
                     gradients.append(g)
@@ -553,6 +560,8 @@ class Session:
         if self._unscale and self.optimizer is not None:
             optimizers.unscale_gradients(self.optimizer)
         self._fire("on_gradients")
+        if self._remembers and self._calls.heard("after_step"):
+            self._taking = {id(w): w.grad for weights in self._bound for w in weights}
 
     def no_gradients(self) -> None:
         """Nothing will happen in this step; say so if nothing ever can. Called by the hooks."""
@@ -574,6 +583,7 @@ class Session:
     def after_update(self) -> None:
         """Fire after_step, then count the step. Called by the hooks."""
         self._fire("after_step")
+        self._taking = None
         self._advance_to(self.steps + 1)
         if self._waiting is not None:
             self._waiting = None

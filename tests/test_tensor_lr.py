@@ -100,7 +100,8 @@ def test_by_hand(form: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "lr", [torch.tensor([0.1, 0.1]), torch.tensor([]), torch.tensor(-0.1), torch.tensor([torch.nan])]
+    "lr",
+    [torch.tensor([0.1, 0.1]), torch.tensor([]), torch.tensor(-0.1), torch.tensor([torch.nan])],
 )
 def test_by_hand_what_is_no_learning_rate_is_refused(lr: torch.Tensor) -> None:
     session = regplug.attach(nn.Linear(2, 1), plugins=["weight_decay(0.5)"])

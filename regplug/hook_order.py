@@ -1,0 +1,111 @@
+"""Where a session's step hooks stand among those of others: next to the update, on both sides.
+
+Gradients are final once all other pre-hooks had them (a clipping one), and weights are once plugins
+had them, before any other post-hook looks (an average of the weights). torch calls hooks in the
+order of registration, and global ones outside of an optimizer's own.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.optim import Optimizer
+
+from regplug.eager import eagerly
+
+__all__ = ["StepHooks"]
+
+Before = Callable[[Optimizer, Any, Any], Any]
+After = Callable[[Optimizer, Any, Any], None]
+
+
+class StepHooks:
+    """Two step hooks that are called next to the update, whenever others register theirs.
+
+    Those of several sessions stay in the order in which they were attached.
+
+    Args:
+        optimizer: a torch optimizer whose hooks fire.
+        enter: is called as the last pre-hook.
+        leave: is called as the first post-hook.
+    """
+
+    def __init__(self, optimizer: Optimizer, enter: Before, leave: After) -> None:
+        self._enter, self._leave = enter, leave
+        self._pre: Any = optimizer._optimizer_step_pre_hooks
+        pre = optimizer.register_step_pre_hook(self._before)
+        post = optimizer.register_step_post_hook(self._after)
+        self._key: int = pre.id
+        self._handles = [pre, post]
+        # The last key of which it is known that no hook of others comes after ours, up to it.
+        self._last: int | None = pre.id
+        self._overtaken = False
+        self._turn: object = None
+        self._undo: Callable[[], None] | None = None
+        _to_the_front(optimizer._optimizer_step_post_hooks)
+
+    def remove(self) -> None:
+        """Remove the hooks. May be called twice."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._turn = None
+        if self._undo is not None:
+            self._undo()
+
+    @eagerly
+    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        last = next(reversed(self._pre))
+        if last != self._last and self._wait():
+            return None
+        return self._enter(optimizer, args, kwargs)
+
+    @eagerly
+    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._overtaken and self._key in self._pre:
+            self._overtaken = False
+            self._pre[self._key] = self._pre.pop(self._key)
+        self._leave(optimizer, args, kwargs)
+
+    def _wait(self) -> bool:
+        """Let the hooks of others that come after this one go first, and tell if there are any."""
+        keys = list(self._pre)
+        later = keys[keys.index(self._key) + 1 :]
+        others = [key for key in later if not _is_own(self._pre[key])]
+        if not others:
+            self._last = keys[-1]
+            return False
+        # The table is being gone through and can't be put in order before the update is over. So
+        # for this one step the last of these hooks calls ours after itself.
+        last, hook = others[-1], self._pre[others[-1]]
+        turn = self._turn = object()
+
+        def undo() -> None:
+            self._undo = None
+            if self._pre.get(last) is then:  # another session may have put its own around this
+                self._pre[last] = hook
+
+        def then(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+            undo()
+            changed = hook(optimizer, args, kwargs)
+            if turn is not self._turn:  # left behind by a step that raised before it got here
+                return changed
+            self._turn = None
+            if isinstance(changed, tuple) and len(changed) == 2:
+                args, kwargs = changed
+            elif changed is not None:
+                return changed  # which torch will refuse
+            own = self._enter(optimizer, args, kwargs)
+            return changed if own is None else own
+
+        self._pre[last], self._undo = then, undo
+        self._overtaken = True
+        return True
+
+
+def _is_own(hook: object) -> bool:
+    return isinstance(getattr(hook, "__self__", None), StepHooks)
+
+
+def _to_the_front(table: Any) -> None:
+    for key in [key for key, hook in table.items() if not _is_own(hook)]:
+        table[key] = table.pop(key)
