@@ -49,6 +49,7 @@ class StepHooks:
             handle.remove()
         self._handles = []
         self._turn = None
+        self._enter = self._leave = _nothing  # what they are bound to is free to go
         if self._undo is not None:
             self._undo()
 
@@ -100,6 +101,10 @@ class StepHooks:
         self._pre[last], self._undo = then, undo
         self._overtaken = True
         return True
+
+
+def _nothing(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    return None
 
 
 def _is_own(hook: object) -> bool:

@@ -1,4 +1,4 @@
-"""All that is known here of torch's and Accelerate's optimizers.
+"""All that is known here of torch's optimizers.
 
 Which steps are real, where a closure is evaluated, whose gradients are scaled, which learning rate
 and sign a parameter has, and what an optimizer multiplies a constant gradient by.
@@ -14,67 +14,12 @@ import torch
 from torch.optim import Optimizer
 
 from regplug.blocks import scratch
-from regplug.errors import RegplugError, SpecError, UnsupportedError
+from regplug.errors import RegplugError, UnsupportedError
 from regplug.hook_order import StepHooks
 
-__all__ = ["Group", "StepEvents", "StepListener", "UpdateRule", "unwrap", "update_rule"]
+__all__ = ["Group", "StepEvents", "StepListener", "UpdateRule", "update_rule"]
 
 Group = dict[str, Any]
-
-
-def unwrap(optimizer: object) -> Optimizer:
-    """Return the torch optimizer whose step hooks do fire, from inside any known wrapper.
-
-    Accelerate's wrapper has no hooks of its own, and one that calls an inner optimizer's ``step``
-    without initialising itself (timm's Lookahead) accepts hooks that never fire.
-
-    Raises:
-        UnsupportedError: DeepSpeed's wrapper, or one with no usable optimizer inside.
-        SpecError: ``optimizer`` is no torch optimizer at all.
-    """
-    seen = optimizer
-    for _ in range(8):
-        if type(seen).__module__.partition(".")[0] == "deepspeed" or (
-            type(seen).__name__ == "DeepSpeedOptimizerWrapper"
-        ):
-            raise UnsupportedError(
-                f"{type(seen).__name__}: DeepSpeed's ZeRO keeps gradients out of .grad, where a "
-                "penalty could be added; use DDP or FSDP2"
-            )
-        if isinstance(seen, Optimizer) and _has_step_hooks(seen):
-            return seen
-        inner = next(
-            (
-                candidate
-                for name in (
-                    "optimizer",
-                    "base_optimizer",
-                    "inner_optimizer",
-                    "_optimizer",
-                    "_base_optimizer",
-                )
-                if isinstance(candidate := getattr(seen, name, None), Optimizer)
-            ),
-            None,
-        )
-        if inner is None:
-            break
-        seen = inner
-    if isinstance(optimizer, Optimizer):
-        raise UnsupportedError(
-            f"{type(optimizer).__name__} never calls torch.optim.Optimizer's step hooks, so no "
-            "plugin could act: attach to the optimizer that it wraps"
-        )
-    raise SpecError(
-        f"optimizer must be a torch.optim.Optimizer or None, got {type(optimizer).__name__}"
-    )
-
-
-def _has_step_hooks(optimizer: Optimizer) -> bool:
-    # Set by Optimizer.__init__ on the class, so absent where a wrapper skipped it.
-    return getattr(type(optimizer).step, "hooked", False) and hasattr(
-        optimizer, "_optimizer_step_pre_hooks"
-    )
 
 
 class StepListener(Protocol):

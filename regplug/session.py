@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from regplug import distributed, optimizers
+from regplug import distributed, optimizers, wrapped
 from regplug.agreement import Ranks
 from regplug.blocks import keep_freed_memory
 from regplug.calls import Calls, is_number, is_scalar, seen
@@ -49,8 +49,9 @@ def attach(
     Args:
         model: the module that is trained: bare, compiled, wrapped in DDP, sharded by FSDP2 or
             prepared by Accelerate.
-        optimizer: the torch optimizer, or Accelerate's wrapper of it; None for a loop that
-            updates its weights by hand, which then says ``with session.step(lr=…):``.
+        optimizer: the torch optimizer, or a wrapper of it (Accelerate's, SAM, Lookahead), whose
+            inner one is attached to then; None for a loop that updates its weights by hand, which
+            then says ``with session.step(lr=…):``.
         plugins: specs such as ``"l1(1e-5)"``, ``"l1=1e-5"`` or
             ``"dropout(linear(0.5, 0.1, steps=1000))"``, and instances of :class:`regplug.Plugin`.
             They act in this order. ``regplug plugins`` lists what is installed.
@@ -122,7 +123,8 @@ class Session:
         name: str | None = None,
     ) -> None:
         self.model = distributed.unwrap_model(model)
-        self.optimizer = None if optimizer is None else optimizers.unwrap(optimizer)
+        self.optimizer = None if optimizer is None else wrapped.unwrap(optimizer)
+        self._parts = [] if self.optimizer is None else wrapped.parts(self.optimizer)
         self.plugins = tuple(plugins)
         self.name = "regplug" if name is None else name
         self._named = name is not None
@@ -481,7 +483,9 @@ class Session:
 
     @property
     def groups(self) -> list[optimizers.Group]:
-        """The parameter groups: the optimizer's own, or one that stands for a loop without."""
+        """The parameter groups: those of whatever updates, or one for a loop without optimizer."""
+        if self._parts:
+            return [group for part in self._parts for group in part.param_groups]
         return [self._by_hand] if self.optimizer is None else self.optimizer.param_groups
 
     @property
@@ -654,7 +658,7 @@ class _Named(dict[str, float]):
 
 def _is_rate(lr: object) -> bool:
     one = lr.numel() == 1 if isinstance(lr, torch.Tensor) else isinstance(lr, Real)
-    return one and 0 <= lr < math.inf  # type: ignore[operator, no-any-return]
+    return one and 0 <= lr < math.inf  # type: ignore[operator]
 
 
 def _is_term(value: object) -> bool:

@@ -12,7 +12,7 @@ import regplug
 from regplug.errors import SpecError
 
 FORMS = {
-    "0-d": lambda lr: torch.tensor(lr),
+    "0-d": torch.tensor,
     "1-d": lambda lr: torch.tensor([lr]),
     "2-d": lambda lr: torch.tensor([[lr]]),
     "float64": lambda lr: torch.tensor([lr], dtype=torch.float64),
