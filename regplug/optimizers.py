@@ -28,6 +28,9 @@ class StepListener(Protocol):
     def gradients_ready(self) -> None:
         """Gradients are final: once per step, or after each evaluation of a closure."""
 
+    def closure_begins(self) -> None:
+        """The optimizer steps with a closure, which has not been evaluated yet."""
+
     def no_gradients(self) -> None:
         """The optimizer steps, and none of its parameters has a gradient."""
 
@@ -71,6 +74,8 @@ class StepEvents:
         try:
             closure = args[1] if len(args) > 1 else kwargs.get("closure")
             if callable(closure):
+                if self._listener is not None:
+                    self._listener.closure_begins()
                 wrapped = self._wrap(closure)
                 if len(args) > 1:
                     return (args[0], wrapped, *args[2:]), kwargs
@@ -159,9 +164,10 @@ def _is_dummy(optimizer: Optimizer) -> bool:
     return not any(bool(gradient.any()) for gradient in gradients)
 
 
-def may_clear_gradients(optimizer: Optimizer) -> bool:
-    """Whether gradients may be gone when the update is over: torch's own steps leave them."""
-    return not inspect.unwrap(type(optimizer).step).__module__.startswith("torch.optim.")
+def is_torchs(optimizer: Optimizer) -> bool:
+    """Whether the step is one of torch's own: they leave gradients, and keep no weights."""
+    module: str = inspect.unwrap(type(optimizer).step).__module__
+    return module.startswith("torch.optim.")
 
 
 def check_not_in_backward(optimizer: Optimizer, *, hooked: bool = False) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from regplug import distributed, optimizers, wrapped
+from regplug import distributed, optimizers, own_weights, wrapped
 from regplug.agreement import Ranks
 from regplug.blocks import keep_freed_memory
 from regplug.calls import Calls, is_number, is_scalar, seen
@@ -147,10 +147,11 @@ class Session:
         self._objective = Objective()
         # What takes part in the step that is under way, where its gradients may be cleared in it.
         self._taking: dict[int, torch.Tensor | None] | None = None
-        self._remembers = self.optimizer is None or optimizers.may_clear_gradients(self.optimizer)
+        self._remembers = self.optimizer is None or not optimizers.is_torchs(self.optimizer)
         # Whether the coverages were looked at since the last step in which nobody needed them.
         self._bound_now = True
-        self._check_plugins()
+        self._check_plugins([] if optimizer is None else wrapped.wrappers(optimizer) + self._parts)
+        self._copies = self._suspected()  # None after the first step
         self._calls = Calls(self.plugins, ranks.tell)
         self._unscale = any(
             not getattr(plugin, "scaled_gradients", False)
@@ -175,7 +176,7 @@ class Session:
                 self.detach()
             raise
 
-    def _check_plugins(self) -> None:
+    def _check_plugins(self, steppers: list[object]) -> None:
         seen: dict[str, Plugin] = {}
         for plugin in self.plugins:
             if not isinstance(plugin, Plugin):
@@ -194,13 +195,14 @@ class Session:
                     f"{plugin.name} is attached to another session already "
                     f"({plugin._session_name!r}): make a second instance, or give its spec"
                 )
-            if isinstance(self.optimizer, torch.optim.LBFGS) and _moves_weights(plugin):
-                raise UnsupportedError(
-                    f"{plugin.name} changes weights behind the back of LBFGS, whose line search "
-                    "and curvature estimates that would break: use a penalty with delivery='step' "
-                    "or 'loss', or another optimizer"
-                )
+            own_weights.refuse(plugin, steppers)
             seen[plugin.name] = plugin
+
+    def _suspected(self) -> own_weights.Copies | None:
+        updating = self._parts or ([] if self.optimizer is None else [self.optimizer])
+        movers = [plugin for plugin in self.plugins if own_weights.moves_weights(plugin)]
+        known = all(map(optimizers.is_torchs, updating))
+        return None if known or not movers else own_weights.Copies(updating, movers)
 
     # --- what the loop calls ---------------------------------------------------------------
 
@@ -580,12 +582,24 @@ class Session:
             self._calls.refuse_returned(is_number, "on_closure", self)
         return float(sum(float(term) for term in terms))
 
+    def closure_begins(self) -> None:
+        """A step with a closure begins. Called by the hooks."""
+        if self._copies is not None:
+            self._copies.closure_begins(self._owned())
+
     def before_update(self) -> None:
         """Fire before_step. Called by the hooks."""
+        if self._copies is not None:
+            self._copies.before_decay()
         self._fire("before_step")
+        if self._copies is not None:
+            self._copies.before_update(self._owned())
 
     def after_update(self) -> None:
         """Fire after_step, then count the step. Called by the hooks."""
+        if self._copies is not None:
+            self._copies.after_update()
+            self._copies = None
         self._fire("after_step")
         self._taking = None
         self._advance_to(self.steps + 1)
@@ -612,6 +626,9 @@ class Session:
         self.steps = steps
         for plugin in self.plugins:
             plugin._step = steps
+
+    def _owned(self) -> list[torch.Tensor]:
+        return [p for group in self.groups for p in group["params"]]
 
     def _bind(self) -> None:
         """Forget the coverages if the optimizer's parameters are others than before."""
@@ -663,8 +680,3 @@ def _is_rate(lr: object) -> bool:
 
 def _is_term(value: object) -> bool:
     return isinstance(value, Term) or is_scalar(value)
-
-
-def _moves_weights(plugin: Plugin) -> bool:
-    hooks = (getattr(plugin, name, None) for name in ("before_step", "after_step"))
-    return plugin.changes_weights and any(hasattr(hook, "regplug_impl") for hook in hooks)
