@@ -97,15 +97,17 @@ def refuse(plugin: Plugin, optimizers: Iterable[object]) -> None:
     if not moves_weights(plugin):
         return
     for optimizer in optimizers:
-        names = [base.__name__.lower().replace("_", "") for base in type(optimizer).__mro__]
-        for kind in _KINDS:
-            if kind.spares_decay and _acts(plugin, "before_step"):
-                continue
-            if any(map(kind.holds, names)):
+        for kind in _kinds(optimizer):
+            if not (kind.spares_decay and _acts(plugin, "before_step")):
                 raise UnsupportedError(
                     f"{plugin.name} changes weights behind the back of "
                     f"{type(optimizer).__name__}, {kind.why}: {kind.way}"
                 )
+
+
+def _kinds(optimizer: object) -> list[_Kind]:
+    names = [base.__name__.lower().replace("_", "") for base in type(optimizer).__mro__]
+    return [kind for kind in _KINDS if any(map(kind.holds, names))]
 
 
 class Copies:
@@ -162,6 +164,8 @@ class Copies:
         w, before, gradient = self._sample
         after = _plain(w)
         for optimizer in self._optimizers:
+            if _kinds(optimizer):
+                continue  # what is attached to it was judged then
             for key, value in _state(optimizer, w).items():
                 if not isinstance(value, torch.Tensor) or value.shape != w.shape:
                     continue

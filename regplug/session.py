@@ -138,6 +138,7 @@ class Session:
         self._finds_unused = distributed.finds_unused(model)
         self._disconnect: Callable[[], None] | None = None
         self._events: optimizers.StepEvents | None = None
+        self._doubt: wrapped.Doubt | None = None
         self._by_hand: optimizers.Group = {"params": list(self.model.parameters()), "lr": None}
         self._bound: list[list[torch.Tensor]] = []
         # By weak keys: a plugin may make a selection anew each time it asks.
@@ -168,6 +169,7 @@ class Session:
             self._calls.settle(self)
             if self.optimizer is not None:
                 self._events = optimizers.StepEvents(self.optimizer, self)
+                self._doubt = wrapped.Doubt(optimizer, self.optimizer)
             if accelerator is not None or accelerate.is_wrapper(optimizer):
                 self._disconnect = accelerate.connect(self, accelerator, optimizer)
             ranks.compare(self)
@@ -452,6 +454,7 @@ class Session:
         if self._events is not None:
             self._events.disconnect()
             self._events = None
+        self._settle_doubt()
         if self._disconnect is not None:
             self._disconnect()
             self._disconnect = None
@@ -605,6 +608,7 @@ class Session:
         self._advance_to(self.steps + 1)
         if self._waiting is not None:
             self._waiting = None
+            self._settle_doubt()
             self._calls.settle(self)
         if self._watchers:
             with torch.no_grad():
@@ -626,6 +630,11 @@ class Session:
         self.steps = steps
         for plugin in self.plugins:
             plugin._step = steps
+
+    def _settle_doubt(self) -> None:
+        if self._doubt is not None:
+            self._doubt.settle()
+            self._doubt = None
 
     def _owned(self) -> list[torch.Tensor]:
         return [p for group in self.groups for p in group["params"]]

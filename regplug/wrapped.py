@@ -8,11 +8,13 @@ updates: both may be another optimizer than the one that the loop knows.
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 
+from regplug.distributed import local
 from regplug.errors import SpecError, UnsupportedError
 
-__all__ = ["parts", "unwrap", "wrappers"]
+__all__ = ["Doubt", "parts", "unwrap", "wrappers"]
 
 # Where wrappers keep the optimizer inside, the commonest first.
 _NAMES = (
@@ -185,3 +187,52 @@ def _several(value: object) -> bool:
 
 def _values(value: object) -> str:
     return ".values()" if isinstance(value, Mapping) else ""
+
+
+class Doubt:
+    """Looks whether a wrapper does pass its step on, until it has once.
+
+    That it holds an optimizer of all its weights is a good sign and no proof.
+
+    Args:
+        optimizer: the wrapper as it is attached to.
+        inner: the optimizer that it is taken to pass its step on to.
+    """
+
+    def __init__(self, optimizer: object, inner: Optimizer) -> None:
+        self._inner = inner
+        self._before: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._alone = 0
+        self._handles: list[Any] = []
+        for outer in wrappers(optimizer):
+            if outer is not inner and isinstance(outer, Optimizer) and _has_step_hooks(outer):
+                self._handles += [
+                    outer.register_step_pre_hook(self._begins),
+                    outer.register_step_post_hook(self._ends),
+                ]
+
+    def settle(self) -> None:
+        """Look no more."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _begins(self, outer: Optimizer, args: Any, kwargs: Any) -> None:
+        own = [p for group in outer.param_groups for p in group["params"]]
+        taking = [p for p in own if p.grad is not None]
+        smallest = local(min(taking or own, key=torch.Tensor.numel)).detach()
+        self._before = smallest, smallest.clone()
+
+    def _ends(self, outer: Optimizer, args: Any, kwargs: Any) -> None:
+        before, self._before = self._before, None
+        if before is None or not self._handles or torch.equal(*before):
+            return
+        self._alone += 1
+        if self._alone > 1:  # the first may have been a detour, as SAM's
+            name = next((n for n, held in _held(outer) if held is self._inner), "inner")
+            raise UnsupportedError(
+                f"{type(outer).__name__} holds {name} ({type(self._inner).__name__}) for all of "
+                "its weights, which is attached to for that, and updates them by itself: attach "
+                "without it, attach(model, plugins=…), and write `with session.step(lr=…): "
+                "optimizer.step()`"
+            )

@@ -161,7 +161,12 @@ def test_slow_weights_take_decay_alone(kind: Any, spec: str) -> None:
     model = net()
     optimizer = kind(model.parameters())
     if spec.startswith("weight_decay") and kind is not schedule_free_wrapper:
-        regplug.attach(model, optimizer, [spec])
+        with regplug.attach(model, optimizer, [spec]) as session:
+            model.weight.grad = torch.zeros_like(model.weight)
+            optimizer.step()
+            assert session.steps == 1
+        decayed = net().weight.detach() * (1 - LR * 0.1)
+        torch.testing.assert_close(model.weight.detach(), decayed)
         return
     with pytest.raises(UnsupportedError, match=r"(Ranger|Lookahead|ScheduleFreeWrapper)"):
         regplug.attach(model, optimizer, [spec])

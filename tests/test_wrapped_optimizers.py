@@ -418,3 +418,50 @@ def test_two_optimizers_of_the_same_weights_are_refused_by_their_names() -> None
     model = net()
     with pytest.raises(UnsupportedError, match=r"Switching .*adam.*sgd"):
         regplug.attach(model, Switching(model.parameters()), ["l1(0.3)"])
+
+
+class Aloof(torch.optim.Optimizer):
+    """Updates by itself, though it holds an optimizer of the same weights."""
+
+    def __init__(self, params: Any) -> None:
+        params = list(params)
+        super().__init__(params, {"lr": LR})
+        self.fallback = torch.optim.SGD(params, lr=LR)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for w in self.param_groups[0]["params"]:
+            w.sub_(LR * w.grad)
+
+
+def test_a_wrapper_that_updates_by_itself_after_all_is_refused_at_its_second_step() -> None:
+    model = net()
+    optimizer = Aloof(model.parameters())
+    with regplug.attach(model, optimizer, ["l1(0.3)"]) as session:
+        loss(model).backward()
+        optimizer.step()
+        with pytest.raises(UnsupportedError, match=r"Aloof .*fallback.*with session.step\(lr=…\)"):
+            optimizer.step()
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+    # The way out that it names:
+    model = net()
+    optimizer = Aloof(model.parameters())
+    with regplug.attach(model, plugins=["l1(0.3)"]) as session:
+        loss(model).backward()
+        with session.step(lr=LR):
+            optimizer.step()
+    w = net().weight.detach()
+    agrees(model.weight, w - LR * (w + 1 + 0.3 * w.sign()))
+
+
+def test_nothing_stays_on_a_wrapper_that_passes_its_step_on() -> None:
+    model = net()
+    optimizer = AGC(model.parameters(), torch.optim.SGD(model.parameters(), lr=LR), 1.0)
+    with regplug.attach(model, optimizer, ["l1(0.3)"]) as session:
+        for _ in range(3):
+            loss(model).backward()
+            optimizer.step()
+        assert session.steps == 3
+        assert not optimizer._optimizer_step_pre_hooks
+        assert not optimizer._optimizer_step_post_hooks
