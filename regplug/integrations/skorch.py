@@ -13,6 +13,7 @@ from typing import Any
 from skorch.callbacks import Callback
 
 from regplug.session import Session, attach
+from regplug.wrapped import unwrap
 
 __all__ = ["RegplugCallback"]
 
@@ -55,7 +56,7 @@ class RegplugCallback(Callback):
 
     def on_train_begin(self, net: Any, X: Any = None, y: Any = None, **_: Any) -> None:
         optimizer = getattr(net, self.optimizer)
-        if self.session_ is not None and self.session_.optimizer is optimizer:
+        if self.session_ is not None and self.session_.optimizer is unwrap(optimizer):
             return
         self.session_ = attach(getattr(net, self.module), optimizer, self.plugins)
         if self._saved is not None:
