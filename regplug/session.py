@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from regplug import distributed, optimizers
+from regplug import distributed, optimizers, sessions
 from regplug.agreement import Ranks
 from regplug.blocks import keep_freed_memory
 from regplug.calls import Calls, is_number, is_scalar, seen
@@ -165,6 +165,8 @@ class Session:
             if accelerator is not None or accelerate.is_wrapper(optimizer):
                 self._disconnect = accelerate.connect(self, accelerator, optimizer)
             ranks.compare(self)
+            sessions.tell_doubles(self)
+            sessions.enter(self)
         except BaseException:
             with suppress(RegplugError):  # the first error is the one to see
                 self.detach()
@@ -441,6 +443,7 @@ class Session:
             PluginError: a plugin failed to restore; the others have been asked all the same.
         """
         self._detached = True
+        sessions.leave(self)
         self._watchers = ()
         if self._events is not None:
             self._events.disconnect()

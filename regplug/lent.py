@@ -1,0 +1,126 @@
+"""Numbers of an optimizer's groups that stand for the user's own for a while.
+
+A plugin may take a number of a parameter group over, for a step or until it is detached. What is
+saved or copied meanwhile is the user's own at any moment, in the middle of a step too, and several
+plugins may give one number back in any order: the last one brings the user's own back.
+"""
+
+import gc
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from torch.optim import Optimizer
+
+__all__ = ["Lent", "give_back", "keep_in_states", "own", "take"]
+
+
+class Lent(float):
+    """A number in a group, in the place of the user's own, of which copies and pickles are made.
+
+    Attributes:
+        own: what the user has set.
+        group: the group that it stands in.
+        holders: who has put what in its place; the last one's number is this.
+
+    >>> import copy
+    >>> group = {"weight_decay": 0.01}
+    >>> take(group, "weight_decay", 0.0, "someone")
+    >>> group, copy.deepcopy(group)
+    ({'weight_decay': 0.0}, {'weight_decay': 0.01})
+    >>> give_back(group, "weight_decay", "someone"); group
+    {'weight_decay': 0.01}
+    """
+
+    __slots__ = ("group", "holders", "own")
+
+    own: Any
+    group: dict[str, Any]
+    holders: dict[Any, float]
+
+    def __copy__(self) -> Any:
+        return self.own
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self.own
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        plain = isinstance(self.own, int | float)
+        return (type(self.own), (self.own,)) if plain else self.own.__reduce_ex__(protocol)
+
+
+def own(value: Any) -> Any:
+    """Return what the user has set, of a number that may stand for it."""
+    return value.own if type(value) is Lent else value
+
+
+def take(group: dict[str, Any], key: str, value: float, holder: object) -> None:
+    """Put ``value`` in the place of the user's own until ``holder`` gives it back."""
+    now = group[key]
+    if type(now) is Lent and now.group is group:
+        now.holders[holder] = value
+        group[key] = _lent(value, now.own, group, now.holders)
+    else:  # a group that was made from another's numbers has holders of its own
+        group[key] = _lent(value, own(now), group, {holder: value})
+
+
+def give_back(group: dict[str, Any], key: str, holder: object) -> None:
+    """Undo what ``holder`` took, if anything; a number that the user has set since then stays."""
+    now = group.get(key)
+    if type(now) is not Lent or now.group is not group or holder not in now.holders:
+        return
+    left = [value for other, value in now.holders.items() if other is not holder]
+    # The number first, so that an interrupted call can be made again.
+    group[key] = _lent(left[-1], now.own, group, now.holders) if left else now.own
+    del now.holders[holder]
+
+
+def _lent(value: float, own: Any, group: dict[str, Any], holders: dict[Any, float]) -> Lent:
+    made = Lent(value)
+    made.own, made.group, made.holders = own, group, holders
+    return made
+
+
+def keep_in_states(optimizer: Optimizer, *, others: bool = False) -> Callable[[], None]:
+    """Make ``optimizer.state_dict()`` hold the user's own numbers, as plain as they were set.
+
+    Args:
+        optimizer: whose groups hold numbers that stand for the user's.
+        others: whether to look for other optimizers with the same groups too (one that wraps this
+            one, as SAM does): a look at all living objects, of tens of milliseconds.
+
+    Returns:
+        A function that undoes it. It may be called twice.
+    """
+    groups = {id(group) for group in optimizer.param_groups}
+    handles = []
+    for each in _sharing(groups) if others else [optimizer]:
+        with suppress(AttributeError):  # a wrapper that skips Optimizer.__init__ has no hooks
+            # Before the hooks of others, which may save what they see.
+            handles.append(each.register_state_dict_post_hook(_with_own, prepend=True))
+
+    def undo() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return undo
+
+
+def _sharing(groups: set[int]) -> list[Optimizer]:
+    return [
+        candidate
+        for candidate in gc.get_objects()
+        if issubclass(type(candidate), Optimizer)
+        and any(id(group) in groups for group in getattr(candidate, "param_groups", ()))
+    ]
+
+
+def _with_own(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:
+    groups = state.get("param_groups", ())
+    if not any(type(value) is Lent for group in groups for value in group.values()):
+        return None
+    return {**state, "param_groups": [_plain(group) for group in groups]}
+
+
+def _plain(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: own(value) for key, value in group.items()}
