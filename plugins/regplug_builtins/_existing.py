@@ -52,7 +52,7 @@ class Existing:
             elif self.mode == "error" and value and type(value) is not lent.Lent:
                 raise SpecError(
                     f"{name}: {optimizer} decays the parameters of group {index} already, by "
-                    f"weight_decay={value:g}: make it with weight_decay=0, or say "
+                    f"weight_decay={float(value):g}: make it with weight_decay=0, or say "
                     "existing='replace' (this plugin takes over until it is detached) or "
                     "existing='add' (both act)"
                 )
@@ -68,12 +68,12 @@ class Existing:
             if not value or type(value) is lent.Lent:
                 continue
             who = (
-                f"{name}: since it was attached, weight_decay={value:g} was set in group {index} "
-                f"of this {optimizer}, by the loop or a scheduler"
+                f"{name}: since it was attached, weight_decay={float(value):g} was set in group "
+                f"{index} of this {optimizer}, by the loop or a scheduler"
             )
             how = (
                 f"leave that out and give {name} the schedule, as in "
-                f"weight_decay(cosine({value:g}, …, steps=…))"
+                f"weight_decay(cosine({float(value):g}, …, steps=…))"
             )
             if self.mode == "error":
                 raise SpecError(
