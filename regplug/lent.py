@@ -8,11 +8,12 @@ plugins may give one number back in any order: the last one brings the user's ow
 import gc
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from torch.optim import Optimizer
 
-__all__ = ["Lent", "give_back", "keep_in_states", "own", "take"]
+__all__ = ["Lent", "Loan", "give_back", "keep_in_states", "lend", "own", "pay_back", "take"]
 
 
 class Lent(float):
@@ -73,6 +74,39 @@ def give_back(group: dict[str, Any], key: str, holder: object) -> None:
     # The number first, so that an interrupted call can be made again.
     group[key] = _lent(left[-1], now.own, group, now.holders) if left else now.own
     del now.holders[holder]
+
+
+@dataclass(slots=True, eq=False)
+class Loan:
+    """A number that is lent for the length of a step, with what stood there before."""
+
+    group: dict[str, Any]
+    key: str
+    before: Any
+    value: Lent
+
+
+def lend(group: dict[str, Any], key: str, value: float, last: Loan | None = None) -> Loan:
+    """Put ``value`` there until it is paid back.
+
+    Args:
+        group: the group.
+        key: which of its numbers.
+        value: the number.
+        last: an earlier loan, which serves again if it is the same.
+    """
+    now = group[key]
+    if last is None or last.before is not now or last.value != value or last.group is not group:
+        holders = now.holders if type(now) is Lent else {}
+        last = Loan(group, key, now, _lent(value, own(now), group, holders))
+    group[key] = last.value
+    return last
+
+
+def pay_back(loan: Loan) -> None:
+    """Undo what was lent; a number that the user has set since then stays. May be called twice."""
+    if loan.group[loan.key] is loan.value:
+        loan.group[loan.key] = loan.before
 
 
 def _lent(value: float, own: Any, group: dict[str, Any], holders: dict[Any, float]) -> Lent:

@@ -88,35 +88,38 @@ def tell_doubles(session: Any) -> None:
         if other is session or other.name != session.name:
             continue
         doubles = [
-            (mine, its)
+            mine.name
             for mine in session.plugins
-            for its in other.plugins
-            if type(mine) is type(its) and _overlap(mine, session, its, other)
+            if any(_doubles(mine, session, its, other) for its in other.plugins)
         ]
         if doubles:
-            both = session.optimizer is not None and other.optimizer is session.optimizer
-            what = "optimizer" if both else "model"
-            who = ", ".join(dict.fromkeys(mine.name for mine, _ in doubles))
+            what = "optimizer" if _share_optimizer(session, other) else "model"
             warnings.warn(
-                f"a session {session.name!r} with {who} is attached to this "
-                f"{type(getattr(session, what)).__name__} already, after {other.steps} steps: both "
-                f"act, so {who} acts twice. To replace it, as where a cell is run again, put "
-                f"`for old in regplug.sessions.on({what}): old.detach()` before attach(…); if both "
-                "are wanted, give this one another name: attach(…, name='second')",
+                f"session {other.name!r}, which is attached to this "
+                f"{type(getattr(session, what)).__name__} already ({other.steps} steps), has "
+                f"{', '.join(doubles)} too, for the same weights or modules: both act, twice in "
+                "all. Where a cell is run again, put "
+                f"`for old in regplug.sessions.on({what}): old.detach()` before attach(…); where "
+                "both are meant, name this one: attach(…, name='second')",
                 stacklevel=4,  # the line that says attach(…)
             )
 
 
-def _overlap(mine: Plugin, session: Any, its: Plugin, other: Any) -> bool:
-    """Whether two plugins of one class act on the same things."""
-    same_optimizer = session.optimizer is not None and other.optimizer is session.optimizer
-    theirs = _covered(its, other)
-    ours = _covered(mine, session)
+def _share_optimizer(session: Any, other: Any) -> bool:
+    return session.optimizer is not None and other.optimizer is session.optimizer
+
+
+def _doubles(mine: Plugin, session: Any, its: Plugin, other: Any) -> bool:
+    """Whether two plugins do the same to the same things."""
+    # A cell that is run again may define the class anew: then the name is what they share.
+    if type(mine) is not type(its) and mine.name != its.name:
+        return False
+    ours, theirs = _covered(mine, session), _covered(its, other)
+    same_optimizer = _share_optimizer(session, other)
     if ours is None or theirs is None:
         return same_optimizer and mine.name == its.name
-    shared = ours.keys() & theirs.keys()
     # A session's weights are its optimizer's; modules are everyone's.
-    return any(same_optimizer or not weight for weight in (ours[thing] for thing in shared))
+    return any(same_optimizer or not ours[thing] for thing in ours.keys() & theirs.keys())
 
 
 def _covered(plugin: Plugin, session: Any) -> dict[object, bool] | None:

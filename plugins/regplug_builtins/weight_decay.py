@@ -16,7 +16,6 @@ __all__ = ["WeightDecay"]
 _HALVES = {torch.float16, torch.bfloat16}
 # Those that decay as AdamW does if they are told to.
 _DECOUPLED = (torch.optim.Adam, torch.optim.NAdam, torch.optim.RAdam)
-_STEP = "the step"  # holds what is lent to the optimizer's own update
 
 
 class WeightDecay(Plugin):
@@ -82,7 +81,8 @@ class WeightDecay(Plugin):
         self._before: list[tuple[list[torch.Tensor], list[torch.Tensor], Any]] = []
         self._checked: Coverage | None = None
         self._handed: list[int] = []
-        self._lent: list[Group] = []
+        self._lent: list[lent.Loan] = []
+        self._loans: dict[int, lent.Loan] = {}
         self._undo: list[Callable[[], None]] = []
         self._sessions = -1
         self._coarse = False
@@ -148,7 +148,7 @@ class WeightDecay(Plugin):
     def _take_back(self) -> None:
         """Set back the groups: between steps they, and what is saved of them, are the user's."""
         while self._lent:
-            lent.give_back(self._lent[-1], "weight_decay", _STEP)
+            lent.pay_back(self._lent[-1])
             self._lent.pop()
 
     @hookimpl
@@ -158,7 +158,7 @@ class WeightDecay(Plugin):
             self._undo[-1]()
             self._undo.pop()
         self._take_back()
-        self._handed, self._before = [], []
+        self._handed, self._before, self._loans = [], [], {}
         self._own.give_back()
         self._checked = None
 
@@ -183,7 +183,7 @@ class WeightDecay(Plugin):
             if self._coarse:
                 self._tell_rounding(weights, float(lr) * strength)
             group = session.groups[index]
-            if index in self._handed and self._lends(group, weights, strength):
+            if index in self._handed and self._lends(index, group, weights, strength):
                 continue
             parts = [local(w) for w in weights]
             if self.cautious:
@@ -192,15 +192,16 @@ class WeightDecay(Plugin):
             # The expression of torch's AdamW, to the bit; a tensor lr stays on its device.
             torch._foreach_mul_(parts, 1 - lr * strength)
 
-    def _lends(self, group: Group, weights: Sequence[torch.Tensor], by: float) -> bool:
+    def _lends(self, index: int, group: Group, weights: Sequence[torch.Tensor], by: float) -> bool:
         """Have the optimizer decay the group by ``by`` in its update, if it can."""
         if len(weights) != _with_gradient(group):
             return False
         # A compiled update would be compiled anew for each number of this kind.
         if called_by_a_graph() and type(type(self).strength.schedule(self)) is not constant:
             return False
-        self._lent.append(group)
-        lent.take(group, "weight_decay", by, _STEP)
+        loan = lent.lend(group, "weight_decay", by, self._loans.get(index))
+        self._loans[index] = loan
+        self._lent.append(loan)
         return True
 
     def _tell_rounding(self, weights: Sequence[torch.Tensor], decay: float) -> None:
