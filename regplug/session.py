@@ -56,7 +56,9 @@ def attach(
             They act in this order. ``regplug plugins`` lists what is installed.
         accelerator: an ``accelerate.Accelerator``, whose checkpoints then hold the session's
             state. Not needed for the rest.
-        name: tells several sessions of one program apart in checkpoints and metrics.
+        name: tells several sessions of one program apart in checkpoints and metrics. Of one that
+            does the same under the same name on the same optimizer, attach warns, as where a
+            notebook's cell is run again; :func:`regplug.sessions.on` finds the old one.
 
     Returns:
         The session: a handle that reports (``metrics()``, ``describe()``), saves (``state_dict()``)
@@ -443,7 +445,6 @@ class Session:
             PluginError: a plugin failed to restore; the others have been asked all the same.
         """
         self._detached = True
-        sessions.leave(self)
         self._watchers = ()
         if self._events is not None:
             self._events.disconnect()
@@ -460,6 +461,7 @@ class Session:
                 failures.append(error)
             finally:
                 plugin._session_name = None
+        sessions.leave(self)
         if failures:
             raise failures[0]
 

@@ -11,11 +11,11 @@ from weakref import WeakKeyDictionary, ref
 from torch import nn
 from torch.optim import Optimizer
 
-from regplug import optimizers
+from regplug import distributed, optimizers
 from regplug.parameters import named_parameters
 from regplug.plugin import Plugin
 
-__all__ = ["changes", "enter", "leave", "on", "tell_doubles"]
+__all__ = ["after", "changes", "enter", "leave", "on", "tell_doubles"]
 
 
 class Attached(Protocol):
@@ -46,9 +46,17 @@ def on(thing: object) -> tuple[Any, ...]:
     >>> regplug.sessions.on(optimizer)
     ()
     """
-    if not isinstance(thing, nn.Module):
+    if isinstance(thing, nn.Module):
+        thing = distributed.unwrap_model(thing)
+    else:
         thing = optimizers.unwrap(thing)
     return tuple(session for r in _living.get(thing, ()) if (session := r()) is not None)
+
+
+def after(session: Attached) -> tuple[Any, ...]:
+    """Return the sessions on the same optimizer whose events of a step come after this one's."""
+    beside = () if session.optimizer is None else on(session.optimizer)
+    return beside[beside.index(session) + 1 :] if session in beside else ()
 
 
 def changes() -> int:

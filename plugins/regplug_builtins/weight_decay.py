@@ -120,11 +120,16 @@ class WeightDecay(Plugin):
         optimizer = session.optimizer
         if optimizer is None or self.existing == "add" or self.cautious:
             return
-        beside = [p for other in sessions.on(optimizer) for p in other.plugins]
-        # Whoever acts before the step too is to see decayed weights.
-        if not any(_acts_before(p) for p in (*session.plugins, *beside) if p is not self):
-            by_group = session.coverage(self.selection).by_group
-            self._handed = [index for index in by_group if self._can_hand_over(session, index)]
+        # Whoever looks at the weights after this plugin is to see decayed ones: others that act
+        # before the step, and sessions that were attached later, whose every event comes later.
+        after = (p for other in sessions.after(session) for p in other.plugins)
+        others = (p for p in session.plugins if p is not self)
+        if any(_hears(p, "on_gradients", "before_step") for p in after) or any(
+            _hears(p, "before_step") for p in others
+        ):
+            return
+        by_group = session.coverage(self.selection).by_group
+        self._handed = [index for index in by_group if self._can_hand_over(session, index)]
 
     def _can_hand_over(self, session: Session, index: int) -> bool:
         """Whether the optimizer's own update would do just the same to this group, at no cost."""
@@ -249,5 +254,5 @@ def _with_gradient(group: Mapping[str, Any]) -> int:
     return sum(p.grad is not None for p in group["params"])
 
 
-def _acts_before(plugin: Plugin) -> bool:
-    return hasattr(getattr(plugin, "before_step", None), "regplug_impl")
+def _hears(plugin: Plugin, *events: str) -> bool:
+    return any(hasattr(getattr(plugin, event, None), "regplug_impl") for event in events)
