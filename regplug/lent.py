@@ -5,15 +5,24 @@ saved or copied meanwhile is the user's own at any moment, in the middle of a st
 plugins may give one number back in any order: the last one brings the user's own back.
 """
 
-import gc
+import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from torch.optim import Optimizer
 
-__all__ = ["Lent", "Loan", "give_back", "keep_in_states", "lend", "own", "pay_back", "take"]
+__all__ = [
+    "Lent",
+    "Loan",
+    "around",
+    "give_back",
+    "keep_in_states",
+    "lend",
+    "own",
+    "pay_back",
+    "take",
+]
 
 
 class Lent(float):
@@ -115,38 +124,36 @@ def _lent(value: float, own: Any, group: dict[str, Any], holders: dict[Any, floa
     return made
 
 
-def keep_in_states(optimizer: Optimizer, *, others: bool = False) -> Callable[[], None]:
+def keep_in_states(optimizer: Optimizer) -> Callable[[], None]:
     """Make ``optimizer.state_dict()`` hold the user's own numbers, as plain as they were set.
-
-    Args:
-        optimizer: whose groups hold numbers that stand for the user's.
-        others: whether to look for other optimizers with the same groups too (one that wraps this
-            one, as SAM does): a look at all living objects, of tens of milliseconds.
 
     Returns:
         A function that undoes it. It may be called twice.
     """
+    try:
+        # Before the hooks of others, which may save what they see.
+        handle = optimizer.register_state_dict_post_hook(_with_own, prepend=True)
+    except AttributeError:  # a wrapper that skips Optimizer.__init__ has no hooks
+        return lambda: None
+    remove: Callable[[], None] = handle.remove
+    return remove
+
+
+def around(optimizer: Optimizer) -> list[Optimizer]:
+    """Return the optimizers whose step called this one's, which now runs, with the same groups.
+
+    One that wraps another (SAM does) packs these groups into a state dict of its own.
+    """
     groups = {id(group) for group in optimizer.param_groups}
-    handles = []
-    for each in _sharing(groups) if others else [optimizer]:
-        with suppress(AttributeError):  # a wrapper that skips Optimizer.__init__ has no hooks
-            # Before the hooks of others, which may save what they see.
-            handles.append(each.register_state_dict_post_hook(_with_own, prepend=True))
-
-    def undo() -> None:
-        for handle in handles:
-            handle.remove()
-
-    return undo
-
-
-def _sharing(groups: set[int]) -> list[Optimizer]:
-    return [
-        candidate
-        for candidate in gc.get_objects()
-        if issubclass(type(candidate), Optimizer)
-        and any(id(group) in groups for group in getattr(candidate, "param_groups", ()))
-    ]
+    found: dict[int, Optimizer] = {}
+    frame = sys._getframe(1)
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        is_other = isinstance(caller, Optimizer) and caller is not optimizer
+        if is_other and any(id(group) in groups for group in caller.param_groups):
+            found[id(caller)] = caller
+        frame = frame.f_back  # type: ignore[assignment]
+    return list(found.values())
 
 
 def _with_own(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:

@@ -258,6 +258,29 @@ class Outer(torch.optim.Optimizer):
         self.base_optimizer.step()
 
 
+class Second(Outer):
+    """Updates in a method of another name."""
+
+    def second_step(self) -> None:
+        self.base_optimizer.step()
+
+
+@pytest.mark.parametrize("own", [OWN, 0.0])
+def test_what_is_lent_stays_out_of_the_state_of_an_optimizer_around_this_one(own: float) -> None:
+    model = network()
+    outer = Second(model.parameters(), torch.optim.AdamW, lr=0.1, weight_decay=own)
+    inner = outer.base_optimizer
+    regplug.attach(model, inner, ["weight_decay(0.5, where='all', existing='replace')"])
+    seen = []
+    inner.register_step_pre_hook(
+        lambda *_: seen.append(through_a_file(outer.state_dict(), weights_only=True))
+    )
+    for _ in range(2):
+        backward(model)
+        outer.second_step()
+    assert [state["param_groups"][0]["weight_decay"] for state in seen] == [own, own]
+
+
 def test_an_optimizer_around_this_one_saves_the_users_decay_too() -> None:
     model = network()
     outer = Outer(model.parameters(), torch.optim.AdamW, lr=0.1, weight_decay=OWN)

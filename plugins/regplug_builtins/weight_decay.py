@@ -85,7 +85,7 @@ class WeightDecay(Plugin):
         self._loans: dict[int, lent.Loan] = {}
         self._undo: list[Callable[[], None]] = []
         self._sessions = -1
-        self._coarse = False
+        self._coarse = self._first = False
 
     @hookimpl
     def on_attach(self, session: Session) -> None:
@@ -93,9 +93,9 @@ class WeightDecay(Plugin):
         self._take_over(session)
         optimizer = session.optimizer
         if optimizer is not None and self.existing != "add":
-            replaces = self.existing == "replace"
+            self._first = True
             self._undo = [
-                lent.keep_in_states(optimizer, others=replaces),
+                lent.keep_in_states(optimizer),
                 # Loading an optimizer's state replaces its groups, and brings the old values back.
                 optimizer.register_load_state_dict_post_hook(
                     lambda optimizer: self._take_over(session)
@@ -165,7 +165,7 @@ class WeightDecay(Plugin):
         self._take_back()
         self._handed, self._before, self._loans = [], [], {}
         self._own.give_back()
-        self._checked = None
+        self._checked, self._first = None, False
 
     @hookimpl
     def before_step(self, session: Session) -> None:
@@ -178,6 +178,9 @@ class WeightDecay(Plugin):
         elif self.existing != "add":
             kind = type(session.optimizer).__name__
             self._own.go_on(session.groups, coverage.by_group, self.name, kind)
+        if self._first and session.optimizer is not None:
+            self._first = False
+            self._undo += map(lent.keep_in_states, lent.around(session.optimizer))
         strength = self.strength
         if strength == 0:
             return
