@@ -1,16 +1,31 @@
 """What ``torch.compile`` is not to trace."""
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import torch
 from torch._compile import _disable_dynamo
 
-__all__ = ["eagerly"]
+__all__ = ["called_by_a_graph", "eagerly"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class _Graphs(threading.local):
+    """How many compiled callers there are on this thread's stack."""
+
+    callers = 0
+
+
+_graphs = _Graphs()
+
+
+def called_by_a_graph() -> bool:
+    """Whether this runs in a function that is :func:`eagerly` one, of a compiled caller."""
+    return _graphs.callers > 0
 
 
 def eagerly(function: Callable[P, R]) -> Callable[P, R]:
@@ -25,8 +40,17 @@ def eagerly(function: Callable[P, R]) -> Callable[P, R]:
     >>> double(3)
     6
     """
+
+    @functools.wraps(function)
+    def from_a_graph(*args: P.args, **kwargs: P.kwargs) -> R:
+        _graphs.callers += 1
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _graphs.callers -= 1
+
     # Not torch.compiler.disable, which imports the compiler, a second or so, before it is needed.
-    untraced: Callable[P, R] = _disable_dynamo(function)
+    untraced: Callable[P, R] = _disable_dynamo(from_a_graph)
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:

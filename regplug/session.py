@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from regplug import distributed, optimizers, own_weights, wrapped
+from regplug import distributed, optimizers, own_weights, sessions, wrapped
 from regplug.agreement import Ranks
 from regplug.blocks import keep_freed_memory
 from regplug.calls import Calls, is_number, is_scalar, seen
@@ -57,7 +57,9 @@ def attach(
             They act in this order. ``regplug plugins`` lists what is installed.
         accelerator: an ``accelerate.Accelerator``, whose checkpoints then hold the session's
             state. Not needed for the rest.
-        name: tells several sessions of one program apart in checkpoints and metrics.
+        name: tells several sessions of one program apart in checkpoints and metrics. Of one that
+            does the same under the same name on the same optimizer, attach warns, as where a
+            notebook's cell is run again; :func:`regplug.sessions.on` finds the old one.
 
     Returns:
         The session: a handle that reports (``metrics()``, ``describe()``), saves (``state_dict()``)
@@ -173,6 +175,8 @@ class Session:
             if accelerator is not None or accelerate.is_wrapper(optimizer):
                 self._disconnect = accelerate.connect(self, accelerator, optimizer)
             ranks.compare(self)
+            sessions.tell_doubles(self)
+            sessions.enter(self)
         except BaseException:
             with suppress(RegplugError):  # the first error is the one to see
                 self.detach()
@@ -467,6 +471,7 @@ class Session:
                 failures.append(error)
             finally:
                 plugin._session_name = None
+        sessions.leave(self)
         if failures:
             raise failures[0]
 

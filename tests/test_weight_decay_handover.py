@@ -44,7 +44,8 @@ def test_between_steps_the_groups_are_the_users(model: nn.Module) -> None:
     spec = "weight_decay(0.1, where='all', existing='replace')"
     with regplug.attach(model, optimizer, [spec]):
         train(model, optimizer, steps=2)
-        assert optimizer.state_dict()["param_groups"][0]["weight_decay"] == 0.0
+        assert optimizer.param_groups[0]["weight_decay"] == 0.0
+        assert optimizer.state_dict()["param_groups"][0]["weight_decay"] == 0.3
     assert optimizer.param_groups[0]["weight_decay"] == 0.3
 
 

@@ -1,14 +1,16 @@
 """What plugins that set rates of modules have in common: find them, set them, put them back."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
-from regplug import Plugin, Session, hookimpl
+from regplug import Plugin, Session, hookimpl, sessions
 from regplug.errors import SelectionError, SpecError
 from regplug.schedules import Schedule
+from regplug_builtins import _taken
 from regplug_builtins._rate import Rate
 
 __all__ = ["ScheduledRates", "Target", "is_rate", "patterns"]
@@ -97,11 +99,22 @@ class ScheduledRates(Plugin):
         others = [p for p in session.plugins if isinstance(p, ScheduledRates) and p is not self]
         taken = {(id(t.module), t.attribute) for other in others for t in other._targets}
         for target in targets:
-            if isinstance(target.own, Rate) or (id(target.module), target.attribute) in taken:
+            module, attribute = target.module, target.attribute
+            if (id(module), attribute) in taken:
                 raise SpecError(
                     f"{self.name}: {target.name} is set by another plugin already: exclude it from "
                     f"one of them, as with where=['*', '!{target.name}']"
                 )
+            if isinstance(target.own, Rate) and (holders := _taken.holders(module, attribute)):
+                here = sessions.on(session.model)
+                names = [s.name for s in here if any(p in s.plugins for p in holders)]
+                raise SpecError(
+                    f"{self.name}: {target.name} is moved by "
+                    f"{f'session {names[0]!r}' if names else 'another session'} already: take that "
+                    "one off first, `for old in regplug.sessions.on(model): old.detach()`, or "
+                    f"exclude it here, as with where=['*', '!{target.name}']"
+                )
+            target.own = _taken.own(module, attribute, target.own)
         self.begin(targets)
         values = [self._checked(session.steps, i, target) for i, target in enumerate(targets)]
         self._targets = targets
@@ -113,7 +126,8 @@ class ScheduledRates(Plugin):
                 for i, (target, value) in enumerate(zip(targets, values, strict=True))
             ]
         for i, target in enumerate(targets):
-            setattr(target.module, target.attribute, self._rates[i] if self._rates else values[i])
+            value = self._rates[i] if self._rates else values[i]
+            _taken.take(target.module, target.attribute, value, target.own, self)
 
     def together(self, index: int, target: Target) -> object:
         """Return a key that is equal for targets whose rates are equal at every step."""
@@ -151,11 +165,15 @@ class ScheduledRates(Plugin):
     def on_detach(self, session: Session) -> None:
         """Give each module its own rate back."""
         for target in self._targets:
-            setattr(target.module, target.attribute, target.own)
+            _taken.give_back(target.module, target.attribute, self)
         self._targets, self._rates = (), ()
 
     def covers(self, session: Session) -> None:
         """Rates are of modules, not of weights."""
+
+    def agreement(self, session: Session) -> Mapping[str, Any]:
+        """Return the settings, and the rates that they come to in this model."""
+        return {**super().agreement(session), "covers": [target.name for target in self._targets]}
 
     def acts(self, session: Session) -> str:
         """Return how many rates are set."""

@@ -152,6 +152,10 @@ class Activity(Plugin):
     def covers(self, session: Session) -> None:
         """It covers outputs, not weights."""
 
+    def agreement(self, session: Session) -> Mapping[str, Any]:
+        """Return the settings, and the modules that they come to in this model."""
+        return {**super().agreement(session), "covers": self._modules}
+
     def acts(self, session: Session) -> str:
         """Return how many modules are watched."""
         return f"loss, outputs of {len(self._modules)} modules"

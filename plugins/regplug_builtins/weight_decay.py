@@ -1,19 +1,21 @@
 """Decoupled weight decay, w ← (1 − lr·λ)·w."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from regplug import Coverage, Plugin, Scheduled, Selection, Session, hookimpl, local
-from regplug.errors import SpecError
-from regplug.schedules import ScheduleLike
+from regplug import Coverage, Plugin, Scheduled, Selection, Session, hookimpl, lent, local, sessions
+from regplug.eager import called_by_a_graph, eagerly
+from regplug.schedules import ScheduleLike, constant
+from regplug_builtins._existing import Existing, Group
 
 __all__ = ["WeightDecay"]
 
-EXISTING = ("error", "replace", "add")
 _HALVES = {torch.float16, torch.bfloat16}
+# Those that decay as AdamW does if they are told to.
+_DECOUPLED = (torch.optim.Adam, torch.optim.NAdam, torch.optim.RAdam)
 
 
 class WeightDecay(Plugin):
@@ -29,7 +31,9 @@ class WeightDecay(Plugin):
         where: the parameters, by default ``"weights"``, which spares biases and norms.
         existing: what to do where the optimizer itself decays a covered parameter (AdamW does so
             by 0.01 unless told otherwise): ``"error"``; ``"replace"``, which sets the
-            ``weight_decay`` of those whole parameter groups to 0 until detached; or ``"add"``.
+            ``weight_decay`` of those whole parameter groups to 0 until detached (what is saved or
+            copied of the optimizer keeps its own, and a value that the loop sets later is taken
+            over too, with a warning); or ``"add"``.
         cautious: decay only the elements that the optimizer's own update moves towards 0 or not at
             all: with the update u of this step, w ← w − u − lr·λ·w·[u·w ≥ 0], Chen et al.'s
             cautious weight decay. It holds a copy of the covered weights during the step.
@@ -37,7 +41,7 @@ class WeightDecay(Plugin):
 
     Raises:
         SpecError: ``strength`` is negative or not finite, ``existing`` is none of these, or the
-            optimizer decays already.
+            optimizer decays already; at a step, if it has begun to since.
         SelectionError: ``where`` is no selection, or covers nothing.
         RegplugError: the learning rate of a hand-written update is not known.
 
@@ -68,71 +72,77 @@ class WeightDecay(Plugin):
         cautious: bool = False,
         name: str | None = None,
     ) -> None:
-        if existing not in EXISTING:
-            raise SpecError(f"existing must be one of {', '.join(EXISTING)}, got {existing!r}")
+        self._own = Existing(existing)
         self.strength = strength
         self.selection = Selection(where)  # type: ignore[arg-type]
         self.existing = existing
         self.cautious = self.order_matters = bool(cautious)
         self.name = name
         self._before: list[tuple[list[torch.Tensor], list[torch.Tensor], Any]] = []
-        self._originals: dict[int, Any] = {}
         self._checked: Coverage | None = None
         self._handed: list[int] = []
-        self._lent: list[int] = []
-        self._load_hook: Any = None
-        self._coarse = False
+        self._lent: list[lent.Loan] = []
+        self._loans: dict[int, lent.Loan] = {}
+        self._undo: list[Callable[[], None]] = []
+        self._sessions = -1
+        self._coarse = self._first = False
 
     @hookimpl
     def on_attach(self, session: Session) -> None:
         """Check what the optimizer decays by itself, and take it over if so told."""
         self._take_over(session)
-        if session.optimizer is not None:
-            # Loading an optimizer's state replaces its groups, and brings the old values back.
-            self._load_hook = session.optimizer.register_load_state_dict_post_hook(
-                lambda optimizer: self._take_over(session)
-            )
+        optimizer = session.optimizer
+        if optimizer is not None and self.existing != "add":
+            self._first = True
+            self._undo = [
+                lent.keep_in_states(optimizer),
+                # Loading an optimizer's state replaces its groups, and brings the old values back.
+                optimizer.register_load_state_dict_post_hook(
+                    lambda optimizer: self._take_over(session)
+                ).remove,
+            ]
+            if type(optimizer) in (torch.optim.AdamW, *_DECOUPLED):
+                # Before any plugin can raise in after_step.
+                hook = optimizer.register_step_post_hook(eagerly(lambda *step: self._take_back()))
+                self._undo.append(hook.remove)
 
     def _take_over(self, session: Session) -> None:
         self._checked = coverage = session.coverage(self.selection)
-        self._handed = []
         self._coarse = any(entry.parameter.dtype in _HALVES for entry in coverage)
-        for index in coverage.by_group:
-            group = session.groups[index]
-            if self.existing != "add" and self._can_hand_over(session, index):
-                self._handed.append(index)
-            if not group.get("weight_decay") or self.existing == "add":
-                continue
-            if self.existing == "error":
-                raise SpecError(
-                    f"{self.name}: {type(session.optimizer).__name__} decays the parameters of "
-                    f"group {index} already, by weight_decay={group['weight_decay']:g}: make it "
-                    "with weight_decay=0, or say existing='replace' (this plugin takes over until "
-                    "it is detached) or existing='add' (both act)"
-                )
-            self._originals[index] = group["weight_decay"]
-            group["weight_decay"] = 0.0
+        self._hand_over(session)
+        kind = type(session.optimizer).__name__
+        self._own.begin(session.groups, coverage.by_group, self.name, kind)
+
+    def _hand_over(self, session: Session) -> None:
+        """Find the groups that the optimizer's own update is to decay."""
+        self._sessions = sessions.changes()
+        self._handed = []
+        optimizer = session.optimizer
+        if optimizer is None or self.existing == "add" or self.cautious:
+            return
+        # Whoever looks at the weights after this plugin is to see decayed ones: others that act
+        # before the step, and sessions that were attached later, whose every event comes later.
+        after = (p for other in sessions.after(session) for p in other.plugins)
+        others = (p for p in session.plugins if p is not self)
+        if any(_hears(p, "on_gradients", "before_step") for p in after) or any(
+            _hears(p, "before_step") for p in others
+        ):
+            return
+        by_group = session.coverage(self.selection).by_group
+        self._handed = [index for index in by_group if self._can_hand_over(session, index)]
 
     def _can_hand_over(self, session: Session, index: int) -> bool:
         """Whether the optimizer's own update would do just the same to this group, at no cost."""
         group, coverage = session.groups[index], session.coverage(self.selection)
         exact = type(session.optimizer) is torch.optim.AdamW or (
-            type(session.optimizer) in (torch.optim.Adam, torch.optim.NAdam, torch.optim.RAdam)
-            and group.get("decoupled_weight_decay", False)
+            type(session.optimizer) in _DECOUPLED and group.get("decoupled_weight_decay", False)
         )
         whole = len(coverage.by_group[index]) == len(group["params"])
-        alone = not any(
-            hasattr(getattr(other, "before_step", None), "regplug_impl")
-            for other in session.plugins
-            if other is not self
-        )
-        plain = exact and whole and alone and not self.cautious
-        return plain and all(p.requires_grad for p in group["params"])
+        return exact and whole and all(p.requires_grad for p in group["params"])
 
     @hookimpl
     def after_step(self, session: Session) -> None:
-        """Take back what the optimizer was handed for this step; decay cautiously, if so told."""
-        self._take_back(session)
+        """Decay cautiously, if so told."""
         before, self._before = self._before, []
         for weights, earlier, decay in before:
             for w, old in zip(weights, earlier, strict=True):
@@ -140,45 +150,48 @@ class WeightDecay(Plugin):
                 shrinks = torch.sign(old - w) * torch.sign(old) >= 0
                 w.sub_(torch.where(shrinks, old * decay, 0))
 
-    def _take_back(self, session: Session) -> None:
+    def _take_back(self) -> None:
         """Set back the groups: between steps they, and what is saved of them, are the user's."""
-        for index in self._lent:
-            session.groups[index]["weight_decay"] = 0.0
-        self._lent = []
+        while self._lent:
+            lent.pay_back(self._lent[-1])
+            self._lent.pop()
 
     @hookimpl
     def on_detach(self, session: Session) -> None:
         """Give the optimizer its own weight_decay back."""
-        if self._load_hook is not None:
-            self._load_hook.remove()
-            self._load_hook = None
-        self._take_back(session)
-        self._handed, self._before = [], []
-        for index, original in self._originals.items():
-            session.groups[index]["weight_decay"] = original
-        self._originals = {}
-        self._checked = None
+        while self._undo:
+            self._undo[-1]()
+            self._undo.pop()
+        self._take_back()
+        self._handed, self._before, self._loans = [], [], {}
+        self._own.give_back()
+        self._checked, self._first = None, False
 
     @hookimpl
     def before_step(self, session: Session) -> None:
         """Decay the weights that take part in this step."""
-        self._take_back(session)  # the optimizer's update may have raised last time
+        self._take_back()  # the optimizer's update may have raised last time
         self._before = []
-        if session.coverage(self.selection) is not self._checked:
+        coverage = session.coverage(self.selection)
+        if coverage is not self._checked:
             self._take_over(session)
+        elif self.existing != "add":
+            kind = type(session.optimizer).__name__
+            self._own.go_on(session.groups, coverage.by_group, self.name, kind)
+        if self._first and session.optimizer is not None:
+            self._first = False
+            self._undo += map(lent.keep_in_states, lent.around(session.optimizer))
         strength = self.strength
         if strength == 0:
             return
+        if self._sessions != sessions.changes():
+            self._hand_over(session)
         for index, weights, _ in session.updates(self.selection):
             lr = session.learning_rate(index)
             if self._coarse:
                 self._tell_rounding(weights, float(lr) * strength)
             group = session.groups[index]
-            # Another session's decay may have been handed over to the same group.
-            free = index in self._handed and not group["weight_decay"]
-            if free and len(weights) == _with_gradient(group):
-                group["weight_decay"] = strength
-                self._lent.append(index)
+            if index in self._handed and self._lends(index, group, weights, strength):
                 continue
             parts = [local(w) for w in weights]
             if self.cautious:
@@ -186,6 +199,18 @@ class WeightDecay(Plugin):
                 continue
             # The expression of torch's AdamW, to the bit; a tensor lr stays on its device.
             torch._foreach_mul_(parts, 1 - lr * strength)
+
+    def _lends(self, index: int, group: Group, weights: Sequence[torch.Tensor], by: float) -> bool:
+        """Have the optimizer decay the group by ``by`` in its update, if it can."""
+        if len(weights) != _with_gradient(group):
+            return False
+        # A compiled update would be compiled anew for each number of this kind.
+        if called_by_a_graph() and type(type(self).strength.schedule(self)) is not constant:
+            return False
+        loan = lent.lend(group, "weight_decay", by, self._loans.get(index))
+        self._loans[index] = loan
+        self._lent.append(loan)
+        return True
 
     def _tell_rounding(self, weights: Sequence[torch.Tensor], decay: float) -> None:
         for dtype in {w.dtype for w in weights} & _HALVES:
@@ -197,6 +222,10 @@ class WeightDecay(Plugin):
                     stacklevel=2,
                 )
                 self._coarse = False  # told once
+
+    def idle(self, session: Session) -> tuple[str, ...]:
+        """After the update only the cautious kind acts."""
+        return () if self.cautious else ("after_step",)
 
     @hookimpl
     def on_metrics(self, session: Session) -> Mapping[str, Any]:
@@ -210,9 +239,11 @@ class WeightDecay(Plugin):
 
     def acts(self, session: Session) -> str:
         """Return when it acts, and on what terms."""
+        if self._checked is not None and self._sessions != sessions.changes():
+            self._hand_over(session)
         if self._handed and len(self._handed) == len(session.coverage(self.selection).by_group):
             return f"the update of {type(session.optimizer).__name__} itself"
-        took = {f"{original:g}" for original in self._originals.values()}
+        took = {f"{lent.own(group['weight_decay']):g}" for group in self._own.taken}
         when = "after_step, cautiously" if self.cautious else "before_step"
         return when + (f", replacing {', '.join(sorted(took))}" if took else "")
 
@@ -224,3 +255,7 @@ class WeightDecay(Plugin):
 
 def _with_gradient(group: Mapping[str, Any]) -> int:
     return sum(p.grad is not None for p in group["params"])
+
+
+def _hears(plugin: Plugin, *events: str) -> bool:
+    return any(hasattr(getattr(plugin, event, None), "regplug_impl") for event in events)

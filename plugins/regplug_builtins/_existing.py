@@ -1,0 +1,104 @@
+"""What to do where the optimizer itself decays the weights that ``weight_decay`` is to decay."""
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+from regplug import lent
+from regplug.errors import SpecError
+
+__all__ = ["EXISTING", "Existing", "Group"]
+
+Group = dict[str, Any]
+
+EXISTING = ("error", "replace", "add")
+
+
+class Existing:
+    """The decay of an optimizer's own, which is refused, replaced until given back, or left alone.
+
+    Args:
+        mode: one of :data:`EXISTING`.
+
+    Attributes:
+        taken: the groups whose decay is replaced.
+    """
+
+    def __init__(self, mode: str) -> None:
+        if mode not in EXISTING:
+            raise SpecError(f"existing must be one of {', '.join(EXISTING)}, got {mode!r}")
+        self.mode = mode
+        self.taken: list[Group] = []
+        self._told = False
+
+    def begin(self, groups: list[Group], covered: Iterable[int], name: str, optimizer: str) -> None:
+        """Refuse or replace what there is.
+
+        Args:
+            groups: the optimizer's.
+            covered: the indices of those that the plugin decays.
+            name: the plugin's.
+            optimizer: what messages call it.
+
+        Raises:
+            SpecError: the optimizer decays, and ``mode`` is ``"error"``.
+        """
+        # Those that a loaded state has replaced are no one's any more.
+        self.taken = [taken for taken in self.taken if any(taken is group for group in groups)]
+        for index in covered:
+            value = groups[index].get("weight_decay")
+            if self.mode == "replace":
+                self._take(groups[index])
+            elif self.mode == "error" and value and type(value) is not lent.Lent:
+                raise SpecError(
+                    f"{name}: {optimizer} decays the parameters of group {index} already, by "
+                    f"weight_decay={float(value):g}: make it with weight_decay=0, or say "
+                    "existing='replace' (this plugin takes over until it is detached) or "
+                    "existing='add' (both act)"
+                )
+
+    def go_on(self, groups: list[Group], covered: Iterable[int], name: str, optimizer: str) -> None:
+        """Refuse or replace what the loop, a scheduler or a session that ended has set since.
+
+        Raises:
+            SpecError: the optimizer decays by now, and ``mode`` is ``"error"``.
+        """
+        for index in covered:
+            value = groups[index].get("weight_decay")
+            if not value or type(value) is lent.Lent:
+                continue
+            who = (
+                f"{name}: since it was attached, weight_decay={float(value):g} was set in group "
+                f"{index} of this {optimizer}, by the loop or a scheduler"
+            )
+            how = (
+                f"leave that out and give {name} the schedule, as in "
+                f"weight_decay(cosine({float(value):g}, …, steps=…))"
+            )
+            if self.mode == "error":
+                raise SpecError(
+                    f"{who}, and both would decay: {how}, or say existing='replace' (this plugin "
+                    "takes over what is set) or existing='add' (both act)"
+                )
+            self._take(groups[index])
+            if not self._told:
+                self._told = True
+                warnings.warn(
+                    f"{who}: it has no effect, for existing='replace' means that {name} alone "
+                    f"decays: {how}, or say existing='add' (both act)",
+                    stacklevel=3,
+                )
+
+    def _take(self, group: Group) -> None:
+        # What stands there for another session may be 0 already: it is given back by the last.
+        if lent.own(group.get("weight_decay")):
+            lent.take(group, "weight_decay", 0.0, self)
+            if not any(taken is group for taken in self.taken):
+                self.taken.append(group)
+
+    def give_back(self) -> None:
+        """Give the optimizer its own decay back. An interrupted call may be made again."""
+        while self.taken:
+            lent.give_back(self.taken[-1], "weight_decay", self)
+            self.taken.pop()
+        self._told = False
