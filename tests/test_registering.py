@@ -98,7 +98,7 @@ def test_a_marked_method_that_is_no_event_is_still_refused(kind):
     class Invents(regplug.Plugin):
         @kind
         @regplug.hookimpl
-        def on_tuesday(session):
+        def on_tuesday(self):
             raise AssertionError
 
     with pytest.raises(PluginError, match=r"breaks the hook contract(.|\n)*on_tuesday"):

@@ -1,14 +1,16 @@
 """What plugins that set rates of modules have in common: find them, set them, put them back."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
 from regplug import Plugin, Session, hookimpl
 from regplug.errors import SelectionError, SpecError
 from regplug.schedules import Schedule
+from regplug_builtins._copies import in_copies, not_scripted
 from regplug_builtins._rate import Rate
 
 __all__ = ["ScheduledRates", "Target", "is_rate", "patterns"]
@@ -60,6 +62,7 @@ class ScheduledRates(Plugin):
     where: list[str]
     _targets: Sequence[Target] = ()
     _rates: Sequence[Rate] = ()
+    _undo: Sequence[Callable[[], None]] = ()
 
     def find(self, model: nn.Module) -> Iterator[Target]:
         """Yield every rate of the model that this plugin knows."""
@@ -112,8 +115,16 @@ class ScheduledRates(Plugin):
                 shared.setdefault(self.together(i, target), Rate(value))
                 for i, (target, value) in enumerate(zip(targets, values, strict=True))
             ]
+            self._keep_to_the_session(targets)
         for i, target in enumerate(targets):
             setattr(target.module, target.attribute, self._rates[i] if self._rates else values[i])
+
+    def _keep_to_the_session(self, targets: Sequence[Target]) -> None:
+        undo: list[Callable[[], None]] = []
+        self._undo = undo
+        for module, name in {target.module: target.name for target in targets}.items():
+            undo.append(in_copies(module, _as_floats))
+            undo.append(not_scripted(module, f"{self.name} moves {name}"))
 
     def together(self, index: int, target: Target) -> object:
         """Return a key that is equal for targets whose rates are equal at every step."""
@@ -152,7 +163,9 @@ class ScheduledRates(Plugin):
         """Give each module its own rate back."""
         for target in self._targets:
             setattr(target.module, target.attribute, target.own)
-        self._targets, self._rates = (), ()
+        for undo in self._undo:
+            undo()
+        self._targets, self._rates, self._undo = (), (), ()
 
     def covers(self, session: Session) -> None:
         """Rates are of modules, not of weights."""
@@ -174,6 +187,12 @@ class ScheduledRates(Plugin):
                 if stuck:
                     lines.append(f"under torch.compile {what}: {', '.join(stuck)}")
         return lines
+
+
+def _as_floats(attributes: dict[str, Any]) -> None:
+    for name, value in attributes.items():
+        if isinstance(value, Rate):
+            attributes[name] = float(value)
 
 
 _NOT_COMPILED: dict[type[nn.Module], str] = {
