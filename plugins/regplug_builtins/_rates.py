@@ -1,5 +1,6 @@
 """What plugins that set rates of modules have in common: find them, set them, put them back."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -68,6 +69,14 @@ class ScheduledRates(Plugin):
         """Yield every rate of the model that this plugin knows."""
         raise NotImplementedError
 
+    def leaves(self, session: Session, target: Target) -> bool:
+        """Whether a target is another plugin's business in this session."""
+        return False
+
+    def ignored(self, target: Target) -> str | None:
+        """Return why a rate is known to have no effect, or None."""
+        return None
+
     def begin(self, targets: Sequence[Target]) -> None:
         """Prepare for these targets, before the first :meth:`rate_at`."""
 
@@ -91,20 +100,28 @@ class ScheduledRates(Plugin):
     def on_attach(self, session: Session) -> None:
         """Find the rates, remember them, and set those of the first step."""
         found = list(self.find(session.model))
-        targets = [target for target in found if self._takes(target)]
+        matched = [target for target in found if self._takes(target)]
+        targets = [target for target in matched if not self.leaves(session, target)]
         if not targets:
             have = ", ".join(target.name for target in found[:6]) or "none at all"
+            but = f" but {matched[0].name}, which another plugin is there for" if matched else ""
             raise SelectionError(
-                f"{self.name}: where={self.where!r} matches no {self.kind}; the model has {have}"
+                f"{self.name}: where={self.where!r} matches no {self.kind}{but}; the model has "
+                f"{have}"
             )
         others = [p for p in session.plugins if isinstance(p, ScheduledRates) and p is not self]
         taken = {(id(t.module), t.attribute) for other in others for t in other._targets}
-        for target in targets:
-            if isinstance(target.own, Rate) or (id(target.module), target.attribute) in taken:
-                raise SpecError(
-                    f"{self.name}: {target.name} is set by another plugin already: exclude it from "
-                    f"one of them, as with where=['*', '!{target.name}']"
-                )
+        twice = [
+            target
+            for target in targets
+            if isinstance(target.own, Rate) or (id(target.module), target.attribute) in taken
+        ]
+        if twice:
+            raise SpecError(f"{self.name}: {_set_twice(twice, targets)}")
+        if all(self.ignored(target) for target in targets):
+            warnings.warn(
+                f"{self.name} has no effect: {self._without_effect(targets)}", stacklevel=2
+            )
         self.begin(targets)
         values = [self._checked(session.steps, i, target) for i, target in enumerate(targets)]
         self._targets = targets
@@ -173,7 +190,20 @@ class ScheduledRates(Plugin):
     def acts(self, session: Session) -> str:
         """Return how many rates are set."""
         count = len(self._targets)
-        return f"{count} {self.kind}{'' if count == 1 else 's'}, after_step"
+        idle = sum(self.ignored(target) is not None for target in self._targets)
+        kind = f"{count} {self.kind}{'' if count == 1 else 's'}"
+        if idle:
+            return (
+                f"{kind}, {'' if idle == count else f'{idle} of them '}without effect, after_step"
+            )
+        return f"{kind}, after_step"
+
+    def _without_effect(self, targets: Sequence[Target]) -> str:
+        names: dict[str, list[str]] = {}
+        for target in targets:
+            if why := self.ignored(target):
+                names.setdefault(why, []).append(target.name)
+        return "; ".join(f"{', '.join(those)} {why}" for why, those in names.items())
 
     def notes(self, session: Session) -> list[str]:
         """Return the rates that are set, and which of them torch can't compile."""
@@ -181,12 +211,31 @@ class ScheduledRates(Plugin):
         if self._targets:
             names = (f"{target.name} (own {target.own:g})" for target in self._targets)
             lines.append("sets " + ", ".join(names))
+        if without := self._without_effect(self._targets):
+            lines.append(f"without effect: {without}")
         if self._rates:
             for kind, what in _NOT_COMPILED.items():
                 stuck = [t.name for t in self._targets if isinstance(t.module, kind)]
                 if stuck:
                     lines.append(f"under torch.compile {what}: {', '.join(stuck)}")
         return lines
+
+
+def _set_twice(twice: Sequence[Target], targets: Sequence[Target]) -> str:
+    """Return what to say of rates that have a master already, with a line to copy."""
+    count, names = len(twice), {target.name for target in twice}
+    # One pattern that tells them from the rest, if there is one.
+    exclude = [f"!*.{attribute}" for attribute in dict.fromkeys(t.attribute for t in twice)]
+    hit = {t.name for t in targets if any(fnmatchcase(t.name, p[1:]) for p in exclude)}
+    if count == 1 or hit != names:
+        exclude = [f"!{target.name}" for target in twice]
+    who = f"{twice[0].name} is" if count == 1 else f"{twice[0].name} and {count - 1} more are"
+    them = "it" if count == 1 else "them"
+    of_which = "the other" if count == len(targets) else "one of the two"
+    return (
+        f"{who} set by another plugin already: exclude {them} from {of_which}, as with "
+        f"where={['*', *exclude]!r}"
+    )
 
 
 def _as_floats(attributes: dict[str, Any]) -> None:
