@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 import regplug
-from regplug.errors import SpecError
 
 KINDS = [nn.RNN, nn.LSTM, nn.GRU]
 SPECS = ["dropout(0.5)", "dropout(linear(0.4, 0.5, steps=4))"]
@@ -69,9 +68,16 @@ def test_a_layer_with_a_forward_of_its_own_is_taken_at_its_word():
     assert "without effect" not in session.describe()
 
 
-def test_a_factor_of_rates_that_are_all_nothing_is_refused():
+def test_a_factor_of_rates_that_are_all_nothing_is_told():
     model = nn.Sequential(nn.Dropout(0.0), nn.LSTM(4, 4, 2))
-    message = r"relative=True multiplies each module's own rate, but every one of them is 0"
-    with pytest.raises(SpecError, match=message):
-        regplug.attach(model, plugins=["dropout(0.5, relative=True)"])
-    assert (model[0].p, model[1].dropout) == (0.0, 0.0)
+    message = r"no effect: 0\.p, 1\.dropout \(relative=True multiplies its own rate, which is 0"
+    with pytest.warns(UserWarning, match=message):
+        session = regplug.attach(model, plugins=["dropout(0.5, relative=True)"])
+    assert "2 dropout rates, without effect" in session.describe()
+
+
+def test_a_factor_of_some_rates_that_are_nothing_is_in_the_description():
+    model = nn.Sequential(nn.Dropout(0.0), nn.Dropout(0.5))
+    session = regplug.attach(model, plugins=["dropout(0.5, relative=True)"])
+    assert "2 dropout rates, 1 of them without effect" in session.describe()
+    assert "without effect: 0.p (relative=True" in session.describe()

@@ -117,7 +117,7 @@ class Dropout(ScheduledRates):
         )
 
     def ignored(self, target: Target) -> str | None:
-        """Say it of recurrent layers that have nothing to drop."""
+        """Say it of recurrent layers that have nothing to drop, and of a multiple of 0."""
         layer = target.module
         own_forward = type(layer).forward in (nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward)
         if isinstance(layer, nn.RNNBase) and layer.num_layers == 1 and own_forward:
@@ -125,15 +125,12 @@ class Dropout(ScheduledRates):
                 "(torch drops between the layers of a stack, and this has one: put an nn.Dropout "
                 "after it, or make it with num_layers=2)"
             )
+        if self.relative and target.own == 0:
+            return "(relative=True multiplies its own rate, which is 0)"
         return None
 
     def begin(self, targets: Sequence[Target]) -> None:
-        """Refuse factors that do nothing, or that would carry a rate above 1 at some step."""
-        if self.relative and not any(target.own for target in targets):
-            raise SpecError(
-                f"{self.name}: relative=True multiplies each module's own rate, but every one of "
-                f"them is 0, as {targets[0].name}"
-            )
+        """Refuse a factor that would carry a rate above 1 at some step, if that can be known."""
         schedule = type(self).factor.schedule(self) if self.relative else None
         if not isinstance(schedule, Schedule):
             return
