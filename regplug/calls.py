@@ -1,5 +1,6 @@
 """The plugins of one session as they are called: in order, each failure with its culprit's name."""
 
+import inspect
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Calls", "is_number", "is_scalar", "seen"]
 
+_MARK = f"{PROJECT}_impl"
 _EVENTS = [
     name
     for name, hook in vars(hookspecs).items()
@@ -164,9 +166,29 @@ def seen(value: object) -> str:
     return repr(value)
 
 
+class _Manager(pluggy.PluginManager):
+    """Looks for hooks without reading a plugin's attributes.
+
+    pluggy reads each of them up to 1.6, and a property that can't be read yet is an error there.
+    """
+
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
+        return super().parse_hookimpl_opts(plugin, name) if _is_marked(plugin, name) else None
+
+
+def _is_marked(plugin: object, name: str) -> bool:
+    if name in _EVENTS:
+        return True
+    # One of another name is no event; pluggy says so.
+    found = inspect.getattr_static(plugin, name, None)
+    return inspect.isroutine(found) and (
+        hasattr(found, _MARK) or hasattr(getattr(found, "__func__", None), _MARK)
+    )
+
+
 def _manager(plugins: Iterable[Plugin]) -> pluggy.PluginManager:
     """Return a plugin manager of this session's own that calls plugins in the order given."""
-    manager = pluggy.PluginManager(PROJECT)
+    manager = _Manager(PROJECT)
     manager.add_hookspecs(hookspecs)
     for plugin in reversed(list(plugins)):
         if type(plugin).__hash__ is None:
@@ -176,7 +198,7 @@ def _manager(plugins: Iterable[Plugin]) -> pluggy.PluginManager:
             )
         for name in _EVENTS:
             hook: Callable[..., Any] | None = getattr(plugin, name, None)
-            if callable(hook) and not hasattr(hook, "regplug_impl"):
+            if callable(hook) and not hasattr(hook, _MARK):
                 raise PluginError(
                     f"{plugin.name} ({plugin.source}): {name} is a hook but is not marked with "
                     "@regplug.hookimpl, so it would never be called"

@@ -31,6 +31,10 @@ class PluginError(RegplugError):
     """A plugin is broken: it does not load, breaks the hook contract, or raised while it ran."""
 
 
+class NeverSetError(PluginError, AttributeError):
+    """An attribute of a plugin has no value yet. ``hasattr`` and the like take it for missing."""
+
+
 class SelectionError(RegplugError, ValueError):
     """A selection (``where=``) is wrong or matches no parameter that the optimizer updates."""
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from regplug.distributions import distribution_of, entry_name_of
-from regplug.errors import PluginError, RegplugError, SpecError
+from regplug.errors import NeverSetError, PluginError, RegplugError, SpecError
 from regplug.schedules import Schedule, ScheduleLike, as_schedule, checked, constant
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Scheduled:
         try:
             schedule: Callable[[int], float] = plugin.__dict__[self.name]
         except KeyError:
-            raise PluginError(
+            raise NeverSetError(
                 f"{type(plugin).__name__}.{self.name} was never set: its __init__ should set it, "
                 "or call super().__init__"
             ) from None

@@ -6,24 +6,25 @@ as the float; in a traced graph, where torch's own dropouts would ask it for its
 the graph, it puts the same dropouts there, written with the rate as a tensor.
 """
 
-# ruff: noqa: A002 - calls may name torch's arguments, of which one is "input".
-
+import math
+import numbers
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Rate"]
+from regplug_builtins._traced import TRACED
 
-_ALPHA = 1.7580993408473766  # −λα of SELU: the value that alpha dropout sets
+__all__ = ["Rate"]
 
 
 class Rate(Tensor):
     """A probability: a 0-d float32 tensor on the CPU that compiled graphs take as an input.
 
+    Code that is not compiled can do with it what it can do with a float, but for two things:
+    ``isinstance(rate, float)`` is False, and ``json`` takes floats alone. Write ``float(rate)``.
     Copies, pickles and checkpoints of a model hold a plain float instead.
 
     Args:
@@ -33,8 +34,8 @@ class Rate(Tensor):
     >>> dropout = torch.nn.Dropout(0.1)
     >>> dropout.p = rate
     >>> rate.set(0.1)
-    >>> dropout, float(rate), rate > 0.05
-    (Dropout(p=0.1, inplace=False), 0.1, True)
+    >>> dropout, float(rate), rate > 0.05, rate * 3, round(rate)
+    (Dropout(p=0.1, inplace=False), 0.1, True, 0.30000000000000004, 0)
     """
 
     value: float
@@ -59,24 +60,58 @@ class Rate(Tensor):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Hand functions the plain tensor, and dropouts that are traced the ones written here."""
-        if torch.compiler.is_compiling():
+        """Hand functions the number, methods the plain tensor; put our own dropouts in graphs."""
+        compiling = torch.compiler.is_compiling()
+        if compiling:
             if func in _COMPARISONS:
                 return _COMPARISONS[func](*args)
-            func = _TRACED.get(func, func)
-        args = [x.tensor if isinstance(x, Rate) else x for x in args]
-        kwargs = {k: x.tensor if isinstance(x, Rate) else x for k, x in (kwargs or {}).items()}
+            func = TRACED.get(func, func)
+        # A float is what functions were written for, and rounds no rate to float32. Other types
+        # than plain tensors (the proxies of torch.fx, say) are to see that it is no constant.
+        as_number = not (compiling or isinstance(args[0] if args else None, Rate)) and all(
+            kind is cls for kind in types
+        )
+        if as_number:
+            args = [x.value if isinstance(x, Rate) else _plain(x) for x in args]
+            kwargs = {k: x.value if isinstance(x, Rate) else x for k, x in (kwargs or {}).items()}
+        else:
+            args = [_plain(x) for x in args]
+            kwargs = {k: _plain(x) for k, x in (kwargs or {}).items()}
         return func(*args, **kwargs)
 
     def item(self) -> float:
         """Return the rate as a float."""
         return self.value
 
+    def tolist(self) -> float:  # type: ignore[override]
+        """Return the rate as a float."""
+        return self.value
+
     def __float__(self) -> float:
         return self.value
 
+    def __int__(self) -> int:
+        return int(self.value)
+
+    def __complex__(self) -> complex:
+        return complex(self.value)
+
     def __bool__(self) -> bool:
         return bool(self != 0)
+
+    def __trunc__(self) -> int:
+        return math.trunc(self.value)
+
+    def __round__(self, digits: int | None = None) -> Any:
+        return round(self.value, digits)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        import numpy as np  # it is numpy that asks
+
+        return np.array(self.value, dtype=dtype)
+
+    def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
+        return array[()]
 
     # Dynamo may compile these by themselves, between graph breaks. So each states its operation:
     # which function came to __torch_function__ is not guarded on for the slots of operators.
@@ -115,13 +150,98 @@ class Rate(Tensor):
             return self.value != other
         return torch.ne(self.tensor, other) if _bounds(other) is None else True
 
+    def __add__(self, other: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            return self.value + other
+        return torch.add(self.tensor, other)
+
+    def __radd__(self, other: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            return other + self.value
+        return torch.add(self.tensor, other)
+
+    def __sub__(self, other: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            return self.value - other
+        return torch.sub(self.tensor, other)
+
     def __rsub__(self, other: Any) -> Any:
         if not torch.compiler.is_compiling():
             return other - self.value
         return torch.rsub(self.tensor, other)
 
+    def __mul__(self, other: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            return self.value * other
+        return torch.mul(self.tensor, other)
+
+    def __rmul__(self, other: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            return other * self.value
+        return torch.mul(self.tensor, other)
+
+    def __truediv__(self, other: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            return self.value / other
+        return torch.div(self.tensor, other)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            return other / self.value
+        return torch.reciprocal(self.tensor) * other
+
+    def __floordiv__(self, other: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            return self.value // other
+        return torch.floor_divide(self.tensor, other)
+
+    def __rfloordiv__(self, other: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            return other // self.value
+        return torch.floor(torch.reciprocal(self.tensor) * other)
+
+    def __mod__(self, other: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            return self.value % other
+        return torch.remainder(self.tensor, other)
+
+    def __rmod__(self, other: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            return other % self.value
+        return torch.remainder(other, self.tensor)
+
+    def __pow__(self, other: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            return self.value**other
+        return torch.pow(self.tensor, other)
+
+    def __rpow__(self, other: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            return other**self.value
+        return torch.pow(other, self.tensor)
+
+    # A float is never changed in place.
+    __iadd__, __isub__, __imul__, __itruediv__ = __add__, __sub__, __mul__, __truediv__
+    __ifloordiv__, __imod__ = __floordiv__, __mod__
+    __ipow__ = __pow__  # type: ignore[assignment]
+
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> Any:
+        return other // self, other % self
+
+    def __neg__(self) -> Any:
+        return -self.value if not torch.compiler.is_compiling() else torch.neg(self.tensor)
+
+    def __pos__(self) -> Any:
+        return self.value if not torch.compiler.is_compiling() else self.tensor.clone()
+
+    def __abs__(self) -> Any:
+        return +self
+
     def __hash__(self) -> int:
-        return id(self)
+        return hash(self.value)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return repr(self.value)
@@ -134,6 +254,13 @@ class Rate(Tensor):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return float, (self.value,)
+
+
+def _plain(x: Any) -> Any:
+    """Return ``x`` with the plain tensor for each rate in it."""
+    if isinstance(x, Rate):
+        return x.tensor
+    return type(x)(map(_plain, x)) if type(x) in (list, tuple) else x
 
 
 def _bounds(other: Any) -> int | None:
@@ -150,101 +277,11 @@ def _bounds(other: Any) -> int | None:
     return None
 
 
-def _noise(like: Tensor, p: Tensor, *, channels: bool = False, batched: bool = True) -> Tensor:
-    """Return True where an element, or a whole channel, is kept."""
-    shape = like.shape
-    if channels:
-        leading = 2 if batched else 1
-        shape = shape[:leading] + (1,) * (like.ndim - leading)
-    return torch.rand(shape, device=like.device) >= p
-
-
-def _scaled(x: Tensor, kept: Tensor, p: Tensor, inplace: bool) -> Tensor:
-    # At rate 1 nothing is kept, and a scale of 1/0 would make the gradient NaN.
-    scale = torch.where(p < 1, 1 / (1 - p), 0.0)
-    out = torch.where(kept, x * scale, 0.0)
-    return x.copy_(out) if inplace else out
-
-
-def _alpha(x: Tensor, kept: Tensor, p: Tensor, inplace: bool) -> Tensor:
-    a = torch.where(p < 1, 1 / ((1 + _ALPHA**2 * p) * (1 - p)).sqrt(), 0.0)
-    out = torch.where(kept, x * a, -_ALPHA * a) + _ALPHA * a * p
-    return x.copy_(out) if inplace else out
-
-
-def _dropout(input: Tensor, p: Tensor, training: bool = True, inplace: bool = False) -> Tensor:
-    return _scaled(input, _noise(input, p), p, inplace) if training else input
-
-
-def _dropout1d(input: Tensor, p: Tensor, training: bool = True, inplace: bool = False) -> Tensor:
-    kept = _noise(input, p, channels=True, batched=input.ndim > 2)
-    return _scaled(input, kept, p, inplace) if training else input
-
-
-def _dropout2d(input: Tensor, p: Tensor, training: bool = True, inplace: bool = False) -> Tensor:
-    return _scaled(input, _noise(input, p, channels=True), p, inplace) if training else input
-
-
-def _dropout3d(input: Tensor, p: Tensor, training: bool = True, inplace: bool = False) -> Tensor:
-    kept = _noise(input, p, channels=True, batched=input.ndim > 4)
-    return _scaled(input, kept, p, inplace) if training else input
-
-
-# torch's signatures of these two have another default.
-def _alpha_dropout(
-    input: Tensor, p: Tensor, training: bool = False, inplace: bool = False
-) -> Tensor:
-    return _alpha(input, _noise(input, p), p, inplace) if training else input
-
-
-def _feature_alpha_dropout(
-    input: Tensor, p: Tensor, training: bool = False, inplace: bool = False
-) -> Tensor:
-    kept = _noise(input, p, channels=True)
-    return _alpha(input, kept, p, inplace) if training else input
-
-
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: Any = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """Return scaled dot-product attention as its documentation writes it out.
-
-    The fused kernels want the rate as a constant, so here the weights are made in full.
-    """
-    if enable_gqa:
-        key = key.repeat_interleave(query.size(-3) // key.size(-3), -3)
-        value = value.repeat_interleave(query.size(-3) // value.size(-3), -3)
-    scale = query.size(-1) ** -0.5 if scale is None else scale
-    scores = query @ key.transpose(-2, -1) * scale
-    if is_causal:
-        square = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device)
-        scores = scores.masked_fill(~square.tril(), float("-inf"))
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attn_mask, float("-inf"))
-    elif attn_mask is not None:
-        scores = scores + attn_mask
-    return _dropout(torch.softmax(scores, -1), dropout_p) @ value
-
-
 # A traced operator arrives as one of these.
 _COMPARISONS: dict[Any, Callable[..., Any]] = {
     function: getattr(Rate, f"__{name}__")
     for name in ("lt", "le", "eq", "ne", "gt", "ge")
     for function in (getattr(Tensor, f"__{name}__"), getattr(operator, name))
 }
-_TRACED: dict[Any, Callable[..., Any]] = {
-    F.dropout: _dropout,
-    F.dropout1d: _dropout1d,
-    F.dropout2d: _dropout2d,
-    F.dropout3d: _dropout3d,
-    F.alpha_dropout: _alpha_dropout,
-    F.feature_alpha_dropout: _feature_alpha_dropout,
-    F.scaled_dot_product_attention: _attention,
-}
+
+numbers.Real.register(Rate)

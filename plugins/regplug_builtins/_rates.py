@@ -1,6 +1,7 @@
 """What plugins that set rates of modules have in common: find them, set them, put them back."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -11,6 +12,7 @@ from regplug import Plugin, Session, hookimpl, sessions
 from regplug.errors import SelectionError, SpecError
 from regplug.schedules import Schedule
 from regplug_builtins import _taken
+from regplug_builtins._copies import in_copies, not_scripted
 from regplug_builtins._rate import Rate
 
 __all__ = ["ScheduledRates", "Target", "is_rate", "patterns"]
@@ -62,10 +64,19 @@ class ScheduledRates(Plugin):
     where: list[str]
     _targets: Sequence[Target] = ()
     _rates: Sequence[Rate] = ()
+    _undo: Sequence[Callable[[], None]] = ()
 
     def find(self, model: nn.Module) -> Iterator[Target]:
         """Yield every rate of the model that this plugin knows."""
         raise NotImplementedError
+
+    def leaves(self, session: Session, target: Target) -> bool:
+        """Whether a target is another plugin's business in this session."""
+        return False
+
+    def ignored(self, target: Target) -> str | None:
+        """Return why a rate is known to have no effect, or None."""
+        return None
 
     def begin(self, targets: Sequence[Target]) -> None:
         """Prepare for these targets, before the first :meth:`rate_at`."""
@@ -90,21 +101,22 @@ class ScheduledRates(Plugin):
     def on_attach(self, session: Session) -> None:
         """Find the rates, remember them, and set those of the first step."""
         found = list(self.find(session.model))
-        targets = [target for target in found if self._takes(target)]
+        matched = [target for target in found if self._takes(target)]
+        targets = [target for target in matched if not self.leaves(session, target)]
         if not targets:
             have = ", ".join(target.name for target in found[:6]) or "none at all"
+            but = f" but {matched[0].name}, which another plugin is there for" if matched else ""
             raise SelectionError(
-                f"{self.name}: where={self.where!r} matches no {self.kind}; the model has {have}"
+                f"{self.name}: where={self.where!r} matches no {self.kind}{but}; the model has "
+                f"{have}"
             )
         others = [p for p in session.plugins if isinstance(p, ScheduledRates) and p is not self]
         taken = {(id(t.module), t.attribute) for other in others for t in other._targets}
+        twice = [target for target in targets if (id(target.module), target.attribute) in taken]
+        if twice:
+            raise SpecError(f"{self.name}: {_set_twice(twice, targets)}")
         for target in targets:
             module, attribute = target.module, target.attribute
-            if (id(module), attribute) in taken:
-                raise SpecError(
-                    f"{self.name}: {target.name} is set by another plugin already: exclude it from "
-                    f"one of them, as with where=['*', '!{target.name}']"
-                )
             if isinstance(target.own, Rate) and (holders := _taken.holders(module, attribute)):
                 here = sessions.on(session.model)
                 names = [s.name for s in here if any(p in s.plugins for p in holders)]
@@ -115,6 +127,10 @@ class ScheduledRates(Plugin):
                     f"exclude it here, as with where=['*', '!{target.name}']"
                 )
             target.own = _taken.own(module, attribute, target.own)
+        if all(self.ignored(target) for target in targets):
+            warnings.warn(
+                f"{self.name} has no effect: {self._without_effect(targets)}", stacklevel=2
+            )
         self.begin(targets)
         values = [self._checked(session.steps, i, target) for i, target in enumerate(targets)]
         self._targets = targets
@@ -125,9 +141,17 @@ class ScheduledRates(Plugin):
                 shared.setdefault(self.together(i, target), Rate(value))
                 for i, (target, value) in enumerate(zip(targets, values, strict=True))
             ]
+            self._keep_to_the_session(targets)
         for i, target in enumerate(targets):
             value = self._rates[i] if self._rates else values[i]
             _taken.take(target.module, target.attribute, value, target.own, self)
+
+    def _keep_to_the_session(self, targets: Sequence[Target]) -> None:
+        undo: list[Callable[[], None]] = []
+        self._undo = undo
+        for module, name in {target.module: target.name for target in targets}.items():
+            undo.append(in_copies(module, _as_floats))
+            undo.append(not_scripted(module, f"{self.name} moves {name}"))
 
     def together(self, index: int, target: Target) -> object:
         """Return a key that is equal for targets whose rates are equal at every step."""
@@ -166,7 +190,9 @@ class ScheduledRates(Plugin):
         """Give each module its own rate back."""
         for target in self._targets:
             _taken.give_back(target.module, target.attribute, self)
-        self._targets, self._rates = (), ()
+        for undo in self._undo:
+            undo()
+        self._targets, self._rates, self._undo = (), (), ()
 
     def covers(self, session: Session) -> None:
         """Rates are of modules, not of weights."""
@@ -178,7 +204,20 @@ class ScheduledRates(Plugin):
     def acts(self, session: Session) -> str:
         """Return how many rates are set."""
         count = len(self._targets)
-        return f"{count} {self.kind}{'' if count == 1 else 's'}, after_step"
+        idle = sum(self.ignored(target) is not None for target in self._targets)
+        kind = f"{count} {self.kind}{'' if count == 1 else 's'}"
+        if idle:
+            return (
+                f"{kind}, {'' if idle == count else f'{idle} of them '}without effect, after_step"
+            )
+        return f"{kind}, after_step"
+
+    def _without_effect(self, targets: Sequence[Target]) -> str:
+        names: dict[str, list[str]] = {}
+        for target in targets:
+            if why := self.ignored(target):
+                names.setdefault(why, []).append(target.name)
+        return "; ".join(f"{', '.join(those)} {why}" for why, those in names.items())
 
     def notes(self, session: Session) -> list[str]:
         """Return the rates that are set, and which of them torch can't compile."""
@@ -186,12 +225,37 @@ class ScheduledRates(Plugin):
         if self._targets:
             names = (f"{target.name} (own {target.own:g})" for target in self._targets)
             lines.append("sets " + ", ".join(names))
+        if without := self._without_effect(self._targets):
+            lines.append(f"without effect: {without}")
         if self._rates:
             for kind, what in _NOT_COMPILED.items():
                 stuck = [t.name for t in self._targets if isinstance(t.module, kind)]
                 if stuck:
                     lines.append(f"under torch.compile {what}: {', '.join(stuck)}")
         return lines
+
+
+def _set_twice(twice: Sequence[Target], targets: Sequence[Target]) -> str:
+    """Return what to say of rates that have a master already, with a line to copy."""
+    count, names = len(twice), {target.name for target in twice}
+    # One pattern that tells them from the rest, if there is one.
+    exclude = [f"!*.{attribute}" for attribute in dict.fromkeys(t.attribute for t in twice)]
+    hit = {t.name for t in targets if any(fnmatchcase(t.name, p[1:]) for p in exclude)}
+    if count == 1 or hit != names:
+        exclude = [f"!{target.name}" for target in twice]
+    who = f"{twice[0].name} is" if count == 1 else f"{twice[0].name} and {count - 1} more are"
+    them = "it" if count == 1 else "them"
+    of_which = "the other" if count == len(targets) else "one of the two"
+    return (
+        f"{who} set by another plugin already: exclude {them} from {of_which}, as with "
+        f"where={['*', *exclude]!r}"
+    )
+
+
+def _as_floats(attributes: dict[str, Any]) -> None:
+    for name, value in attributes.items():
+        if isinstance(value, Rate):
+            attributes[name] = float(value)
 
 
 _NOT_COMPILED: dict[type[nn.Module], str] = {

@@ -1,15 +1,19 @@
 """Activity regularization: L1 and L2 of what chosen modules put out."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.function import FunctionCtx
 
 from regplug import Plugin, Scheduled, Session, hookimpl
-from regplug.errors import RegplugError, SelectionError
+from regplug.errors import RegplugError, SelectionError, UnsupportedError
 from regplug.schedules import ScheduleLike
+from regplug_builtins._copies import in_copies, not_scripted
 from regplug_builtins._rates import patterns
 
 __all__ = ["Activity"]
@@ -25,7 +29,9 @@ class Activity(Plugin):
     It acts in the loss: the loop must say ``loss = session.loss(loss)``. What the modules put out
     in training mode since the last call is added, each call of each module once. Under gradient
     accumulation and DDP each batch brings its own term, which is averaged as the loss is. To
-    compile the model, attach first: torch doesn't see hooks that come later.
+    compile the model, attach first: torch doesn't see hooks that come later. Copies and pickles of
+    the model are not watched. What is checkpointed counts once, with ``use_reentrant=False``; the
+    reentrant kind, whose forward pass keeps no graph, is refused.
 
     Args:
         l1: λ₁, a finite number ≥ 0 or a schedule of the step count.
@@ -41,6 +47,8 @@ class Activity(Plugin):
         SelectionError: ``where`` matches no module.
         RegplugError: at the first step, if no loss event took the term; at the first loss event,
             if no module put anything out.
+        UnsupportedError: in the forward pass, if the module is called within an autograd function
+            such as reentrant checkpointing.
 
     References:
         Xavier Glorot, Antoine Bordes, Yoshua Bengio, "Deep Sparse Rectifier Neural Networks",
@@ -73,7 +81,7 @@ class Activity(Plugin):
         self.where = patterns(where)
         self.name = name
         self._modules: list[str] = []
-        self._handles: list[Any] = []
+        self._undo: list[Callable[[], None]] = []
         self._outputs: list[torch.Tensor] = []
         self._seen = False
 
@@ -89,7 +97,12 @@ class Activity(Plugin):
             )
         self._modules = list(chosen)
         self._outputs, self._seen = [], False
-        self._handles = [module.register_forward_hook(self._see) for module in chosen.values()]
+        self._undo = []
+        for path, module in chosen.items():
+            watch = _Watch(self, path)
+            self._undo.append(module.register_forward_hook(watch).remove)
+            self._undo.append(in_copies(module, _unwatched))
+            self._undo.append(not_scripted(module, f"{self.name} watches {path}"))
 
     def _takes(self, path: str, module: nn.Module) -> bool:
         include = [pattern for pattern in self.where if not pattern.startswith("!")]
@@ -99,15 +112,27 @@ class Activity(Plugin):
             for pattern in include or ["activations"]
         ) and not any(fnmatchcase(path, pattern) for pattern in exclude)
 
-    def _see(self, module: nn.Module, inputs: Any, output: Any) -> None:
+    def saw(self, path: str, output: Any) -> None:
+        """Keep what the module at ``path`` put out, in training mode, until the next loss event."""
+        if not torch.is_grad_enabled():
+            if not torch.compiler.is_compiling() and _in_autograd_function():
+                raise UnsupportedError(
+                    f"{self.name}: {path} runs in an autograd function's forward pass, which keeps "
+                    "no graph; if it is torch.utils.checkpoint, pass use_reentrant=False "
+                    "(transformers: model.gradient_checkpointing_enable("
+                    '{"use_reentrant": False})), or exclude the module, as with '
+                    f"where={[*self.where, '!' + path]!r}"
+                )
         # Checkpointed activations are computed again in the backward pass, by when they counted.
-        if module.training and torch.is_grad_enabled() and not _in_backward():
+        elif not _in_backward() and not _is_tracing():
             self._outputs += [a for a in _tensors(output) if a.requires_grad]
 
     @hookimpl
     def on_loss(self, session: Session) -> torch.Tensor | None:
         """Return the term of what was put out since the last loss event."""
-        outputs, self._outputs = self._outputs, []
+        # torch.export runs the model on tensors that hold nothing.
+        outputs = [a for a in self._outputs if not isinstance(a, FakeTensor)]
+        self._outputs = []
         l1, l2 = self.l1_strength, self.l2_strength
         if not outputs:
             if not self._seen and torch.is_grad_enabled() and session.model.training:
@@ -140,9 +165,9 @@ class Activity(Plugin):
     @hookimpl
     def on_detach(self, session: Session) -> None:
         """Stop watching."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self._outputs = [], []
+        for undo in self._undo:
+            undo()
+        self._undo, self._outputs = [], []
 
     @hookimpl
     def on_metrics(self, session: Session) -> Mapping[str, float]:
@@ -165,6 +190,39 @@ class Activity(Plugin):
         return ["watches " + ", ".join(self._modules)]
 
 
+class _Watch:
+    """The hook on one module. Where a class copies its hooks by itself, it does nothing there."""
+
+    def __init__(self, plugin: Activity, path: str) -> None:
+        self.plugin, self.path = plugin, path
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if module.training:
+            self.plugin.saw(self.path, output)
+
+    def __deepcopy__(self, memo: Any) -> Callable[..., None]:
+        return _ignore
+
+    def __reduce__(self) -> Any:
+        return _ignoring, ()
+
+
+def _ignore(module: nn.Module, inputs: Any, output: Any) -> None:
+    """Stand in a copy for a hook of the original."""
+
+
+def _ignoring() -> Callable[..., None]:
+    return _ignore
+
+
+def _unwatched(attributes: dict[str, Any]) -> None:
+    hooks = attributes.get("_forward_hooks", {})
+    if any(isinstance(hook, _Watch) for hook in hooks.values()):
+        attributes["_forward_hooks"] = type(hooks)(
+            (key, hook) for key, hook in hooks.items() if not isinstance(hook, _Watch)
+        )
+
+
 def _is_activation(module: nn.Module) -> bool:
     return type(module).__module__ == "torch.nn.modules.activation" and not isinstance(
         module, nn.MultiheadAttention | nn.Softmax | nn.LogSoftmax | nn.Softmax2d | nn.Softmin
@@ -173,6 +231,23 @@ def _is_activation(module: nn.Module) -> bool:
 
 def _in_backward() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def _in_autograd_function() -> bool:
+    """Whether this runs in the ``forward`` of an ``autograd.Function``, as in a checkpoint's."""
+    frame = sys._getframe()
+    while frame := frame.f_back:  # type: ignore[assignment]
+        code = frame.f_code
+        if code.co_name == "forward" and code.co_argcount:
+            first = frame.f_locals.get(code.co_varnames[0])
+            if isinstance(first, FunctionCtx):
+                return True
+    return False
+
+
+def _is_tracing() -> bool:
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return tracing
 
 
 def _tensors(output: Any) -> Iterator[torch.Tensor]:

@@ -10,7 +10,7 @@ from regplug.errors import SpecError
 from regplug.schedules import ScheduleLike
 from regplug_builtins._rates import ScheduledRates, Target, is_rate, patterns
 
-__all__ = ["DropPath"]
+__all__ = ["DropPath", "is_stochastic_depth"]
 
 DEPTHS = ("linear", "uniform", "own")
 
@@ -90,7 +90,7 @@ class DropPath(ScheduledRates):
     def find(self, model: nn.Module) -> Iterator[Target]:
         """Yield every stochastic-depth rate of the model."""
         for path, module in model.named_modules():
-            if not _MODULE.search(type(module).__name__):
+            if not is_stochastic_depth(module):
                 continue
             for attribute, value in vars(module).items():
                 # Libraries write 0 for no dropping, and an int where they mean a float.
@@ -125,6 +125,15 @@ class DropPath(ScheduledRates):
     def on_metrics(self, session: Session) -> Mapping[str, float]:
         """Return the rate of the deepest block."""
         return {"rate": self.rate}
+
+
+def is_stochastic_depth(module: nn.Module) -> bool:
+    """Whether a module drops whole paths, by the name of its type.
+
+    >>> is_stochastic_depth(nn.Dropout())
+    False
+    """
+    return _MODULE.search(type(module).__name__) is not None
 
 
 def _block(name: str) -> str:

@@ -11,6 +11,7 @@ from regplug import Scheduled, Session, hookimpl
 from regplug.errors import SpecError
 from regplug.schedules import Schedule, ScheduleLike
 from regplug_builtins._rates import ScheduledRates, Target, is_rate, patterns
+from regplug_builtins.drop_path import DropPath, is_stochastic_depth
 
 __all__ = ["Dropout"]
 
@@ -25,7 +26,10 @@ class Dropout(ScheduledRates):
 
     Found by type: ``nn.Dropout`` and its kin, ``AlphaDropout``, ``MultiheadAttention``, ``RNN``,
     ``LSTM``, ``GRU``; and by name the float attributes in which models keep rates of their own,
-    as ``attention_dropout``, ``dropout_p`` or ``drop_prob``. ``session.describe()`` lists them.
+    as ``attention_dropout``, ``dropout_p`` or ``drop_prob``. ``session.describe()`` lists them, and
+    says which have no effect (a recurrent layer drops between the layers of a stack, not in one
+    that stands alone). Stochastic depth (``DropPath`` and its kin) is left to ``drop_path`` where
+    that is attached beside it.
     The rate for a step holds from the end of the step before it, so evaluation in between is
     untouched (dropout is off in ``model.eval()``). Detaching restores each module's own rate.
 
@@ -35,7 +39,8 @@ class Dropout(ScheduledRates):
     weights in full then, for the fused kernels want a constant. ``MultiheadAttention`` breaks the
     graph and runs eagerly; torch runs ``LSTM`` and ``GRU`` eagerly anyway; ``session.describe()``
     marks both.
-    Copies and pickles of the model hold plain floats.
+    Copies and pickles of the model hold plain floats, and so are what to give ``torch.jit.script``.
+    Other code can do with such a rate what it does with a float; ``json`` wants ``float(rate)``.
 
     The shapes of the literature are one-line schedules:
 
@@ -104,6 +109,25 @@ class Dropout(ScheduledRates):
             for attribute in _attributes(module):
                 own = getattr(module, attribute)
                 yield Target(module, attribute, f"{path}.{attribute}" if path else attribute, own)
+
+    def leaves(self, session: Session, target: Target) -> bool:
+        """Leave stochastic depth to a :class:`DropPath` of the same session."""
+        return is_stochastic_depth(target.module) and any(
+            isinstance(plugin, DropPath) for plugin in session.plugins
+        )
+
+    def ignored(self, target: Target) -> str | None:
+        """Say it of recurrent layers that have nothing to drop, and of a multiple of 0."""
+        layer = target.module
+        own_forward = type(layer).forward in (nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward)
+        if isinstance(layer, nn.RNNBase) and layer.num_layers == 1 and own_forward:
+            return (
+                "(torch drops between the layers of a stack, and this has one: put an nn.Dropout "
+                "after it, or make it with num_layers=2)"
+            )
+        if self.relative and target.own == 0:
+            return "(relative=True multiplies its own rate, which is 0)"
+        return None
 
     def begin(self, targets: Sequence[Target]) -> None:
         """Refuse a factor that would carry a rate above 1 at some step, if that can be known."""
