@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, MetaEstimatorMixin
-from sklearn.metrics import get_scorer
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from regplug.errors import PluginNotFoundError, RegplugError, SpecError
 from regplug.tune import auto, rules
-from regplug.tune.data import Kind, check_data, kind_of, splits_of
+from regplug.tune.data import check_data, check_weight, scored, splits_of
+from regplug.tune.estimator import Reading, wrap
 from regplug.tune.fits import (
     Fit,
     Outcome,
@@ -27,13 +27,14 @@ from regplug.tune.fits import (
     fit_path,
     score,
     takes_start,
+    takes_weight,
     trained,
 )
 from regplug.tune.grid import Auto, Candidate, Grid
 from regplug.tune.jobs import Task, run, workers
 from regplug.tune.journal import Journal, fingerprint
+from regplug.tune.kinds import judged, name_of
 from regplug.tune.loading import new_plugin
-from regplug.tune.predictor import wrap
 from regplug.tune.progress import Progress
 from regplug.tune.recipe import Recipe
 from regplug.tune.seeding import seed_for, seeded
@@ -44,6 +45,11 @@ if TYPE_CHECKING:
 __all__ = ["StrengthCV"]
 
 _RULES = ("best", "one_se")
+
+
+def _may_be_classes(search: "StrengthCV") -> bool:
+    reading: Reading | None = getattr(search, "_reading", None)
+    return reading is None or reading.kind == "classification"
 
 
 class StrengthCV(MetaEstimatorMixin, BaseEstimator):
@@ -160,7 +166,7 @@ class StrengthCV(MetaEstimatorMixin, BaseEstimator):
 
     # --- the search -----------------------------------------------------------------------
 
-    def fit(self, X: Any, y: Any, groups: Any = None) -> "StrengthCV":
+    def fit(self, X: Any, y: Any, groups: Any = None, sample_weight: Any = None) -> "StrengthCV":
         """Search, choose by the rule, and train once more on all data.
 
         Stopped by Ctrl-C, it keeps the scores that are there in ``cv_results_`` (and in the file
@@ -170,6 +176,9 @@ class StrengthCV(MetaEstimatorMixin, BaseEstimator):
             X: shape ``(n, …)``, an array, a tensor or a data frame.
             y: shape ``(n,)`` or ``(n, outputs)``.
             groups: shape ``(n,)``, for splitters that keep groups together.
+            sample_weight: shape ``(n,)``, one weight for each row. The loop gets those of its rows
+                as ``train(X, y, plugins, sample_weight=…)``; scores are not weighted, as in
+                scikit-learn's searches.
 
         Returns:
             The search itself.
@@ -181,22 +190,23 @@ class StrengthCV(MetaEstimatorMixin, BaseEstimator):
         """
         grid = self._checked_grid()
         X, y = check_data(X, y, groups)
-        scorer, kind, scoring = _scorer(self.scoring, kind_of(y))
-        splits = splits_of(self.cv, X, y, groups, kind)
+        weight = self._checked_weight(sample_weight, X)
+        reading, scorer, scoring, target = judged(self.train, X, y, self.scoring)
+        splits = splits_of(self.cv, X, y, groups, reading.kind)
         if self.rule == "one_se" and len(splits) < 2:
             raise SpecError("rule='one_se' needs at least two folds for a standard error")
+        work = Work(self.train, X, target, y, splits, scorer, reading, self.seed, weight)
         if grid.automatic:
-            grid = auto.found(grid, self.train, X, y, self.seed)
+            grid = auto.found(grid, work, **_all_weights(work))
             _check_strengths(grid)
-        work = Work(self.train, X, y, splits, scorer, kind, self.seed)
 
-        self._kind: Kind = kind
+        self._reading = reading
         self._scorer = scorer
         self._scoring_name = scoring
         self._keys = grid.keys
         self.n_splits_ = len(splits)
-        if kind == "classification":
-            self.classes_ = wrap(lambda rows: rows, kind, y).classes_
+        if reading.kind == "classification":
+            self.classes_ = reading.classes
         if len(X.shape) > 1:
             self.n_features_in_ = int(X.shape[1])
         candidates = grid.candidates
@@ -220,6 +230,20 @@ class StrengthCV(MetaEstimatorMixin, BaseEstimator):
         _check_strengths(grid)
         return auto.check_automatic(grid)
 
+    def _checked_weight(self, weight: Any, X: Any) -> Any:
+        if weight is None:
+            return None
+        if not takes_weight(self.train):
+            raise SpecError(
+                "sample_weight is for a loop that takes it, train(X, y, plugins, sample_weight)"
+                + (
+                    "; a Recipe's loss is one number for a batch: write the loop by hand"
+                    if isinstance(self.train, Recipe)
+                    else ""
+                )
+            )
+        return check_weight(weight, X)
+
     def _search(
         self, work: Work, grid: Grid, candidates: Sequence[Candidate], scoring: str
     ) -> None:
@@ -231,10 +255,9 @@ class StrengthCV(MetaEstimatorMixin, BaseEstimator):
         journal = None
         done: list[Outcome] = []
         if self.resume is not None:
-            loop = repr(self.train) if isinstance(self.train, Recipe) else _name(self.train)
-            about = fingerprint(
-                work.X, work.y, work.splits, scoring=scoring, seed=str(self.seed), train=loop
-            )
+            loop = repr(self.train) if isinstance(self.train, Recipe) else name_of(self.train)
+            other = {"scoring": scoring, "seed": str(self.seed), "train": loop}
+            about = fingerprint(work.X, work.wanted, work.splits, work.weight, **other)
             journal = Journal(self.resume, about)
             done = [found for fit in fits if (found := journal.outcome(fit)) is not None]
         known = {(one.candidate, one.fold) for one in done}
@@ -316,10 +339,12 @@ class StrengthCV(MetaEstimatorMixin, BaseEstimator):
         start = {"start": None} if takes_start(self.train) else {}
         try:
             with seeded(seed_for(self.seed, self.n_splits_)):
-                self.best_model_ = trained(work, specs, work.X, work.y, **start)
+                self.best_model_ = trained(
+                    work, specs, work.X, work.y, **_all_weights(work), **start
+                )
         except Exception as error:
             raise failed(f"the fit with {self.chosen_params_} on all data", error) from error
-        self._trained = wrap(self.best_model_, work.kind, work.y)
+        self._trained = wrap(self.best_model_, work.reading)
 
     # --- the estimator --------------------------------------------------------------------
 
@@ -332,9 +357,12 @@ class StrengthCV(MetaEstimatorMixin, BaseEstimator):
         check_is_fitted(self, "best_model_")
         return self._trained.predict(X)
 
-    @available_if(lambda self: getattr(self, "_kind", "classification") == "classification")
+    @available_if(_may_be_classes)
     def predict_proba(self, X: Any) -> NDArray[Any]:
-        """Return the softmax of the chosen model's scores, shape ``(n, C)``.
+        """Return the probabilities of the classes, shape ``(n, C)``.
+
+        They are the softmax of scores, the sigmoid of a single logit or of one for each column
+        of a target of 0 and 1, and probabilities as they are where the model ends in them.
 
         Raises:
             sklearn.exceptions.NotFittedError: nothing was fitted yet.
@@ -343,7 +371,7 @@ class StrengthCV(MetaEstimatorMixin, BaseEstimator):
         check_is_fitted(self, "best_model_")
         return np.asarray(self._trained.predict_proba(X))
 
-    @available_if(lambda self: getattr(self, "_kind", "classification") == "classification")
+    @available_if(_may_be_classes)
     def decision_function(self, X: Any) -> NDArray[Any]:
         """Return the chosen model's scores, shape ``(n, C)``, or ``(n,)`` for two classes.
 
@@ -362,13 +390,13 @@ class StrengthCV(MetaEstimatorMixin, BaseEstimator):
         """
         check_is_fitted(self, "best_model_")
         X, y = check_data(X, y)
-        return score(self._scorer, self._trained, X, y)
+        return score(self._scorer, self._trained, X, scored(y))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.target_tags.required = True
         tags.input_tags.three_d_array = True
-        kind = getattr(self, "_kind", None)
+        kind = self._reading.kind if hasattr(self, "_reading") else None
         if kind == "classification":
             from sklearn.utils import ClassifierTags
 
@@ -429,32 +457,8 @@ def _check_strengths(grid: Grid) -> None:
             )
 
 
-def _scorer(scoring: Any, kind: Kind) -> tuple[Scorer, Kind, str]:
-    """Return the scorer, whether targets are classes for it, and its name."""
-    if scoring is None:
-        scoring = "neg_mean_squared_error" if kind == "regression" else "accuracy"
-    if isinstance(scoring, str):
-        try:
-            scorer = get_scorer(scoring)
-        except ValueError as error:
-            raise SpecError(f"scoring={scoring!r} is no scorer of scikit-learn: {error}") from error
-        name = scoring
-    elif callable(scoring):
-        scorer, name = scoring, _name(scoring)
-    else:
-        raise SpecError(
-            "scoring must be a scorer's name, a callable (estimator, X, y) -> float, or None, "
-            f"got {scoring!r}"
-        )
-    metric = getattr(scorer, "_score_func", None)
-    if getattr(metric, "__module__", "").endswith("_regression"):
-        kind = "regression"  # counts and ratings are whole numbers, but not classes
-    return scorer, kind, name
-
-
-def _name(call: Any) -> str:
-    named = call if hasattr(call, "__qualname__") else type(call)
-    return f"{named.__module__}.{named.__qualname__}"
+def _all_weights(work: Work) -> dict[str, Any]:
+    return {} if work.weight is None else {"sample_weight": work.weight}
 
 
 def _results(
