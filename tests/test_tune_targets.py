@@ -28,7 +28,7 @@ def flat():
     return nn.Sequential(nn.Linear(3, 1), nn.Flatten(0))
 
 
-def search(loss, y, build=column, X=X, grid=GRID, epochs=30, batch_size=None, **settings):
+def search(loss, y, build=column, X=X, grid=GRID, epochs=100, batch_size=None, **settings):
     recipe = Recipe(build, loss, sgd, epochs, batch_size)
     return StrengthCV(recipe, grid, cv=3, progress=False, **settings).fit(X, y)
 
@@ -90,7 +90,7 @@ def same(one, other):
 @pytest.mark.parametrize("name", LOSSES)
 def test_whole_numbers_are_as_good_as_floats_for_every_loss_of_values(name):
     build = positive if name == "poisson of rates" else column
-    floats = search(LOSSES[name], COUNTS.astype(np.float32), build)
+    floats = search(LOSSES[name], COUNTS.astype(float), build)
     same(search(LOSSES[name], COUNTS, build), floats)
     assert floats.batched_
     assert len(set(floats.cv_results_["mean_test_score"])) == 2
@@ -106,7 +106,7 @@ def by_hand(y):
     model = column()
     optimizer = sgd(model.parameters())
     inputs, target = torch.tensor(X), torch.tensor(y, dtype=torch.float32)[:, None]
-    for _ in range(30):
+    for _ in range(100):
         optimizer.zero_grad()
         loss = F.mse_loss(model(inputs), target) + 0.01 * model.weight.square().sum()
         loss.backward()
@@ -119,7 +119,7 @@ def by_hand(y):
 def test_a_recipe_trains_what_a_loop_by_hand_trains(name, build):
     if build is flat and name == "squeezing":
         pytest.skip("its own squeeze is for columns")
-    recipe = Recipe(build, LOSSES[name], sgd, 30)
+    recipe = Recipe(build, LOSSES[name], sgd, 100)
     found = recipe(X, COUNTS, ["l2(0.01)"])
     wanted = by_hand(COUNTS)
     torch.testing.assert_close(next(found.parameters()), wanted.weight, rtol=1e-5, atol=1e-6)
@@ -140,7 +140,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_whole_numbers_of_every_type(kind):
-    floats = search(nn.MSELoss(), COUNTS.astype(np.float32))
+    floats = search(nn.MSELoss(), COUNTS.astype(float))
     same(search(nn.MSELoss(), KINDS[kind](COUNTS)), floats)
 
 
@@ -153,7 +153,7 @@ def test_truth_values_are_zero_and_one_for_a_loss_of_values(kind):
         "boolean series": pd.Series(y, dtype="boolean"),
         "list of bools": y.tolist(),
     }
-    same(search(nn.MSELoss(), made[kind]), search(nn.MSELoss(), y.astype(np.float32)))
+    same(search(nn.MSELoss(), made[kind]), search(nn.MSELoss(), y.astype(float)))
 
 
 @pytest.mark.parametrize("scoring", [None, "r2", "neg_mean_absolute_error"])
@@ -172,7 +172,7 @@ def test_scores_and_batches_of_whole_numbers(scoring, batch_size):
 def test_columns_of_whole_numbers():
     both = np.stack([COUNTS, COUNTS[::-1]], axis=1)
     wide = functools.partial(nn.Linear, 3, 2)
-    floats = search(nn.MSELoss(), both.astype(np.float32), wide)
+    floats = search(nn.MSELoss(), both.astype(float), wide)
     found = search(nn.MSELoss(), both, wide)
     for one in (floats, found, search(nn.MSELoss(), pd.DataFrame(both), wide)):
         assert one.predict(X).shape == (47, 2)
@@ -246,7 +246,7 @@ def test_what_somebody_spreads_on_purpose_is_theirs():
 
     for loss, outputs in ((pinball, 3), (variances, 2)):
         recipe = Recipe(functools.partial(nn.Linear, 3, outputs), loss, sgd, 5)
-        ints, floats = (recipe(X, y, []).weight for y in (COUNTS, COUNTS.astype(np.float32)))
+        ints, floats = (recipe(X, y, []).weight for y in (COUNTS, COUNTS.astype(float)))
         assert torch.equal(ints, floats)
 
 
@@ -255,7 +255,7 @@ def test_a_loss_that_raises_says_so_itself():
         raise ZeroDivisionError("no luck")
 
     with pytest.raises(RegplugError, match="ZeroDivisionError: no luck"):
-        search(broken, COUNTS)
+        search(broken, LABELS)
 
 
 # --- classes in floats ------------------------------------------------------------------------
@@ -292,10 +292,9 @@ def test_labels_that_are_floats_or_columns_are_labels_for_a_loss_of_classes(loss
         found = search(loss, y, build)
         assert found.best_score_ == plain.best_score_
         np.testing.assert_array_equal(found.predict(X), plain.predict(X))
-    if "gather" not in getattr(loss, "__code__", plain).__class__.__name__:
-        found = Recipe(build, loss, sgd, 30)(X, LABELS.astype(np.float32), [])
-        wanted = Recipe(build, loss, sgd, 30)(X, LABELS, [])
-        assert torch.equal(next(found.parameters()), next(wanted.parameters()))
+    found = Recipe(build, loss, sgd, 100)(X, LABELS.astype(float), [])
+    wanted = Recipe(build, loss, sgd, 100)(X, LABELS, [])
+    assert torch.equal(next(found.parameters()), next(wanted.parameters()))
 
 
 def test_floats_are_scored_as_the_classes_that_their_loss_learns():

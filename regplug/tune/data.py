@@ -114,6 +114,8 @@ def as_numpy(data: Any) -> NDArray[Any]:
         data = data.detach().cpu()
         return np.asarray(data.float() if data.dtype == torch.bfloat16 else data)
     array = np.asarray(data)
+    if not array.dtype.isnative:  # torch takes none of these
+        array = array.astype(array.dtype.newbyteorder("="))
     if array.dtype == object and array.size:  # pandas' types with gaps, which have none here
         plain = np.array(array.tolist())
         if plain.dtype.kind in "biuf" and plain.shape == array.shape:
@@ -121,10 +123,12 @@ def as_numpy(data: Any) -> NDArray[Any]:
     return array
 
 
-def scored(y: Any) -> Any:
-    """Return a target as scorers take it: pandas' types with gaps as an array."""
+def scored(y: Any, kind: Kind) -> Any:
+    """Return a target as scorers take it: pandas' types with gaps as an array, values as floats."""
     if isinstance(y, torch.Tensor):
         return y
+    if kind == "regression" and (array := as_numpy(y)).dtype.kind in "biu":
+        return array.astype(np.float64)
     dtypes = y.dtypes if hasattr(y, "columns") else [y.dtype]
     plain = all(isinstance(dtype, np.dtype) and dtype.kind != "O" for dtype in dtypes)
     return y if plain else as_numpy(y)

@@ -69,7 +69,7 @@ class Trained(BaseEstimator):
 
     def output(self, X: Any) -> Array:
         """Return the predictor's own output, with a column of one where the target has one."""
-        found = output(self.raw, X)
+        found: Array = output(self.raw, X)
         columns = self.reading.target.shape[1:]
         if columns == () and found.ndim == 2 and found.shape[1] == 1:
             return found[:, 0]
@@ -84,7 +84,8 @@ class Trained(BaseEstimator):
 
 class _Regressor(RegressorMixin, Trained):
     def predict(self, X: Any) -> Array:
-        found, tells = self.output(X), self.reading.tells
+        found: Array = self.output(X)
+        tells = self.reading.tells
         if tells == "log":
             found = np.exp(found)
         elif tells == "logit":

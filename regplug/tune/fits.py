@@ -105,7 +105,7 @@ class Work:
     def test(self, fold: int) -> tuple[Any, Any]:
         """Return a fold's test rows, for a scorer."""
         index = self.splits[fold][1]
-        return rows(self.X, index), scored(rows(self.wanted, index))
+        return rows(self.X, index), scored(rows(self.wanted, index), self.reading.kind)
 
     def score(self, fold: int, predict: Predict) -> float:
         """Return the score on a fold's test rows, NaN if the predictions or it are not finite."""

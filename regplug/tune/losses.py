@@ -40,7 +40,14 @@ _CLASSES: dict[Callable[..., Any], Tells] = {
     F.multi_margin_loss: "scores",
     F.multilabel_margin_loss: "value",
 }
-_KEEPING = ["__getitem__", "clamp", "clamp_max", "clamp_min", "clip", "clone", "contiguous", "cpu", "cuda", "detach", "double", "expand", "flatten", "float", "half", "bfloat16", "movedim", "narrow", "numpy", "permute", "ravel", "reshape", "select", "squeeze", "swapaxes", "t", "to", "transpose", "type", "type_as", "unflatten", "unsqueeze", "view", "view_as"]
+# fmt: off
+_KEEPING = frozenset((
+    "__getitem__", "clamp", "clamp_max", "clamp_min", "clip", "clone", "contiguous", "cpu",
+    "cuda", "detach", "double", "expand", "flatten", "float", "half", "bfloat16", "movedim",
+    "narrow", "numpy", "permute", "ravel", "reshape", "select", "squeeze", "swapaxes", "t",
+    "to", "transpose", "type", "type_as", "unflatten", "unsqueeze", "view", "view_as",
+))
+# fmt: on
 """Operations that leave a tensor's meaning as it was."""
 
 # After softmax of raw scores they are scores still; a sigmoid of a logit is its probability.
@@ -51,7 +58,15 @@ _TURNED: dict[str, Tells] = {
     "log_softmax": "scores",
     "exp": "log",
 }
-_ELEMENTWISE = ["add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide", "rsub", "pow", "maximum", "minimum", "fmax", "fmin", "where", "xlogy", "logaddexp", "atan2", "hypot", "lerp", "gt", "ge", "lt", "le", "eq", "ne", "__add__", "__sub__", "__mul__", "__truediv__", "__pow__", "__radd__", "__rsub__", "__rmul__", "__rdiv__", "__rtruediv__", "__rpow__", "__gt__", "__ge__", "__lt__", "__le__", "__eq__", "__ne__"]
+# fmt: off
+_ELEMENTWISE = frozenset((
+    "add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide", "rsub", "pow",
+    "maximum", "minimum", "fmax", "fmin", "where", "xlogy", "logaddexp", "atan2", "hypot",
+    "lerp", "gt", "ge", "lt", "le", "eq", "ne", "__add__", "__sub__", "__mul__", "__truediv__",
+    "__pow__", "__radd__", "__rsub__", "__rmul__", "__rdiv__", "__rtruediv__", "__rpow__",
+    "__gt__", "__ge__", "__lt__", "__le__", "__eq__", "__ne__",
+))
+# fmt: on
 _OF_SIGNS = ("soft_margin_loss", "hinge_embedding_loss")
 _OF_CLASSES = (
     "binary_cross_entropy",

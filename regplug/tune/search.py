@@ -390,7 +390,7 @@ class StrengthCV(MetaEstimatorMixin, BaseEstimator):
         """
         check_is_fitted(self, "best_model_")
         X, y = check_data(X, y)
-        return score(self._scorer, self._trained, X, scored(y))
+        return score(self._scorer, self._trained, X, scored(y, self._reading.kind))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
