@@ -50,10 +50,6 @@ def log_cosh(output, target):
     return torch.log(torch.cosh(target.float() - output[:, 0])).mean()
 
 
-def gaussian(output, target):
-    return F.gaussian_nll_loss(output, target, torch.full_like(output, 4.0))
-
-
 LOSSES = {
     "mse": nn.MSELoss(),
     "l1": nn.L1Loss(),
@@ -61,7 +57,6 @@ LOSSES = {
     "smooth_l1": nn.SmoothL1Loss(),
     "poisson": nn.PoissonNLLLoss(),
     "poisson of rates": nn.PoissonNLLLoss(log_input=False),
-    "gaussian": gaussian,
     "functional": F.mse_loss,
     "partial": functools.partial(F.huber_loss, delta=2.0),
     "lambda": lambda output, target: 2 * F.l1_loss(output, target),
@@ -278,7 +273,6 @@ def log_scores():
         (nn.CrossEntropyLoss(), scores),
         (F.cross_entropy, scores),
         (lambda output, target: 2 * F.cross_entropy(output, target), scores),
-        (nn.MultiMarginLoss(), scores),
         (nn.NLLLoss(), log_scores),
         (lambda output, target: F.nll_loss(output.log_softmax(1), target), scores),
         (lambda o, t: -o.log_softmax(1).gather(1, t[:, None]).mean(), scores),

@@ -125,10 +125,10 @@ def as_numpy(data: Any) -> NDArray[Any]:
 
 def scored(y: Any, kind: Kind) -> Any:
     """Return a target as scorers take it: pandas' types with gaps as an array, values as floats."""
-    if isinstance(y, torch.Tensor):
-        return y
     if kind == "regression" and (array := as_numpy(y)).dtype.kind in "biu":
         return array.astype(np.float64)
+    if isinstance(y, torch.Tensor):
+        return y
     dtypes = y.dtypes if hasattr(y, "columns") else [y.dtype]
     plain = all(isinstance(dtype, np.dtype) and dtype.kind != "O" for dtype in dtypes)
     return y if plain else as_numpy(y)

@@ -111,6 +111,15 @@ class _Classifier(ClassifierMixin, Trained):
         except Exception:  # it takes no few rows
             return ""
 
+    def reads_log_odds(self, X: Any) -> Array | None:
+        """Return the outputs if each is read as the log-odds of a class without a loss known."""
+        found = self.output(X)
+        if not self._single(found) or self._labels(found) is not None:
+            return None
+        if self.reading.target.dtype.kind in "biuf" and (self.reading.target < 0).any():
+            return None  # of -1 and 1 the sign is right, whatever the loss
+        return found if self._tells(X) == "logit" else None
+
     def _tells(self, X: Any) -> Tells:
         """Return what a column is: what the loss says, or else what the last operation shows."""
         if self.reading.tells is not None:

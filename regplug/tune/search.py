@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +14,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from regplug.errors import PluginNotFoundError, RegplugError, SpecError
-from regplug.tune import auto, rules
+from regplug.tune import auto, hints, rules
 from regplug.tune.data import check_data, check_weight, scored, splits_of
 from regplug.tune.estimator import Reading, wrap
 from regplug.tune.fits import (
@@ -108,6 +109,9 @@ class StrengthCV(MetaEstimatorMixin, BaseEstimator):
         best_index_: its index in ``cv_results_``.
         one_se_params_: the choice of the one-standard-error rule; None for a single fold.
         chosen_params_: the one of the two that ``rule`` says.
+        edges_: a dict of the keys whose best strength is at an end of its list that could be
+            longer, ``"weakest"`` or ``"strongest"``; ``progress`` tells it (of lists of three
+            strengths or more), and so does the picture.
         best_model_: what ``train`` returned for all data with ``chosen_params_``.
         n_splits_: the number of folds.
         classes_: the labels, for classes.
@@ -212,7 +216,10 @@ class StrengthCV(MetaEstimatorMixin, BaseEstimator):
         candidates = grid.candidates
         self._search(work, grid, candidates, scoring)
         self._choose(candidates)
+        self._tell_edges(grid)
         self._refit(work, grid)
+        if doubt := hints.no_logits(self._trained, X, y):
+            warnings.warn(doubt, stacklevel=2)
         return self
 
     def _checked_grid(self) -> Grid:
@@ -333,6 +340,12 @@ class StrengthCV(MetaEstimatorMixin, BaseEstimator):
         chosen = self.best_params_ if self.rule == "best" else self.one_se_params_
         assert chosen is not None
         self.chosen_params_ = dict(chosen)
+
+    def _tell_edges(self, grid: Grid) -> None:
+        self.edges_ = hints.edges(grid.axes, Grid(self.grid).axes, self.best_params_)
+        for key, end in self.edges_.items():
+            if self.progress and (told := hints.at_edge(grid.axes, self.best_params_, key, end)):
+                sys.stderr.write(f"{told}\n")
 
     def _refit(self, work: Work, grid: Grid) -> None:
         specs = grid.specs(self.chosen_params_)
