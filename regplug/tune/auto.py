@@ -57,10 +57,12 @@ class AtZero(Plugin):
         gradients = []
         for entry in session.coverage(self._selection).trainable:
             gradient = entry.parameter.grad
+            # The only device without float64 is Apple's.
+            wide = torch.float32 if entry.parameter.device.type == "mps" else torch.float64
             if gradient is None:
-                gradients.append(torch.zeros_like(entry.parameter, dtype=torch.float64))
+                gradients.append(torch.zeros_like(entry.parameter, dtype=wide))
                 continue
-            gradients.append(gradient.detach().to(torch.float64, copy=True))
+            gradients.append(gradient.detach().to(wide, copy=True))
             gradient.zero_()
         self._watch(gradients)
 

@@ -112,14 +112,16 @@ class Work:
         return score(self.scorer, wrap(predict, self.reading), *self.test(fold))
 
 
-def check_train(train: object) -> None:
-    """Refuse what can't be called as ``train(X, y, plugins)``.
+def check_train(train: object, *, weighted: bool = False) -> None:
+    """Refuse what can't be called as ``train(X, y, plugins)``, with ``sample_weight`` if weighted.
 
     Raises:
         SpecError: it can't.
     """
     if not callable(train):
         raise SpecError(f"train must be a callable train(X, y, plugins) -> predict, got {train!r}")
+    if weighted and takes_weight(train):
+        return
     try:
         inspect.signature(train).bind(None, None, [])
     except TypeError as error:

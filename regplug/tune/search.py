@@ -111,7 +111,7 @@ class StrengthCV(MetaEstimatorMixin, BaseEstimator):
         chosen_params_: the one of the two that ``rule`` says.
         edges_: a dict of the keys whose best strength is at an end of its list that could be
             longer, ``"weakest"`` or ``"strongest"``; ``progress`` tells it (of lists of three
-            strengths or more), and so does the picture.
+            strengths or more).
         best_model_: what ``train`` returned for all data with ``chosen_params_``.
         n_splits_: the number of folds.
         classes_: the labels, for classes.
@@ -192,7 +192,7 @@ class StrengthCV(MetaEstimatorMixin, BaseEstimator):
             StateError: the file ``resume`` belongs to another search.
             RegplugError: a fit raised, or none has a score.
         """
-        grid = self._checked_grid()
+        grid = self._checked_grid(weighted=sample_weight is not None)
         X, y = check_data(X, y, groups)
         weight = self._checked_weight(sample_weight, X)
         reading, scorer, scoring, target = judged(self.train, X, y, self.scoring)
@@ -222,7 +222,7 @@ class StrengthCV(MetaEstimatorMixin, BaseEstimator):
             warnings.warn(doubt, stacklevel=2)
         return self
 
-    def _checked_grid(self) -> Grid:
+    def _checked_grid(self, weighted: bool) -> Grid:
         """Return the grid; everything that can be known without data is checked."""
         if self.rule not in _RULES:
             raise SpecError(f"rule must be one of {', '.join(_RULES)}, got {self.rule!r}")
@@ -232,7 +232,7 @@ class StrengthCV(MetaEstimatorMixin, BaseEstimator):
             or self.seed < 0
         ):
             raise SpecError(f"seed must be a whole number of at least 0, got {self.seed!r}")
-        check_train(self.train)
+        check_train(self.train, weighted=weighted)
         grid = Grid(self.grid)
         _check_strengths(grid)
         return auto.check_automatic(grid)
