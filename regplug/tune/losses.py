@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Call", "Tells", "Watch", "last_operation"]
+__all__ = ["Call", "Tells", "Watch", "last_operation", "tensors"]
 
 Tells: TypeAlias = Literal["value", "log", "logit", "probability", "scores", "distance"]
 """What an output is: the value itself, its logarithm, the log-odds of a class, its probability,
@@ -119,22 +119,22 @@ class Watch(TorchFunctionMode):
         self.call: Call | None = None
         self.broadcast: tuple[tuple[int, ...], tuple[int, ...]] | None = None
         # By id, with the tensors themselves, whose ids would be given away otherwise.
-        self._outputs = {id(one): (one, "raw") for one in _tensors(output)}
+        self._outputs = {id(one): (one, "raw") for one in tensors(output)}
         self._targets = {id(target): target}
-        self._shapes = {tuple(one.shape) for one in _tensors(output)}, tuple(target.shape)
+        self._shapes = {tuple(one.shape) for one in tensors(output)}, tuple(target.shape)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        given = list(_tensors((args, kwargs)))
+        given = list(tensors((args, kwargs)))
         outputs = [one for one in given if id(one) in self._outputs]
         targets = [one for one in given if id(one) in self._targets]
         if outputs and targets:
             self._see(func, args, kwargs, outputs[0], targets[0])
         found = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
-        for one in _tensors(found):
+        for one in tensors(found):
             if outputs:
                 self._outputs.setdefault(id(one), (one, self._became(name, outputs[0])))
             elif targets:
@@ -213,7 +213,7 @@ class _Last(TorchFunctionMode):
         found = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if name in _KEEPING:
-            given = next(_tensors((args, kwargs)), None)
+            given = next(tensors((args, kwargs)), None)
             name = self.names.get(id(given), (None, ""))[1]
         self.names[id(found)] = found, name
         return found
@@ -231,12 +231,13 @@ def last_operation(call: Callable[[], Any]) -> str:
     return last.names.get(id(found), (None, ""))[1]
 
 
-def _tensors(found: Any) -> Iterator[torch.Tensor]:
+def tensors(found: Any) -> Iterator[torch.Tensor]:
+    """Yield a tensor, or those in lists, tuples and dicts."""
     if isinstance(found, torch.Tensor):
         yield found
     elif isinstance(found, list | tuple):
         for one in found:
-            yield from _tensors(one)
+            yield from tensors(one)
     elif isinstance(found, dict):
         for one in found.values():
-            yield from _tensors(one)
+            yield from tensors(one)

@@ -79,8 +79,10 @@ class StrengthCV(MetaEstimatorMixin, BaseEstimator):
             new ones in the order of the grid's keys) and returns a module, or a callable that takes
             rows like those of ``X`` and returns one output for each: values for regression; labels
             or scores of shape ``(n, C)`` before the softmax for classes, columns in the order of
-            ``np.unique(y)``. ``X`` and ``y`` are rows of what ``fit`` got, arrays, tensors or data
-            frames. If it takes an argument ``start``, it is called with the predictor of the
+            ``np.unique(y)``; of two classes, or of each column of 0 and 1, one logit will do (a
+            probability, if the model ends in a sigmoid). ``X`` and ``y`` are rows of what ``fit``
+            got, arrays, tensors or data frames. If it takes an argument ``start``, it is called
+            with the predictor of the
             next stronger strength (None for the strongest), to go on from there. A :class:`Recipe`
             is a loop too, of which all fits are trained at once.
         grid: specs with a placeholder for the strength, and the strengths:
@@ -89,7 +91,8 @@ class StrengthCV(MetaEstimatorMixin, BaseEstimator):
         cv: the number of folds, any splitter of scikit-learn, or an iterable of splits. A number
             means ``StratifiedKFold`` for classes and ``KFold`` otherwise, not shuffled.
         scoring: a scorer's name or a callable ``(estimator, X, y) -> float``, greater is better.
-            None means negative mean squared error for a target of floats, else accuracy.
+            None means negative mean squared error for a target of floats, else accuracy; the loss
+            of a Recipe decides, where it is one of values or one of classes.
         rule: ``"best"`` or ``"one_se"``.
         n_jobs: processes, through joblib and whichever backend is active there (loky, Dask, Ray);
             None means one, -1 all processors. Scores don't depend on it.

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from regplug.errors import SpecError
 from regplug.tune.data import as_numpy
-from regplug.tune.losses import Call, Tells, Watch
+from regplug.tune.labels import codes_of, name_of_loss
+from regplug.tune.losses import Call, Tells, Watch, tensors
 
 __all__ = ["Form", "Loss", "form_of", "numbers"]
 
@@ -107,12 +108,12 @@ def form_of(
         # One row goes with anything.
         repeats = 2 if len(part) < 2 else 1
         output, part = _repeated(output, repeats), _repeated(part, repeats)
-        floating = next((o.dtype for o in _floating(output)), torch.get_default_dtype())
+        floating = next((o.dtype for o in tensors(output)), torch.get_default_dtype())
         call = _known_call(loss, output, part, floating)
-        labels, codes = _codes(call, target, output, words, _name(loss))
+        labels, codes = codes_of(call, target, output, words, name_of_loss(loss))
         if words and call is not None and not call.classes:
             raise SpecError(
-                f"a Recipe's y must be numbers for {_name(loss)} (encode labels as 0 … C−1)"
+                f"a Recipe's y must be numbers for {name_of_loss(loss)} (encode labels as 0 … C−1)"
             )
         form = Form(floating, (), labels, codes)
         part = form.encoded(part)
@@ -161,7 +162,7 @@ def _forms(
     """
     own = tuple(part.shape[1:])
     tails = [own]
-    shapes = [tuple(o.shape) for o in _floating(output)]
+    shapes = [tuple(o.shape) for o in tensors(output)]
     like = shapes[0][1:] if len(shapes) == 1 and shapes[0][:1] == (len(part),) else None
     alike = like is not None and [d for d in like if d != 1] == [d for d in own if d != 1]
     if like is not None and alike:
@@ -182,69 +183,7 @@ def _same(call: Call, output: Any, target: torch.Tensor) -> bool:
     """Return whether floating numbers of classes are shares of them, one for each output."""
     if call.values or not target.is_floating_point():
         return True
-    return all(o.shape == target.shape for o in _floating(output))
-
-
-def _codes(
-    call: Call | None, target: torch.Tensor, output: Any, words: bool, name: str
-) -> tuple[torch.Tensor | None, tuple[int, ...]]:
-    """Return the values to replace and their codes, if the loss can't take them as they are.
-
-    Raises:
-        SpecError: there is no code for them.
-    """
-    if call is None or call.tells == "value" or not call.classes:
-        return None, ()
-    found = torch.unique(target)
-    if call.values:
-        low = -1 if call.signs else 0
-        if call.signs:
-            fits = bool((found.abs() == 1).all())
-        else:
-            fits = bool(((found >= 0) & (found <= 1)).all())
-        if fits:
-            return None, ()
-        if call.name != "hinge_embedding_loss":  # which learns distances: there is no order
-            if len(found) == 2 and bool((found == found.round()).all()):
-                return found, (low, 1)
-            if len(found) == 1 and bool((found == 0).all()):
-                return found, (low,)
-        wanted = "-1 and 1" if call.signs else "two classes, or values from 0 to 1"
-        raise SpecError(f"{name} is for {wanted}, and y holds {_some(found, words)}")
-    if call.columns == 1:
-        raise SpecError(
-            f"{name} over one output is 0 whatever the weights are: build a model with an output "
-            "for each class, or take BCEWithLogitsLoss for two classes with one output"
-        )
-    if call.columns is None or _shares(target, output):
-        return None, ()
-    found = found if call.ignored is None else found[found != call.ignored]
-    if bool((found != found.round()).any()):
-        raise SpecError(
-            f"{name} is for classes, and y holds {_some(found, words)}: take a loss of values "
-            "such as MSELoss"
-        )
-    if not len(found) or (found.min() >= 0 and found.max() < call.columns):
-        return None, ()
-    complete = call.ignored is None or bool((target != call.ignored).all())
-    if len(found) == call.columns and complete:
-        return found, tuple(range(call.columns))
-    raise SpecError(
-        f"y holds {_some(found, words)}, and the model has {call.columns} outputs: encode labels "
-        f"as 0 … {call.columns - 1}, or build a model with an output for each"
-    )
-
-
-def _shares(target: torch.Tensor, output: Any) -> bool:
-    """Return whether a target has one column for each class: shares, or 0 and 1."""
-    return any(o.shape[1:] == target.shape[1:] and target.ndim > 1 for o in _floating(output))
-
-
-def _some(found: torch.Tensor, words: bool) -> str:
-    if words:
-        return f"{len(found)} labels"
-    told = ", ".join(f"{value:g}" for value in found[:4].tolist())
-    return told if len(found) <= 4 else f"{told} … {found[-1].item():g}"
+    return all(o.shape == target.shape for o in tensors(output))
 
 
 def _by_trying(loss: Loss, output: Any, form: Form, target: torch.Tensor) -> Form:
@@ -273,8 +212,8 @@ def _by_trying(loss: Loss, output: Any, form: Form, target: torch.Tensor) -> For
     for label, *losses in zip(found.tolist(), near, far, wrong, strict=True):
         if losses[0] == losses[1] == losses[2]:
             raise SpecError(
-                f"{_name(loss)} is {losses[0]:g} where y is {label:g}, whatever the output is: a "
-                "loss of margins wants labels -1 and 1"
+                f"{name_of_loss(loss)} is {losses[0]:g} where y is {label:g}, whatever the "
+                "output is: a loss of margins wants labels -1 and 1"
             )
     if all(f > n for f, n in zip(far, near, strict=True)):
         return replace(form, classes=False, tells="value")
@@ -290,12 +229,12 @@ def _refusal(
     broadcast: tuple[tuple[int, ...], tuple[int, ...]] | None,
     first: Exception | None,
 ) -> Exception:
-    shapes = [tuple(o.shape) for o in _floating(output)]
+    shapes = [tuple(o.shape) for o in tensors(output)]
     told = f"an output of shape {_rows(shapes[0])}" if shapes else "the model's output"
     y = f"a y of shape {_rows(tuple(target.shape))}"
     if broadcast is None and call is None and first is not None:
         return first  # the loss's own words, about something else than shapes
-    wrong = f"{_name(loss)} can't take {told} with {y}"
+    wrong = f"{name_of_loss(loss)} can't take {told} with {y}"
     if broadcast is not None:
         wrong += ": it would broadcast one over the other"
     elif first is not None:
@@ -308,21 +247,6 @@ def _refusal(
 
 def _rows(shape: tuple[int, ...]) -> str:
     return f"(n, {', '.join(map(str, shape[1:]))})" if len(shape) > 1 else "(n,)"
-
-
-def _name(loss: Loss) -> str:
-    return getattr(loss, "__name__", type(loss).__name__)
-
-
-def _floating(output: Any) -> Iterator[torch.Tensor]:
-    if isinstance(output, torch.Tensor):
-        yield output
-    elif isinstance(output, list | tuple):
-        for one in output:
-            yield from _floating(one)
-    elif isinstance(output, dict):
-        for one in output.values():
-            yield from _floating(one)
 
 
 def _mapped(output: Any, call: Callable[[torch.Tensor], torch.Tensor]) -> Any:
