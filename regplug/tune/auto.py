@@ -15,7 +15,7 @@ import torch
 from regplug import Penalty, Plugin, hookimpl
 from regplug.errors import RegplugError, SpecError
 from regplug.parameters import Selection
-from regplug.tune.fits import Train, failed
+from regplug.tune.fits import Work, failed
 from regplug.tune.grid import Auto, Axis, Grid
 from regplug.tune.loading import new_plugin
 from regplug.tune.seeding import seed_for, seeded
@@ -57,10 +57,12 @@ class AtZero(Plugin):
         gradients = []
         for entry in session.coverage(self._selection).trainable:
             gradient = entry.parameter.grad
+            # The only device without float64 is Apple's.
+            wide = torch.float32 if entry.parameter.device.type == "mps" else torch.float64
             if gradient is None:
-                gradients.append(torch.zeros_like(entry.parameter, dtype=torch.float64))
+                gradients.append(torch.zeros_like(entry.parameter, dtype=wide))
                 continue
-            gradients.append(gradient.detach().to(torch.float64, copy=True))
+            gradients.append(gradient.detach().to(wide, copy=True))
             gradient.zero_()
         self._watch(gradients)
 
@@ -130,10 +132,15 @@ def check_automatic(grid: Grid) -> Grid:
     return grid
 
 
-def found(grid: Grid, train: Train, X: Any, y: Any, seed: int) -> Grid:
+def found(grid: Grid, work: Work, **weights: Any) -> Grid:
     """Return the grid with the strengths of its automatic axes, from one run of the loop.
 
     The other plugins are there as well, with their first strengths.
+
+    Args:
+        grid: has an automatic axis.
+        work: the search's.
+        weights: ``sample_weight``, for a loop that takes it.
 
     Raises:
         RegplugError: the loop raised.
@@ -150,8 +157,8 @@ def found(grid: Grid, train: Train, X: Any, y: Any, seed: int) -> Grid:
         else:
             plugins.append(new_plugin(axis.spec(axis.values[0])))
     try:
-        with seeded(seed_for(seed, 0)):
-            train(X, y, plugins)
+        with seeded(seed_for(work.seed, 0)):
+            work.train(work.X, work.y, plugins, **weights)
         gradients = {key: probe.gradients() for key, probe in probes.items()}
     except Exception as error:
         what = f"grid[{next(iter(probes))!r}]: the run that looks for the largest strength"

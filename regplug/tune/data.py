@@ -12,7 +12,18 @@ from sklearn.utils import _safe_indexing
 
 from regplug.errors import SpecError
 
-__all__ = ["Kind", "Split", "check_data", "kind_of", "length", "rows", "splits_of"]
+__all__ = [
+    "Kind",
+    "Split",
+    "as_numpy",
+    "check_data",
+    "check_weight",
+    "kind_of",
+    "length",
+    "rows",
+    "scored",
+    "splits_of",
+]
 
 Kind: TypeAlias = Literal["regression", "classification"]
 Split: TypeAlias = tuple[NDArray[np.intp], NDArray[np.intp]]
@@ -42,9 +53,27 @@ def check_data(X: Any, y: Any, groups: Any = None) -> tuple[Any, Any]:
     return X, y
 
 
+def check_weight(weight: Any, X: Any) -> Any:
+    """Return weights of rows, lists as an array.
+
+    Raises:
+        SpecError: they are not one finite number for each row.
+    """
+    weight = np.asarray(weight) if isinstance(weight, list | tuple) else weight
+    if not hasattr(weight, "shape") or tuple(weight.shape) != (length(X),):
+        told = tuple(weight.shape) if hasattr(weight, "shape") else repr(weight)
+        raise SpecError(
+            f"sample_weight must be one number for each of {length(X)} rows, got {told}"
+        )
+    if as_numpy(weight).dtype.kind not in "biuf":
+        raise SpecError(f"sample_weight must be numbers, got {weight!r}")
+    _check_finite("sample_weight", weight)
+    return weight
+
+
 def _check_finite(name: str, data: Any) -> None:
     if isinstance(data, torch.Tensor):
-        wrong = ~torch.isfinite(data) if data.is_floating_point() else torch.zeros(0)
+        wrong = ~torch.isfinite(data) if data.is_floating_point() else torch.zeros(0, device="cpu")
         count, where = int(wrong.sum()), wrong.nonzero()[:1].flatten().tolist()
     else:
         array = np.asarray(data)
@@ -80,11 +109,29 @@ def rows(data: Any, index: NDArray[np.intp]) -> Any:
 
 
 def as_numpy(data: Any) -> NDArray[Any]:
-    """Return an array, whatever holds the numbers."""
+    """Return an array, whatever holds the numbers; objects that are all numbers become numbers."""
     if isinstance(data, torch.Tensor):
         data = data.detach().cpu()
         return np.asarray(data.float() if data.dtype == torch.bfloat16 else data)
-    return np.asarray(data)
+    array = np.asarray(data)
+    if not array.dtype.isnative:  # torch takes none of these
+        array = array.astype(array.dtype.newbyteorder("="))
+    if array.dtype == object and array.size:  # pandas' types with gaps, which have none here
+        plain = np.array(array.tolist())
+        if plain.dtype.kind in "biuf" and plain.shape == array.shape:
+            return plain
+    return array
+
+
+def scored(y: Any, kind: Kind) -> Any:
+    """Return a target as scorers take it: pandas' types with gaps as an array, values as floats."""
+    if kind == "regression" and (array := as_numpy(y)).dtype.kind in "biu":
+        return array.astype(np.float64)
+    if isinstance(y, torch.Tensor):
+        return y
+    dtypes = y.dtypes if hasattr(y, "columns") else [y.dtype]
+    plain = all(isinstance(dtype, np.dtype) and dtype.kind != "O" for dtype in dtypes)
+    return y if plain else as_numpy(y)
 
 
 def kind_of(y: Any) -> Kind:
@@ -98,7 +145,7 @@ def kind_of(y: Any) -> Kind:
     """
     if isinstance(y, torch.Tensor):
         return "regression" if y.is_floating_point() else "classification"
-    return "regression" if np.asarray(y).dtype.kind == "f" else "classification"
+    return "regression" if as_numpy(y).dtype.kind == "f" else "classification"
 
 
 def splits_of(cv: Any, X: Any, y: Any, groups: Any, kind: Kind) -> list[Split]:

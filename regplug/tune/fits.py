@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from regplug import Plugin
 from regplug.errors import RegplugError, SpecError
-from regplug.tune.data import Kind, Split, rows
+from regplug.tune.data import Split, rows, scored
+from regplug.tune.estimator import Reading, wrap
 from regplug.tune.loading import new_plugin
-from regplug.tune.predictor import Predict, coefficients, nonzero_weights, wrap
+from regplug.tune.predictor import Predict, coefficients, nonzero_weights
 from regplug.tune.seeding import seed_for, seeded
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "failed",
     "fit_path",
     "takes_start",
+    "takes_weight",
     "trained",
 ]
 
@@ -65,37 +67,61 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Work:
-    """What all fits of a search share."""
+    """What all fits of a search share.
+
+    Attributes:
+        train: the loop.
+        X: all rows.
+        y: the target as the loop gets it.
+        wanted: the target as scorers get it.
+        splits: the folds.
+        scorer: what scores.
+        reading: how outputs are read.
+        seed: of the search.
+        weight: a weight for each row, for a loop that takes it.
+    """
 
     train: Train
     X: Any
     y: Any
+    wanted: Any
     splits: Sequence[Split]
     scorer: Scorer
-    kind: Kind
+    reading: Reading
     seed: int
+    weight: Any = None
 
     def training(self, fold: int) -> tuple[Any, Any]:
         """Return a fold's training rows."""
         index = self.splits[fold][0]
         return rows(self.X, index), rows(self.y, index)
 
+    def weighted(self, fold: int) -> dict[str, Any]:
+        """Return the argument with the weights of a fold's training rows, if there are any."""
+        if self.weight is None:
+            return {}
+        return {"sample_weight": rows(self.weight, self.splits[fold][0])}
+
+    def test(self, fold: int) -> tuple[Any, Any]:
+        """Return a fold's test rows, for a scorer."""
+        index = self.splits[fold][1]
+        return rows(self.X, index), scored(rows(self.wanted, index), self.reading.kind)
+
     def score(self, fold: int, predict: Predict) -> float:
         """Return the score on a fold's test rows, NaN if the predictions or it are not finite."""
-        index = self.splits[fold][1]
-        return score(
-            self.scorer, wrap(predict, self.kind, self.y), rows(self.X, index), rows(self.y, index)
-        )
+        return score(self.scorer, wrap(predict, self.reading), *self.test(fold))
 
 
-def check_train(train: object) -> None:
-    """Refuse what can't be called as ``train(X, y, plugins)``.
+def check_train(train: object, *, weighted: bool = False) -> None:
+    """Refuse what can't be called as ``train(X, y, plugins)``, with ``sample_weight`` if weighted.
 
     Raises:
         SpecError: it can't.
     """
     if not callable(train):
         raise SpecError(f"train must be a callable train(X, y, plugins) -> predict, got {train!r}")
+    if weighted and takes_weight(train):
+        return
     try:
         inspect.signature(train).bind(None, None, [])
     except TypeError as error:
@@ -112,6 +138,17 @@ def takes_start(train: Train) -> bool:
         return "start" in inspect.signature(train).parameters
     except ValueError:
         return False
+
+
+def takes_weight(train: Train) -> bool:
+    """Return whether ``train`` can be called with weights of rows, ``sample_weight``."""
+    try:
+        inspect.signature(train).bind(None, None, [], sample_weight=None)
+    except TypeError:
+        return False
+    except ValueError:  # a callable from C, whose signature is not known
+        return True
+    return True
 
 
 def plugins_of(specs: Sequence[str]) -> list[Plugin]:
@@ -170,11 +207,12 @@ def fit_path(work: Work, fits: Sequence[Fit], warm: bool) -> list[Outcome]:
     outcomes: list[Outcome] = []
     start: Mapping[str, Any] = {"start": None} if warm else {}
     X, y = work.training(fits[0].fold)
+    weights = work.weighted(fits[0].fold)
     for fit in fits:
         began = time.perf_counter()
         try:
             with seeded(seed_for(work.seed, fit.fold)):
-                predict = trained(work, fit.specs, X, y, **start)
+                predict = trained(work, fit.specs, X, y, **weights, **start)
                 seconds = time.perf_counter() - began
                 number = work.score(fit.fold, predict)
         except Exception as error:

@@ -21,8 +21,12 @@ from regplug.tune.fits import Fit, Outcome
 __all__ = ["Journal", "fingerprint"]
 
 
-def fingerprint(X: Any, y: Any, splits: Sequence[Split], **other: str) -> dict[str, str]:
+def fingerprint(
+    X: Any, y: Any, splits: Sequence[Split], weight: Any = None, **other: str
+) -> dict[str, str]:
     """Return short hashes of the data and the folds, and whatever else the scores depend on."""
+    if weight is not None:
+        other["sample_weight"] = str(joblib.hash(as_numpy(weight)))
     folds = hashlib.sha256()
     for train, test in splits:
         folds.update(train.astype(np.int64).tobytes() + b"|" + test.astype(np.int64).tobytes())

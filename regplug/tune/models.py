@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, vmap
 
-from regplug.tune.recipe import Recipe, like_output
+from regplug.tune.recipe import Recipe
 
 __all__ = ["Tensors", "losses", "outputs"]
 
@@ -23,16 +23,12 @@ def losses(
         model: the module that all models are like.
         stack: parameters of shape ``(folds, strengths, …)``.
         inputs: shape ``(folds, rows, …)``.
-        targets: shape ``(folds, rows, …)``.
+        targets: shape ``(folds, rows, …)``, in the form that the loss takes.
     """
-
-    def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return recipe.loss(output, like_output(target, output))
-
     strengths = next(iter(stack.values())).shape[1]
     # Some batching rules want targets batched alike (mse_loss among them); a view costs nothing.
     spread = targets[:, None].expand(-1, strengths, *targets.shape[1:])
-    found: torch.Tensor = vmap(vmap(loss))(outputs(model, stack, inputs), spread)
+    found: torch.Tensor = vmap(vmap(recipe.loss))(outputs(model, stack, inputs), spread)
     return found
 
 

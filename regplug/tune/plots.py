@@ -1,6 +1,7 @@
 """The pictures of a search: score against strength, and coefficients against strength."""
 
 import itertools
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +128,25 @@ def _strengths(ax: "Axes", x: NDArray[Any], key: str) -> None:
         else:
             ax.set_xscale("symlog", linthresh=positive.min(), linscale=0.5)
             ax.set_xlim(left=0)
-    ax.set_xlabel(f"strength of {key}")
+    ax.set_xlabel(_wrapped(ax, f"strength of {key}", 0))
+
+
+def _wrapped(ax: "Axes", text: str, side: int) -> str:
+    """Return a label in as many lines as it needs beside an axis: a long one would be cut off."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    share = (ax.get_position().width, ax.get_position().height)[side]
+    inches = figure.get_size_inches()[side] * share
+    return "\n".join(textwrap.wrap(text, max(12, int(inches * 11))))  # a letter is about 1/13 inch
+
+
+def _ticks(values: Sequence[float]) -> list[str]:
+    """Return the shortest labels that differ."""
+    for digits in range(2, 18):
+        labels = [f"{value:.{digits}g}" for value in values]
+        if len(set(labels)) == len(values):
+            break
+    return labels
 
 
 def _marks(search: "StrengthCV", ax: "Axes", key: str) -> None:
@@ -193,10 +212,12 @@ def _heat_map(search: "StrengthCV", keys: Sequence[str], ax: "Axes") -> None:
     worst, middle, top = np.nanmin(table), np.nanmedian(table), np.nanmax(table)
     low = max(worst, middle - 3 * (top - middle)) if top > middle else worst
     image = ax.imshow(table, origin="lower", aspect="auto", cmap="viridis", vmin=low)
-    ax.set_yticks(range(len(ys)), [f"{value:.2g}" for value in ys])
-    ax.set_xticks(range(len(xs)), [f"{value:.2g}" for value in xs])
-    ax.set_ylabel(f"strength of {keys[0]}")
-    ax.set_xlabel(f"strength of {keys[1]}")
+    ax.set_yticks(range(len(ys)), _ticks(ys))
+    labels = _ticks(xs)
+    # Side by side they need room for all their letters.
+    ax.set_xticks(range(len(xs)), labels, rotation=90 if sum(map(len, labels)) > 45 else 0)
+    ax.set_ylabel(_wrapped(ax, f"strength of {keys[0]}", 1))
+    ax.set_xlabel(_wrapped(ax, f"strength of {keys[1]}", 0))
     figure = ax.figure
     figure.colorbar(
         image,

@@ -1,4 +1,4 @@
-"""What a loop returned, seen as a scikit-learn estimator, so that any scorer can score it."""
+"""What a loop returned: its outputs, its module and its weights."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -7,30 +7,29 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from torch import nn
 
 from regplug.errors import RegplugError, SpecError
 from regplug.parameters import Selection
-from regplug.tune.data import Kind, as_numpy, length
+from regplug.tune.data import as_numpy, length
 
 __all__ = [
     "Predict",
-    "Trained",
     "as_input",
     "coefficients",
     "module_of",
     "nonzero_weights",
     "output",
-    "wrap",
 ]
 
 Predict: TypeAlias = Callable[[Any], Any]
 Array: TypeAlias = NDArray[Any]
 
 
-def output(predict: Predict, X: Any) -> Array:
+def output(predict: Predict, X: Any, *, plain: bool = True) -> Any:
     """Return what ``predict`` says of ``X``, without gradients, as an array of one row for each.
+
+    Not ``plain``, it is returned as it is, be it a tensor.
 
     A module is put into evaluation mode and gets a tensor, of its own floating type and on its own
     device; any other callable gets ``X`` as the loop got it.
@@ -43,6 +42,8 @@ def output(predict: Predict, X: Any) -> Array:
             predict.eval()
             X = as_input(predict, X)
         found = predict(X)
+    if not plain:
+        return found
     array = as_numpy(found)
     if array.ndim == 0 or len(array) != length(X):
         raise SpecError(
@@ -55,101 +56,18 @@ def output(predict: Predict, X: Any) -> Array:
 def as_input(module: nn.Module, X: Any) -> torch.Tensor:
     """Return ``X`` as a tensor on the module's device, floating numbers in the module's type."""
     # torch warns of arrays that can't be written, and joblib's shared ones can't.
-    tensor = X if isinstance(X, torch.Tensor) else torch.tensor(np.asarray(X))
+    tensor = X if isinstance(X, torch.Tensor) else torch.tensor(as_numpy(X), device="cpu")
     first = next(module.parameters(), None)
     if first is None:
         return tensor
     floating = tensor.is_floating_point() and first.is_floating_point()
-    return tensor.to(first.device, first.dtype if floating else tensor.dtype)
+    # The type first: not every device has float64.
+    return tensor.to(first.dtype if floating else tensor.dtype).to(first.device)
 
 
 def _told(found: object) -> str:
     shape = getattr(found, "shape", None)
     return type(found).__name__ if shape is None else f"an output of shape {tuple(shape)}"
-
-
-class Trained(BaseEstimator):
-    """A predictor with the methods that scorers call. Use :func:`wrap` to make one."""
-
-    def __init__(self, predict: Predict, target: Array) -> None:
-        self.raw = predict
-        self.target = target
-
-    def fit(self, X: Any, y: Any) -> "Trained":
-        """Do nothing: the loop has trained it. Scorers ask whether there is such a method."""
-        return self
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return True
-
-    def output(self, X: Any) -> Array:
-        """Return the predictor's own output, a column dropped where the target has none."""
-        found = output(self.raw, X)
-        if self.target.ndim == 1 and found.ndim == 2 and found.shape[1] == 1:
-            return found[:, 0]
-        return found
-
-    def predict(self, X: Any) -> Array:
-        """Return values, or for classes the labels: of ``(n, C)`` scores those with the highest."""
-        return self.output(X)
-
-
-class _Regressor(RegressorMixin, Trained):
-    pass
-
-
-class _Classifier(ClassifierMixin, Trained):
-    @functools.cached_property
-    def classes_(self) -> Array:
-        return np.unique(self.target)
-
-    def _scores(self, X: Any) -> Array:
-        found = self.output(X)
-        if found.ndim != 2 or not np.issubdtype(found.dtype, np.floating):
-            raise RegplugError(
-                "probabilities are asked for, which need (n, C) scores; the predictor returned "
-                f"{found.dtype} of shape {found.shape}"
-            )
-        return found
-
-    def _columns(self, count: int) -> Array:
-        """Return the label of each column: 0 … C−1 where the labels are that, else in order."""
-        labels = self.classes_
-        if labels.dtype.kind in "iub" and labels.min() >= 0 and labels.max() < count:
-            return np.arange(count).astype(labels.dtype)
-        if len(labels) == count:
-            return labels
-        raise RegplugError(
-            f"the predictor returned {count} scores for each row, and y has {len(labels)} classes"
-        )
-
-    def predict(self, X: Any) -> Array:
-        found = self.output(X)
-        if found.ndim == 2 and self.target.ndim == 1:
-            labels: Array = self._columns(found.shape[1])[found.argmax(axis=1)]
-            return labels
-        if self.target.dtype.kind in "OUS" or found.dtype.kind != "f":
-            return found
-        # Labels that went through a floating tensor are labels still.
-        whole = found.astype(self.target.dtype)
-        return whole if np.array_equal(whole, found) else found
-
-    def decision_function(self, X: Any) -> Array:
-        """Return the scores; of two classes, how much the second's is above the first's."""
-        found = self._scores(X)
-        return found[:, 1] - found[:, 0] if found.shape[1] == 2 else found
-
-    def predict_proba(self, X: Any) -> Array:
-        """Return the softmax of the scores, shape ``(n, C)``, for the classes in ``y``."""
-        found = self._scores(X)
-        columns = self._columns(found.shape[1])
-        known = torch.tensor(found[:, np.isin(columns, self.classes_)], dtype=torch.float64)
-        return np.asarray(torch.softmax(known, dim=1))
-
-
-def wrap(predict: Predict, kind: Kind, y: Any) -> Trained:
-    """Return ``predict`` as an estimator. ``y`` is the whole target: folds may lack a class."""
-    return (_Classifier if kind == "classification" else _Regressor)(predict, as_numpy(y))
 
 
 def module_of(predict: object) -> nn.Module | None:
@@ -200,5 +118,5 @@ def coefficients(predict: object, most: int = 10_000) -> Array | None:
         return None
     if len(tensors) > 2 or any(p.ndim < 2 and p.numel() > len(weights[0]) for p in tensors):
         return None
-    weight = as_numpy(weights[0].double())
+    weight = as_numpy(weights[0]).astype(np.float64)
     return weight[0] if len(weight) == 1 else weight

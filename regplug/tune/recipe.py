@@ -15,8 +15,10 @@ from torch.optim import Optimizer
 import regplug
 from regplug import Plugin
 from regplug.errors import SpecError
+from regplug.tune.data import as_numpy, length, rows
 from regplug.tune.predictor import as_input
 from regplug.tune.seeding import seeded
+from regplug.tune.targets import Form, form_of, numbers
 
 if TYPE_CHECKING:
     from regplug.tune.fits import Fit, Work
@@ -42,8 +44,11 @@ class Recipe:
 
     Args:
         build: makes a new model, ``() -> nn.Module``.
-        loss: ``(output, target) -> 0-d tensor``, for one batch; ``nn.MSELoss()``, say. A floating
-            target without the output's last dimension of 1 gets one.
+        loss: ``(output, target) -> 0-d tensor``, for one batch; ``nn.MSELoss()``, say, a function
+            of ``torch.nn.functional``, or your own. It decides the target's type and shape: whole
+            numbers become floats for a loss of values, ``(n,)`` becomes ``(n, 1)`` where the output
+            is so, and the labels of two classes 0 and 1 for ``nn.BCEWithLogitsLoss()``, −1 and 1
+            for ``nn.SoftMarginLoss()``. What would broadcast is refused.
         optimizer: makes the optimizer, ``(parameters) -> torch.optim.Optimizer``;
             ``functools.partial(torch.optim.SGD, lr=0.1)``, say.
         epochs: how often the loop goes over the data, at least 1.
@@ -106,21 +111,28 @@ class Recipe:
             plugins: what :func:`regplug.attach` takes.
 
         Raises:
-            SpecError: ``y`` is no numbers, or ``build`` or ``optimizer`` returned something else.
+            SpecError: ``y`` is nothing that the loss can be trained on, or ``build`` or
+                ``optimizer`` returned something else.
             RegplugError: a plugin raised.
         """
         with seeded(self.seed):
             model, optimizer = self.start()
-            inputs, targets = as_input(model, X), as_target(model, y)
+            inputs = as_input(model, X)
+            target, labels = numbers(y, like(model))
+            taken: torch.Tensor | None = None
             needs_closure = _needs_closure(optimizer)
             with regplug.attach(model, optimizer, plugins) as session:
                 for index in self.batches(len(inputs)):
-                    batch, target = inputs[index], targets[index]
 
-                    def closure(batch: Any = batch, target: Any = target) -> torch.Tensor:
+                    def closure(index: Any = index) -> torch.Tensor:
+                        nonlocal taken
                         optimizer.zero_grad()
-                        output = model(batch)
-                        loss = session.loss(self.loss(output, like_output(target, output)))
+                        output = model(inputs[index])
+                        if taken is None:
+                            words = labels is not None
+                            form = form_of(self.loss, output, target, index, words=words)
+                            taken = form.of(target)
+                        loss = session.loss(self.loss(output, taken[index]))
                         loss.backward()
                         return loss
 
@@ -146,14 +158,43 @@ class Recipe:
             raise SpecError(f"optimizer must return a torch.optim.Optimizer, got {optimizer!r}")
         return model.train(), optimizer
 
+    def form(self, X: Any, y: Any) -> tuple[Form | None, Any]:
+        """Return how the loss takes ``y``, by the outputs of a new model, and ``y`` as numbers.
+
+        None if the model or the loss fails: a fit will say how.
+
+        Raises:
+            SpecError: the loss can't be trained on ``y``.
+        """
+        index = np.arange(min(32, length(X)))
+        with seeded(self.seed), torch.no_grad():
+            try:
+                model = self.start()[0].eval()
+                output = model(as_input(model, rows(X, index)))
+            except Exception:
+                return None, y
+            target, labels = numbers(y, like(model))
+            try:
+                found = form_of(
+                    self.loss, output, target, slice(len(index)), words=labels is not None
+                )
+            except SpecError:
+                raise
+            except Exception:
+                return None, y
+        if labels is None and found.labels is None:
+            return found, y
+        return found, as_numpy(found.encoded(target))
+
     def batches(self, n: int) -> Iterator[Any]:
         """Yield the rows of every batch of all epochs: index tensors, or a slice for all rows."""
         if self.batch_size is None:
             yield from itertools.repeat(slice(None), self.epochs)
             return
-        generator = torch.Generator().manual_seed(self.seed)
+        # On the CPU, whatever the default device is: the batches are the same everywhere.
+        generator = torch.Generator("cpu").manual_seed(self.seed)
         for _ in range(self.epochs):
-            yield from torch.randperm(n, generator=generator).split(self.batch_size)
+            yield from torch.randperm(n, generator=generator, device="cpu").split(self.batch_size)
 
     def tasks(self, work: "Work", fits: Sequence["Fit"], workers: int) -> "list[Task] | None":
         """Return the tasks that train ``fits`` at once, in at least ``workers`` parts.
@@ -172,28 +213,9 @@ class Recipe:
             return None
 
 
-def as_target(model: nn.Module, y: Any) -> torch.Tensor:
-    """Return a target as a tensor on the model's device, in its floating type or as int64.
-
-    Raises:
-        SpecError: it holds no numbers.
-    """
-    try:
-        tensor = y if isinstance(y, torch.Tensor) else torch.tensor(np.asarray(y))
-    except TypeError as error:
-        raise SpecError(
-            f"a Recipe's y must be numbers (encode labels as 0 … C−1): {error}"
-        ) from error
-    first = next(model.parameters(), torch.zeros(0))
-    dtype = first.dtype if tensor.is_floating_point() else torch.int64
-    return tensor.to(first.device, dtype)
-
-
-def like_output(target: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-    """Return a floating target with the output's last dimension of 1: losses would broadcast."""
-    if target.is_floating_point() and output.ndim == target.ndim + 1 and output.shape[-1] == 1:
-        return target.unsqueeze(-1)
-    return target
+def like(model: nn.Module) -> torch.Tensor:
+    """Return a tensor of the device and the type that a model's targets are to have."""
+    return next(model.parameters(), torch.zeros(0, device="cpu"))
 
 
 def _is_count(number: object) -> bool:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, MetaEstimatorMixin
-from sklearn.metrics import get_scorer
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from regplug.errors import PluginNotFoundError, RegplugError, SpecError
-from regplug.tune import auto, rules
-from regplug.tune.data import Kind, check_data, kind_of, splits_of
+from regplug.tune import auto, hints, rules
+from regplug.tune.data import check_data, check_weight, scored, splits_of
+from regplug.tune.estimator import Reading, wrap
 from regplug.tune.fits import (
     Fit,
     Outcome,
@@ -27,13 +28,14 @@ from regplug.tune.fits import (
     fit_path,
     score,
     takes_start,
+    takes_weight,
     trained,
 )
 from regplug.tune.grid import Auto, Candidate, Grid
 from regplug.tune.jobs import Task, run, workers
 from regplug.tune.journal import Journal, fingerprint
+from regplug.tune.kinds import judged, name_of
 from regplug.tune.loading import new_plugin
-from regplug.tune.predictor import wrap
 from regplug.tune.progress import Progress
 from regplug.tune.recipe import Recipe
 from regplug.tune.seeding import seed_for, seeded
@@ -44,6 +46,11 @@ if TYPE_CHECKING:
 __all__ = ["StrengthCV"]
 
 _RULES = ("best", "one_se")
+
+
+def _may_be_classes(search: "StrengthCV") -> bool:
+    reading: Reading | None = getattr(search, "_reading", None)
+    return reading is None or reading.kind == "classification"
 
 
 class StrengthCV(MetaEstimatorMixin, BaseEstimator):
@@ -72,8 +79,10 @@ class StrengthCV(MetaEstimatorMixin, BaseEstimator):
             new ones in the order of the grid's keys) and returns a module, or a callable that takes
             rows like those of ``X`` and returns one output for each: values for regression; labels
             or scores of shape ``(n, C)`` before the softmax for classes, columns in the order of
-            ``np.unique(y)``. ``X`` and ``y`` are rows of what ``fit`` got, arrays, tensors or data
-            frames. If it takes an argument ``start``, it is called with the predictor of the
+            ``np.unique(y)``; of two classes, or of each column of 0 and 1, one logit will do (a
+            probability, if the model ends in a sigmoid). ``X`` and ``y`` are rows of what ``fit``
+            got, arrays, tensors or data frames. If it takes an argument ``start``, it is called
+            with the predictor of the
             next stronger strength (None for the strongest), to go on from there. A :class:`Recipe`
             is a loop too, of which all fits are trained at once.
         grid: specs with a placeholder for the strength, and the strengths:
@@ -82,7 +91,8 @@ class StrengthCV(MetaEstimatorMixin, BaseEstimator):
         cv: the number of folds, any splitter of scikit-learn, or an iterable of splits. A number
             means ``StratifiedKFold`` for classes and ``KFold`` otherwise, not shuffled.
         scoring: a scorer's name or a callable ``(estimator, X, y) -> float``, greater is better.
-            None means negative mean squared error for a target of floats, else accuracy.
+            None means negative mean squared error for a target of floats, else accuracy; the loss
+            of a Recipe decides, where it is one of values or one of classes.
         rule: ``"best"`` or ``"one_se"``.
         n_jobs: processes, through joblib and whichever backend is active there (loky, Dask, Ray);
             None means one, -1 all processors. Scores don't depend on it.
@@ -102,6 +112,9 @@ class StrengthCV(MetaEstimatorMixin, BaseEstimator):
         best_index_: its index in ``cv_results_``.
         one_se_params_: the choice of the one-standard-error rule; None for a single fold.
         chosen_params_: the one of the two that ``rule`` says.
+        edges_: a dict of the keys whose best strength is at an end of its list that could be
+            longer, ``"weakest"`` or ``"strongest"``; ``progress`` tells it (of lists of three
+            strengths or more).
         best_model_: what ``train`` returned for all data with ``chosen_params_``.
         n_splits_: the number of folds.
         classes_: the labels, for classes.
@@ -160,7 +173,7 @@ class StrengthCV(MetaEstimatorMixin, BaseEstimator):
 
     # --- the search -----------------------------------------------------------------------
 
-    def fit(self, X: Any, y: Any, groups: Any = None) -> "StrengthCV":
+    def fit(self, X: Any, y: Any, groups: Any = None, sample_weight: Any = None) -> "StrengthCV":
         """Search, choose by the rule, and train once more on all data.
 
         Stopped by Ctrl-C, it keeps the scores that are there in ``cv_results_`` (and in the file
@@ -170,6 +183,9 @@ class StrengthCV(MetaEstimatorMixin, BaseEstimator):
             X: shape ``(n, …)``, an array, a tensor or a data frame.
             y: shape ``(n,)`` or ``(n, outputs)``.
             groups: shape ``(n,)``, for splitters that keep groups together.
+            sample_weight: shape ``(n,)``, one weight for each row. The loop gets those of its rows
+                as ``train(X, y, plugins, sample_weight=…)``; scores are not weighted, as in
+                scikit-learn's searches.
 
         Returns:
             The search itself.
@@ -179,33 +195,37 @@ class StrengthCV(MetaEstimatorMixin, BaseEstimator):
             StateError: the file ``resume`` belongs to another search.
             RegplugError: a fit raised, or none has a score.
         """
-        grid = self._checked_grid()
+        grid = self._checked_grid(weighted=sample_weight is not None)
         X, y = check_data(X, y, groups)
-        scorer, kind, scoring = _scorer(self.scoring, kind_of(y))
-        splits = splits_of(self.cv, X, y, groups, kind)
+        weight = self._checked_weight(sample_weight, X)
+        reading, scorer, scoring, target = judged(self.train, X, y, self.scoring)
+        splits = splits_of(self.cv, X, y, groups, reading.kind)
         if self.rule == "one_se" and len(splits) < 2:
             raise SpecError("rule='one_se' needs at least two folds for a standard error")
+        work = Work(self.train, X, target, y, splits, scorer, reading, self.seed, weight)
         if grid.automatic:
-            grid = auto.found(grid, self.train, X, y, self.seed)
+            grid = auto.found(grid, work, **_all_weights(work))
             _check_strengths(grid)
-        work = Work(self.train, X, y, splits, scorer, kind, self.seed)
 
-        self._kind: Kind = kind
+        self._reading = reading
         self._scorer = scorer
         self._scoring_name = scoring
         self._keys = grid.keys
         self.n_splits_ = len(splits)
-        if kind == "classification":
-            self.classes_ = wrap(lambda rows: rows, kind, y).classes_
+        if reading.kind == "classification":
+            self.classes_ = reading.classes
         if len(X.shape) > 1:
             self.n_features_in_ = int(X.shape[1])
         candidates = grid.candidates
         self._search(work, grid, candidates, scoring)
         self._choose(candidates)
+        self._tell_edges(grid)
         self._refit(work, grid)
+        if doubt := hints.no_logits(self._trained, X, y):
+            warnings.warn(doubt, stacklevel=2)
         return self
 
-    def _checked_grid(self) -> Grid:
+    def _checked_grid(self, weighted: bool) -> Grid:
         """Return the grid; everything that can be known without data is checked."""
         if self.rule not in _RULES:
             raise SpecError(f"rule must be one of {', '.join(_RULES)}, got {self.rule!r}")
@@ -215,10 +235,24 @@ class StrengthCV(MetaEstimatorMixin, BaseEstimator):
             or self.seed < 0
         ):
             raise SpecError(f"seed must be a whole number of at least 0, got {self.seed!r}")
-        check_train(self.train)
+        check_train(self.train, weighted=weighted)
         grid = Grid(self.grid)
         _check_strengths(grid)
         return auto.check_automatic(grid)
+
+    def _checked_weight(self, weight: Any, X: Any) -> Any:
+        if weight is None:
+            return None
+        if not takes_weight(self.train):
+            raise SpecError(
+                "sample_weight is for a loop that takes it, train(X, y, plugins, sample_weight)"
+                + (
+                    "; a Recipe's loss is one number for a batch: write the loop by hand"
+                    if isinstance(self.train, Recipe)
+                    else ""
+                )
+            )
+        return check_weight(weight, X)
 
     def _search(
         self, work: Work, grid: Grid, candidates: Sequence[Candidate], scoring: str
@@ -231,10 +265,9 @@ class StrengthCV(MetaEstimatorMixin, BaseEstimator):
         journal = None
         done: list[Outcome] = []
         if self.resume is not None:
-            loop = repr(self.train) if isinstance(self.train, Recipe) else _name(self.train)
-            about = fingerprint(
-                work.X, work.y, work.splits, scoring=scoring, seed=str(self.seed), train=loop
-            )
+            loop = repr(self.train) if isinstance(self.train, Recipe) else name_of(self.train)
+            other = {"scoring": scoring, "seed": str(self.seed), "train": loop}
+            about = fingerprint(work.X, work.wanted, work.splits, work.weight, **other)
             journal = Journal(self.resume, about)
             done = [found for fit in fits if (found := journal.outcome(fit)) is not None]
         known = {(one.candidate, one.fold) for one in done}
@@ -311,15 +344,23 @@ class StrengthCV(MetaEstimatorMixin, BaseEstimator):
         assert chosen is not None
         self.chosen_params_ = dict(chosen)
 
+    def _tell_edges(self, grid: Grid) -> None:
+        self.edges_ = hints.edges(grid.axes, Grid(self.grid).axes, self.best_params_)
+        for key, end in self.edges_.items():
+            if self.progress and (told := hints.at_edge(grid.axes, self.best_params_, key, end)):
+                sys.stderr.write(f"{told}\n")
+
     def _refit(self, work: Work, grid: Grid) -> None:
         specs = grid.specs(self.chosen_params_)
         start = {"start": None} if takes_start(self.train) else {}
         try:
             with seeded(seed_for(self.seed, self.n_splits_)):
-                self.best_model_ = trained(work, specs, work.X, work.y, **start)
+                self.best_model_ = trained(
+                    work, specs, work.X, work.y, **_all_weights(work), **start
+                )
         except Exception as error:
             raise failed(f"the fit with {self.chosen_params_} on all data", error) from error
-        self._trained = wrap(self.best_model_, work.kind, work.y)
+        self._trained = wrap(self.best_model_, work.reading)
 
     # --- the estimator --------------------------------------------------------------------
 
@@ -332,9 +373,12 @@ class StrengthCV(MetaEstimatorMixin, BaseEstimator):
         check_is_fitted(self, "best_model_")
         return self._trained.predict(X)
 
-    @available_if(lambda self: getattr(self, "_kind", "classification") == "classification")
+    @available_if(_may_be_classes)
     def predict_proba(self, X: Any) -> NDArray[Any]:
-        """Return the softmax of the chosen model's scores, shape ``(n, C)``.
+        """Return the probabilities of the classes, shape ``(n, C)``.
+
+        They are the softmax of scores, the sigmoid of a single logit or of one for each column
+        of a target of 0 and 1, and probabilities as they are where the model ends in them.
 
         Raises:
             sklearn.exceptions.NotFittedError: nothing was fitted yet.
@@ -343,7 +387,7 @@ class StrengthCV(MetaEstimatorMixin, BaseEstimator):
         check_is_fitted(self, "best_model_")
         return np.asarray(self._trained.predict_proba(X))
 
-    @available_if(lambda self: getattr(self, "_kind", "classification") == "classification")
+    @available_if(_may_be_classes)
     def decision_function(self, X: Any) -> NDArray[Any]:
         """Return the chosen model's scores, shape ``(n, C)``, or ``(n,)`` for two classes.
 
@@ -362,13 +406,13 @@ class StrengthCV(MetaEstimatorMixin, BaseEstimator):
         """
         check_is_fitted(self, "best_model_")
         X, y = check_data(X, y)
-        return score(self._scorer, self._trained, X, y)
+        return score(self._scorer, self._trained, X, scored(y, self._reading.kind))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.target_tags.required = True
         tags.input_tags.three_d_array = True
-        kind = getattr(self, "_kind", None)
+        kind = self._reading.kind if hasattr(self, "_reading") else None
         if kind == "classification":
             from sklearn.utils import ClassifierTags
 
@@ -429,32 +473,8 @@ def _check_strengths(grid: Grid) -> None:
             )
 
 
-def _scorer(scoring: Any, kind: Kind) -> tuple[Scorer, Kind, str]:
-    """Return the scorer, whether targets are classes for it, and its name."""
-    if scoring is None:
-        scoring = "neg_mean_squared_error" if kind == "regression" else "accuracy"
-    if isinstance(scoring, str):
-        try:
-            scorer = get_scorer(scoring)
-        except ValueError as error:
-            raise SpecError(f"scoring={scoring!r} is no scorer of scikit-learn: {error}") from error
-        name = scoring
-    elif callable(scoring):
-        scorer, name = scoring, _name(scoring)
-    else:
-        raise SpecError(
-            "scoring must be a scorer's name, a callable (estimator, X, y) -> float, or None, "
-            f"got {scoring!r}"
-        )
-    metric = getattr(scorer, "_score_func", None)
-    if getattr(metric, "__module__", "").endswith("_regression"):
-        kind = "regression"  # counts and ratings are whole numbers, but not classes
-    return scorer, kind, name
-
-
-def _name(call: Any) -> str:
-    named = call if hasattr(call, "__qualname__") else type(call)
-    return f"{named.__module__}.{named.__qualname__}"
+def _all_weights(work: Work) -> dict[str, Any]:
+    return {} if work.weight is None else {"sample_weight": work.weight}
 
 
 def _results(

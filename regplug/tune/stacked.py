@@ -19,14 +19,16 @@ import regplug
 from regplug import Plugin
 from regplug.errors import RegplugError, SpecError
 from regplug.parameters import Selection
-from regplug.tune.data import as_numpy, rows
+from regplug.tune.data import as_numpy
+from regplug.tune.estimator import wrap
 from regplug.tune.fits import Fit, Outcome, Work, failed, plugins_of, score
 from regplug.tune.jobs import Task
 from regplug.tune.models import Tensors, losses, outputs
-from regplug.tune.predictor import as_input, coefficients, wrap
-from regplug.tune.recipe import Recipe, as_target
+from regplug.tune.predictor import as_input, coefficients
+from regplug.tune.recipe import Recipe, like
 from regplug.tune.seeding import seeded
 from regplug.tune.stacked_penalty import StackedPenalty
+from regplug.tune.targets import form_of, numbers
 from regplug.tune.trial import CantStack, trial
 
 __all__ = ["plan", "train_stacked"]
@@ -76,11 +78,21 @@ def _cost_of_fit(recipe: Recipe, work: Work, fit: Fit) -> tuple[int, int]:
     """Return how many bytes a fit takes, and how many products a step of it."""
     X, y = work.training(fit.fold)
     model, _ = recipe.start()
-    _check_new(model, recipe.start()[0])
-    inputs, targets = as_input(model, X), as_target(model, y)
-    batch, target = inputs[: recipe.batch_size], targets[: recipe.batch_size]
+    other, _ = recipe.start()
+    _check_new(model, other)
+    batch = as_input(model, X)[: recipe.batch_size]
+    target = _taken(recipe, other, batch, y)[: recipe.batch_size]
     size = trial(recipe, plugins_of(fit.specs), batch, target)
     return size, max(1, len(batch) * sum(p.numel() for p in model.parameters()))
+
+
+def _taken(recipe: Recipe, model: nn.Module, batch: torch.Tensor, y: Any) -> torch.Tensor:
+    """Return a fold's target in the form that the loss takes; ``batch`` are its first rows."""
+    target, labels = numbers(y, like(model))
+    with torch.no_grad():
+        output = model(batch)
+    form = form_of(recipe.loss, output, target, slice(len(batch)), words=labels is not None)
+    return form.of(target)
 
 
 def _check_new(model: nn.Module, other: nn.Module) -> None:
@@ -123,7 +135,9 @@ def _train(recipe: Recipe, work: Work, fits: Sequence[Sequence[Fit]]) -> tuple[n
     model, single = recipe.start()
     data = [work.training(its[0].fold) for its in fits]
     inputs = torch.stack([as_input(model, X) for X, _ in data])
-    targets = torch.stack([as_target(model, y) for _, y in data])
+    first = inputs[:, : recipe.batch_size]
+    taken = [_taken(recipe, model, x, y) for x, (_, y) in zip(first, data, strict=True)]
+    targets = torch.stack(taken)
     shape = len(fits), len(fits[0])
     stack = {
         name: p.detach().expand(*shape, *p.shape).clone().requires_grad_()
@@ -191,8 +205,7 @@ def _score(
     work: Work, model: nn.Module, stack: Tensors, fits: Sequence[Fit], seconds: float
 ) -> list[Outcome]:
     """Score the models of one fold; ``stack`` has shape ``(strengths, …)``."""
-    test = work.splits[fits[0].fold][1]
-    X, y = rows(work.X, test), rows(work.y, test)
+    X, y = work.test(fits[0].fold)
     with torch.no_grad():
         found = as_numpy(
             outputs(model, {n: p[None] for n, p in stack.items()}, as_input(model, X)[None])[0]
@@ -204,13 +217,15 @@ def _score(
         chosen = []
     fixed = sum(int(model.get_parameter(n).count_nonzero()) for n in chosen if n not in stack)
     counts = [torch.count_nonzero(stack[n].flatten(1), dim=1).cpu() for n in chosen if n in stack]
-    nonzero = (sum(counts, torch.zeros(len(fits), dtype=torch.int64)) + fixed).tolist()
+    nonzero = (
+        sum(counts, torch.zeros(len(fits), dtype=torch.int64, device="cpu")) + fixed
+    ).tolist()
     linear = coefficients(model) is not None
     outcomes = []
     for k, fit in enumerate(fits):
         member = _Member(model, {name: p[k] for name, p in stack.items()}, X, found[k])
         try:
-            number = score(work.scorer, wrap(member, work.kind, work.y), X, y)
+            number = score(work.scorer, wrap(member, work.reading), X, y)
         except Exception as error:
             raise failed(f"the fit with {fit}", error) from error
         weights = coefficients(member.module()) if linear else None

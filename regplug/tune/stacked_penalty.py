@@ -126,8 +126,8 @@ class StackedPenalty:
     def _choose(self, formula: str, strengths: Strengths, w: torch.Tensor, step: Any) -> Way:
         """Return the fastest way that agrees with the formula called for each model."""
         # Not the weights themselves: models that start alike would hide a mix-up between them.
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.rand(w.shape, generator=generator).to(w) * 2 - 1
+        generator = torch.Generator("cpu").manual_seed(0)
+        noise = torch.rand(w.shape, generator=generator, device="cpu").to(w) * 2 - 1
         wanted = self._one_by_one(formula, strengths, noise, step)
         for way in (self._broadcast, self._vmapped) if self._first.separable else (self._vmapped,):
             try:

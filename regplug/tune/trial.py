@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 import regplug
 from regplug import Plugin
 from regplug.tune.models import losses
-from regplug.tune.recipe import Recipe, like_output
+from regplug.tune.recipe import Recipe
 from regplug.tune.stacked_penalty import why_not_stacked
 
 __all__ = ["CantStack", "trial"]
@@ -46,7 +46,7 @@ def trial(
         recipe: whose fits they are.
         plugins: those of any fit.
         inputs: one batch, shape ``(rows, …)``.
-        targets: shape ``(rows, …)``.
+        targets: shape ``(rows, …)``, in the form that the loss takes.
 
     Returns:
         How many bytes one model takes: weights, gradients, optimizer state, activations.
@@ -93,7 +93,7 @@ def _run_singles(
     for model in models:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             output = model(inputs)
-            loss = recipe.loss(output, like_output(targets, output))
+            loss = recipe.loss(output, targets)
         loss.backward()
     if not torch.equal(state, _random_state(inputs.device)):
         raise CantStack("the model's forward draws random numbers, as layers that drop do")
