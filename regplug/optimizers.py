@@ -6,16 +6,19 @@ and sign a parameter has, and what an optimizer multiplies a constant gradient b
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
 
 from regplug.blocks import scratch
 from regplug.eager import eagerly
 from regplug.errors import RegplugError, SpecError, UnsupportedError
+from regplug.gradmode import without_grad
 
 __all__ = ["Group", "StepEvents", "StepListener", "UpdateRule", "unwrap", "update_rule"]
 
@@ -116,10 +119,14 @@ class StepEvents:
 
     def disconnect(self) -> None:
         """Remove the hooks. May be called twice."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
         self._listener = None
+        if _steps_on_stack(self.optimizer) and not all(map(_is_last, self._handles)):
+            # torch is going through hooks right now, of which none but the last can be removed.
+            _remove_after_step(self._handles)
+        else:
+            for handle in self._handles:
+                handle.remove()
+        self._handles = []
 
     @eagerly
     def _enter(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
@@ -129,6 +136,7 @@ class StepEvents:
             self._depth += 1
             return None
         self._depth, self._real = 1, False
+        listener, grad = self._listener, torch.is_grad_enabled()
         try:
             closure = args[1] if len(args) > 1 else kwargs.get("closure")
             if callable(closure):
@@ -136,14 +144,15 @@ class StepEvents:
                 if len(args) > 1:
                     return (args[0], wrapped, *args[2:]), kwargs
                 return args, {**kwargs, "closure": wrapped}
-            if self._listener is not None and is_real(optimizer):
+            if listener is not None and is_real(optimizer):
                 self._real = True
-                self._listener.gradients_ready()
-                self._listener.before_update()
-            elif self._listener is not None and not has_gradients(optimizer):
-                self._listener.no_gradients()
+                listener.gradients_ready()
+                listener.before_update()
+            elif listener is not None and not has_gradients(optimizer):
+                listener.no_gradients()
         except BaseException:
             self._depth = 0
+            torch._C._set_grad_enabled(grad)  # whatever was interrupted
             raise
         return None
 
@@ -152,24 +161,49 @@ class StepEvents:
         self._depth -= 1
         if self._depth == 0 and self._real and self._listener is not None:
             self._real = False
-            self._listener.after_update()
+            grad = torch.is_grad_enabled()
+            try:
+                self._listener.after_update()
+            except BaseException:
+                torch._C._set_grad_enabled(grad)
+                raise
 
     def _wrap(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         def penalized() -> Any:
             # LBFGS calls this with grad on, others may not: the caller's mode reaches the closure.
             loss = closure()
-            if self._listener is None or not has_gradients(self.optimizer):
+            listener = self._listener
+            if listener is None or not has_gradients(self.optimizer):
                 return loss
-            with torch.no_grad():
-                self._listener.gradients_ready()
-                # Of the weights that the gradients were taken at, so before any is decayed.
-                value = self._listener.closure_value()
-                if not self._real:
-                    self._real = True
-                    self._listener.before_update()
-                return loss if loss is None or not value else loss + value
+            return without_grad(evaluated, listener, loss)
+
+        def evaluated(listener: StepListener, loss: Any) -> Any:
+            listener.gradients_ready()
+            # Of the weights that the gradients were taken at, so before any is decayed.
+            value = listener.closure_value()
+            if not self._real:
+                self._real = True
+                listener.before_update()
+            return loss if loss is None or not value else loss + value
 
         return penalized
+
+
+def _is_last(handle: RemovableHandle) -> bool:
+    """Whether a hook is the last of its kind, or is gone."""
+    hooks = handle.hooks_dict_ref()
+    return not hooks or handle.id not in hooks or next(reversed(hooks)) == handle.id
+
+
+def _remove_after_step(handles: Sequence[RemovableHandle]) -> None:
+    """Remove hooks of an optimizer once the step that is at work is over."""
+
+    def remove(*arguments: Any) -> None:
+        for handle in (*handles, own):
+            handle.remove()
+
+    # torch calls these after the optimizer's own hooks, each list by itself.
+    own = register_optimizer_step_post_hook(remove)
 
 
 def _steps_on_stack(optimizer: Optimizer) -> int:
