@@ -69,10 +69,9 @@ class Silence:
 
     def in_loss(self, session: "Session") -> None:
         """A loss event with a graph behind it."""
-        if self._without:
+        if self._without or not self._ever:
             self._longest = max(self._longest, self._without - 1)
-            self._without, self._limit = 0, _GAP + 2 * self._longest
-        self._ever = True
+            self._without, self._limit, self._ever = 0, _GAP + 2 * self._longest, True
         self._events += 1
         if self._events >= _PASSES and self._events & (self._events - 1) == 0:
             self._look(session)
