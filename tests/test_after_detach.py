@@ -93,7 +93,9 @@ def test_state_after_detach_is_that_of_the_moment_of_detaching():
     assert after["plugins"]["forgets"]["row"] == [0, 1, 2]
     # The saved state takes up the run where it stopped.
     model, optimizer, resumed = rig([L2SP(0.5), Dropout(0.1)], name="again")
-    resumed.load_state_dict({"steps": 3, "plugins": {"l2_sp": after["plugins"]["l2_sp"], "dropout": {}}})
+    resumed.load_state_dict(
+        {"steps": 3, "plugins": {"l2_sp": after["plugins"]["l2_sp"], "dropout": {}}}
+    )
     assert torch.equal(resumed.state_dict()["plugins"]["l2_sp"]["anchors"]["0.weight"], anchor)
 
 

@@ -36,7 +36,11 @@ class StochasticDepth(nn.Module):
 def network():
     torch.manual_seed(1)
     return nn.Sequential(
-        nn.Linear(3, 4), nn.ReLU(), nn.Dropout(0.3), StochasticDepth(), nn.LSTM(4, 2, 2, dropout=0.1)
+        nn.Linear(3, 4),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        StochasticDepth(),
+        nn.LSTM(4, 2, 2, dropout=0.1),
     )
 
 
@@ -65,7 +69,9 @@ def optimizer_of(kind, model):
 
 def state_of(model, optimizer):
     """Return all that a session may have changed, but for weights and optimizer state."""
-    found = {"groups": [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]}
+    found = {
+        "groups": [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    }
     for name, hooks in vars(optimizer).items():
         if name.endswith("_hooks"):
             found[name] = len(hooks)

@@ -134,9 +134,7 @@ def test_wrong_anchors_change_nothing(wrong, message):
     model, session = attached()
     before = told(model, session)
     with pytest.raises(StateError, match=message):
-        session.load_state_dict(
-            {"steps": 7, "plugins": {"l1": {}, "dropout": {}, "l2_sp": wrong}}
-        )
+        session.load_state_dict({"steps": 7, "plugins": {"l1": {}, "dropout": {}, "l2_sp": wrong}})
     assert same(told(model, session), before)
 
 

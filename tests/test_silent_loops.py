@@ -63,7 +63,7 @@ class AddsToLoss(regplug.Plugin):
 )
 def test_a_loop_that_stops_calling_the_loss_event_is_told_once(plugin):
     plugin = plugin()
-    model, optimizer, session = rig([plugin, "dropout(0.1)"] if False else [plugin])
+    model, optimizer, session = rig([plugin])
     step(model, optimizer, session, count=3)
     assert "session.loss" not in session.describe()
     words = told(lambda: step(model, optimizer, count=100))
@@ -203,9 +203,7 @@ def reloading(model, optimizer, session):
         session.metrics()
 
 
-@pytest.mark.parametrize(
-    "loop", [accumulating, evaluating, skipping, lazily, clamping, reloading]
-)
+@pytest.mark.parametrize("loop", [accumulating, evaluating, skipping, lazily, clamping, reloading])
 @pytest.mark.parametrize("plugin", ["l1(0.1)", "l1(0.1, delivery='loss')"])
 def test_usual_loops_are_not_told(loop, plugin):
     model, optimizer, session = rig([plugin, "weight_decay(0.1)"])
@@ -214,8 +212,9 @@ def test_usual_loops_are_not_told(loop, plugin):
 
 def test_line_searches_are_not_told():
     model = nn.Linear(3, 1)
-    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=400, tolerance_grad=0, lr=1e-3,
-                                  tolerance_change=0)
+    optimizer = torch.optim.LBFGS(
+        model.parameters(), max_iter=400, tolerance_grad=0, lr=1e-3, tolerance_change=0
+    )
     session = regplug.attach(model, optimizer, ["l2(0.01)"])
 
     def closure():

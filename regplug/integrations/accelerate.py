@@ -87,7 +87,8 @@ def connect(session: "Session", accelerator: Any, optimizer: object) -> "Callabl
                 f"this accelerator has a session named {session.name!r} already, and its "
                 "checkpoints could not tell the two apart. At the end of each fold or run write\n"
                 "    session.detach()\n"
-                'or, where both go on, give each a name: regplug.attach(…, name=f"fold{k}")'
+                "or, where both go on, give each a name, as in attach(…, name='another') or\n"
+                "    regplug.attach(…, name=f'fold{k}')"
             )
         sessions[session.name] = session
         undo += [
