@@ -53,7 +53,7 @@ def run(accelerator: Any, tmp_path: Path, attach: str = ATTACH, end: str = "") -
         "sessions": [],
         "torch": torch,
     }
-    exec(FOLD.format(attach=attach, end=end), found)  # noqa: S102 - the lines are the message's
+    exec(FOLD.format(attach=attach, end=end), found)
     sessions: list[Any] = found["sessions"]
     return sessions
 

@@ -141,7 +141,7 @@ def test_wrong_anchors_change_nothing(wrong, message):
 def test_rates_that_a_schedule_refuses_at_the_loaded_step_change_nothing():
     model = network()
     session = regplug.attach(model, plugins=[Dropout(lambda t: 0.1 if t < 5 else 1.5)])
-    with pytest.raises(RegplugError, match="1.5"):
+    with pytest.raises(RegplugError, match=r"1\.5"):
         session.load_state_dict({"steps": 7, "plugins": {"dropout": {}}})
     assert session.steps == 0
     assert float(model[1].p) == 0.1
@@ -161,7 +161,7 @@ def test_rates_that_a_schedule_refuses_at_the_loaded_step_change_nothing():
 )
 def test_states_of_other_plugins_and_keys_of_any_type_are_refused(plugins):
     session = regplug.attach(network(), plugins=["l1(0.1)"])
-    with pytest.raises(StateError, match="saved state is of the plugins|not what session.state"):
+    with pytest.raises(StateError, match=r"state is of the plugins|not what session\.state"):
         session.load_state_dict({"steps": 7, "plugins": plugins})
     assert session.steps == 0
 
@@ -169,6 +169,6 @@ def test_states_of_other_plugins_and_keys_of_any_type_are_refused(plugins):
 @pytest.mark.parametrize("steps", [True, 2.0, "3", None, -1])
 def test_steps_that_are_no_count_are_refused(steps):
     session = regplug.attach(network(), plugins=["l1(0.1)"])
-    with pytest.raises(StateError, match="not what session.state_dict"):
+    with pytest.raises(StateError, match=r"not what session\.state_dict"):
         session.load_state_dict({"steps": steps, "plugins": {"l1": {}}})
     assert session.steps == 0
