@@ -5,10 +5,12 @@ had them, before any other post-hook looks (an average of the weights). torch ca
 order of registration, and global ones outside of an optimizer's own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
 
 from regplug.eager import eagerly
 
@@ -35,7 +37,7 @@ class StepHooks:
         pre = optimizer.register_step_pre_hook(self._before)
         post = optimizer.register_step_post_hook(self._after)
         self._key: int = pre.id
-        self._handles = [pre, post]
+        self._handles: list[RemovableHandle] = [pre, post]
         # The last key of which it is known that no hook of others comes after ours, up to it.
         self._last: int | None = pre.id
         self._overtaken = False
@@ -43,10 +45,14 @@ class StepHooks:
         self._undo: Callable[[], None] | None = None
         _to_the_front(optimizer._optimizer_step_post_hooks)
 
-    def remove(self) -> None:
-        """Remove the hooks. May be called twice."""
-        for handle in self._handles:
-            handle.remove()
+    def remove(self, *, stepping: bool = False) -> None:
+        """Remove the hooks; ``stepping`` says that a step is at work. May be called twice."""
+        if stepping and not all(map(_is_last, self._handles)):
+            # torch is going through hooks right now, of which none but the last can be removed.
+            _remove_after_step(self._handles)
+        else:
+            for handle in self._handles:
+                handle.remove()
         self._handles = []
         self._turn = None
         self._enter = self._leave = _nothing  # what they are bound to is free to go
@@ -114,3 +120,20 @@ def _is_own(hook: object) -> bool:
 def _to_the_front(table: Any) -> None:
     for key in [key for key, hook in table.items() if not _is_own(hook)]:
         table[key] = table.pop(key)
+
+
+def _is_last(handle: RemovableHandle) -> bool:
+    """Whether a hook is the last of its kind, or is gone."""
+    hooks = handle.hooks_dict_ref()
+    return not hooks or handle.id not in hooks or next(reversed(hooks)) == handle.id
+
+
+def _remove_after_step(handles: Sequence[RemovableHandle]) -> None:
+    """Remove hooks of an optimizer once the step that is at work is over."""
+
+    def remove(*arguments: Any) -> None:
+        for handle in (*handles, own):
+            handle.remove()
+
+    # torch calls these after the optimizer's own hooks, each list by itself.
+    own = register_optimizer_step_post_hook(remove)
