@@ -8,6 +8,7 @@ plugins may give one number back in any order: the last one brings the user's ow
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 from torch.optim import Optimizer
@@ -146,13 +147,18 @@ def around(optimizer: Optimizer) -> list[Optimizer]:
     """
     groups = {id(group) for group in optimizer.param_groups}
     found: dict[int, Optimizer] = {}
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        caller = frame.f_locals.get("self")
-        is_other = isinstance(caller, Optimizer) and caller is not optimizer
-        if is_other and any(id(group) in groups for group in caller.param_groups):
-            found[id(caller)] = caller
-        frame = frame.f_back  # type: ignore[assignment]
+        # A look at a frame's locals keeps them alive until the frame ends: only where that is soon.
+        if "step" in frame.f_code.co_name and "self" in frame.f_code.co_varnames:
+            caller = frame.f_locals.get("self")
+            if (
+                isinstance(caller, Optimizer)
+                and caller is not optimizer
+                and any(id(group) in groups for group in caller.param_groups)
+            ):
+                found[id(caller)] = caller
+        frame = frame.f_back
     return list(found.values())
 
 
