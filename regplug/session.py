@@ -147,6 +147,7 @@ class Session:
         # By weak keys: a plugin may make a selection anew each time it asks.
         self._coverages: WeakKeyDictionary[Selection, Coverage] = WeakKeyDictionary()
         self._watchers: tuple[Callable[[Session], object], ...] = ()
+        self._once_updated: list[Callable[[], object]] = []
         self._rule: optimizers.UpdateRule | None = None
         self._objective = Objective()
         # What takes part in the step that is under way, where its gradients may be cleared in it.
@@ -386,6 +387,15 @@ class Session:
 
         return undo
 
+    def once_updated(self, callback: Callable[[], object]) -> None:
+        """Call ``callback()`` once, right after the update of the step that is under way.
+
+        Before ``after_step`` fires, so that what a plugin lent to the optimizer for its update is
+        taken back before anyone else looks, or fails. Where the update itself fails it is not
+        called: whoever lends takes back in ``before_step`` and ``on_detach`` too.
+        """
+        self._once_updated.append(callback)
+
     def describe(self) -> str:
         """Return a table of the plugins: where each acts, what it covers, how strong it is now."""
         self._bind()
@@ -622,6 +632,8 @@ class Session:
 
     def after_update(self) -> None:
         """Fire after_step, then count the step. Called by the hooks."""
+        while self._once_updated:
+            self._once_updated.pop()()
         if self._copies is not None:
             self._copies.after_update()
             self._copies = None

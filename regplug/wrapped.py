@@ -157,7 +157,10 @@ def _nothing_inside(optimizer: object, seen: object) -> Exception:
             f"for i, part in enumerate({each})]"
         )
         kind = UnsupportedError if isinstance(optimizer, Optimizer) else SpecError
-        return kind(f"{name} is several optimizers: attach to each of them, `{line}`")
+        return kind(
+            f"optimizer must be a single one, got {name}, which is several optimizers: attach to "
+            f"each of them, `{line}`"
+        )
     if isinstance(optimizer, Optimizer):
         return UnsupportedError(
             f"{name} never calls torch.optim.Optimizer's step hooks, so no "

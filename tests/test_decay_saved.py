@@ -159,6 +159,7 @@ def test_an_error_of_another_plugin_after_the_update_leaves_the_users_decay_to_b
     seen: list[dict[str, Any]] = []
     saves(optimizer, seen)
     assert seen == [dict.fromkeys(WAYS, 0.0)]
+    assert optimizer.param_groups[0]["weight_decay"] == 0.0
 
 
 def steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int) -> None:

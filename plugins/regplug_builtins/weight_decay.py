@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from regplug import Coverage, Plugin, Scheduled, Selection, Session, hookimpl, lent, local, sessions
-from regplug.eager import called_by_a_graph, eagerly
+from regplug.eager import called_by_a_graph
 from regplug.schedules import ScheduleLike, constant
-from regplug_builtins._existing import Existing, Group
+from regplug_builtins._existing import Existing
 
 __all__ = ["WeightDecay"]
 
@@ -101,10 +101,6 @@ class WeightDecay(Plugin):
                     lambda optimizer: self._take_over(session)
                 ).remove,
             ]
-            if type(optimizer) in (torch.optim.AdamW, *_DECOUPLED):
-                # Before any plugin can raise in after_step.
-                hook = optimizer.register_step_post_hook(eagerly(lambda *step: self._take_back()))
-                self._undo.append(hook.remove)
 
     def _take_over(self, session: Session) -> None:
         self._checked = coverage = session.coverage(self.selection)
@@ -190,8 +186,7 @@ class WeightDecay(Plugin):
             lr = session.learning_rate(index)
             if self._coarse:
                 self._tell_rounding(weights, float(lr) * strength)
-            group = session.groups[index]
-            if index in self._handed and self._lends(index, group, weights, strength):
+            if index in self._handed and self._lends(session, index, weights, strength):
                 continue
             parts = [local(w) for w in weights]
             if self.cautious:
@@ -200,8 +195,11 @@ class WeightDecay(Plugin):
             # The expression of torch's AdamW, to the bit; a tensor lr stays on its device.
             torch._foreach_mul_(parts, 1 - lr * strength)
 
-    def _lends(self, index: int, group: Group, weights: Sequence[torch.Tensor], by: float) -> bool:
+    def _lends(
+        self, session: Session, index: int, weights: Sequence[torch.Tensor], by: float
+    ) -> bool:
         """Have the optimizer decay the group by ``by`` in its update, if it can."""
+        group = session.groups[index]
         if len(weights) != _with_gradient(group):
             return False
         # A compiled update would be compiled anew for each number of this kind.
@@ -209,6 +207,8 @@ class WeightDecay(Plugin):
             return False
         loan = lent.lend(group, "weight_decay", by, self._loans.get(index))
         self._loans[index] = loan
+        if not self._lent:  # before any plugin can raise in after_step
+            session.once_updated(self._take_back)
         self._lent.append(loan)
         return True
 
