@@ -156,10 +156,11 @@ def _nothing_inside(optimizer: object, seen: object) -> Exception:
             'sessions = [regplug.attach(model, part, plugins, name=f"part{i}") '
             f"for i, part in enumerate({each})]"
         )
-        kind = UnsupportedError if isinstance(optimizer, Optimizer) else SpecError
-        return kind(
-            f"optimizer must be a single one, got {name}, which is several optimizers: attach to "
-            f"each of them, `{line}`"
+        way = f"attach to each of them, `{line}`"
+        if isinstance(optimizer, Optimizer):
+            return UnsupportedError(f"{name} is several optimizers: {way}")
+        return SpecError(
+            f"optimizer must be one torch.optim.Optimizer or None, got {name} of several: {way}"
         )
     if isinstance(optimizer, Optimizer):
         return UnsupportedError(
