@@ -75,14 +75,20 @@ def names() -> list[str]:
     return sorted({offer.name for offer in offers()})
 
 
-def find(name: str) -> Offer:
+def find(name: str, *, anew: bool = False) -> Offer:
     """Return the one entry point called ``name``, without loading it.
+
+    Args:
+        name: of the plugin.
+        anew: whether what is installed is read again before; it is in any case if there is none.
 
     Raises:
         PluginNotFoundError: there is none; the message shows the nearest names.
         PluginError: two distributions offer it, or one offers it twice.
     """
-    found = [offer for offer in offers() if offer.name == name]
+    found = [offer for offer in offers(anew=anew) if offer.name == name]
+    if not found and not anew:
+        return find(name, anew=True)
     if not found:
         close = ", ".join(nearest(name, names())) or "nothing at all"
         raise PluginNotFoundError(
@@ -106,6 +112,8 @@ def load_class(name: str) -> type[Plugin]:
     try:
         cls = offer.entry_point.load()
     except (Exception, SystemExit) as error:
+        if find(name, anew=True).value != offer.value:  # installed anew, with its class elsewhere
+            return load_class(name)
         raise PluginError(
             f"the plugin {name!r} of {offer.source} does not load from {offer.value}: "
             f"{type(error).__name__}: {error}"
