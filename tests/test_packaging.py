@@ -51,7 +51,7 @@ FLOORS = (
     {"agreement", "integrations", "optimizers"},
     {"distributed"},
     {"schedules"},
-    {"blocks", "eager", "distributions", "table"},
+    {"blocks", "eager", "distributions", "mistakes", "table"},
     {"hookspecs", "errors"},
 )
 
