@@ -154,7 +154,7 @@ def test_new_overwrites_nothing(capsys, tmp_path, monkeypatch):
 def test_new_writes_a_whole_package(capsys, tmp_path):
     assert main(["new", "total_variation", "--into", str(tmp_path)]) == 0
     folder = tmp_path / "regplug-total-variation"
-    assert f"pip install {folder}" in capsys.readouterr().out
+    assert f"\n  pip install --editable '{folder}[test]'\n" in capsys.readouterr().out
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     assert files == [
         ".github/workflows/ci.yml",
