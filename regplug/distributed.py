@@ -6,6 +6,7 @@ which each rank holds a part. Element-wise work is done on the parts alone, with
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -125,6 +126,8 @@ def resolve(sums: Sequence[Sum]) -> list[float]:
     for groups in keys:
         own = [total.by_groups.get(groups, ()) for total in sums]
         device = next(device for terms in own for _, device in terms)
+        if not groups and _widest(device) is not torch.float64:
+            device = torch.device("cpu")  # which has it, and nobody waits for this number elsewhere
         vector = torch.stack([_summed(terms, device) for terms in own])
         for group in groups:
             dist.all_reduce(vector, group=group)
@@ -136,9 +139,25 @@ def _summed(
     terms: Sequence[tuple[torch.Tensor | float, torch.device]], device: torch.device
 ) -> torch.Tensor:
     numbers = [term for term, _ in terms if not isinstance(term, torch.Tensor)]
-    tensors = [term.double() for term, _ in terms if isinstance(term, torch.Tensor)]
-    total = torch.tensor(math.fsum(numbers), dtype=torch.float64, device=device)
-    return total + torch.stack([t.to(device) for t in tensors]).sum() if tensors else total
+    tensors = [wide(term.to(device)) for term, _ in terms if isinstance(term, torch.Tensor)]
+    total = torch.tensor(math.fsum(numbers), dtype=_widest(device), device=device)
+    return total + torch.stack(tensors).sum() if tensors else total
+
+
+def wide(tensor: torch.Tensor) -> torch.Tensor:
+    """Return ``tensor`` in float64, or in float32 on a device that has no wider type (MPS)."""
+    return tensor.to(_widest(tensor.device))
+
+
+@lru_cache
+def _widest(device: torch.device) -> torch.dtype:
+    if device.type in ("cpu", "cuda", "meta"):
+        return torch.float64
+    try:  # some refuse to make them, others to work with them
+        torch.ones(2, dtype=torch.float64, device=device).sum().item()
+    except (RuntimeError, TypeError):
+        return torch.float32
+    return torch.float64
 
 
 def layers(model: nn.Module) -> Iterator[nn.Module]:

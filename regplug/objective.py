@@ -138,7 +138,8 @@ def _total(nodes: Iterable[_Node]) -> torch.Tensor | float:
                 tensors.setdefault(own.device, []).append(own)
     result: torch.Tensor | float = math.fsum(numbers)
     for values in tensors.values():
-        result = result + torch.stack(values).sum()
+        own = torch.stack(values).sum()
+        result = result + (own.to(result.device) if isinstance(result, torch.Tensor) else own)
     if sharded:
         result = result + distributed.resolve([distributed.Sum(sharded)])[0]
     return result

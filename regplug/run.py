@@ -223,7 +223,7 @@ class _Outcome:
         if self.wishes.report is not None:
             from regplug.report import Recorder
 
-            recorder = Recorder(session, self.wishes.every, folder=self.wishes.report)
+            recorder = Recorder(session, self.wishes.every, folder=self.wishes.report, warn=False)
             self.recorders[session.name] = recorder
             self.reported = True
 

@@ -51,7 +51,7 @@ FLOORS = (
     {"agreement", "integrations", "optimizers"},
     {"distributed"},
     {"schedules"},
-    {"blocks", "eager", "distributions", "mistakes", "table"},
+    {"blocks", "eager", "distributions", "growing", "mistakes", "table"},
     {"hookspecs", "errors"},
 )
 
