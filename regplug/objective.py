@@ -227,12 +227,13 @@ class _Penalized(torch.autograd.Function):
         node, weights = ctx.node, list(ctx.saved_tensors)
         if torch.is_grad_enabled():  # create_graph: the gradient will be differentiated in turn
             own = [
-                _differentiable(w, of, node.shares, upstream)
+                _differentiable(w, of, node.shares, upstream.to(w.device))
                 for w, of in zip(weights, node.weights, strict=True)
             ]
             return None, None, upstream, *own
         # Elsewhere than on a CPU, reading a value waits for the device.
-        scale = upstream.item() if upstream.device.type == "cpu" else upstream
+        cpu = upstream.device.type == "cpu"
+        scale = upstream.item() if cpu else upstream.to(weights[0].device)
         if not node.small:
             own = [_gradient(weights[0], node.weights[0], node.shares, scale)]
         elif node.size < TINY * len(weights):
