@@ -289,13 +289,16 @@ class _Outcome:
             steps = sum(entry.steps for entry in watch.entries[_SHOWN:])
             lines.append(f"… and {len(watch.entries) - _SHOWN} more sessions, {steps:,} steps")
         lines += [f"no plugin was for {name}" for name in dict.fromkeys(watch.alone)]
-        lines += [
-            f"{order.spec} was for no model: {order.scope!r} matches none of their names"
-            for order in watch.orders
-            if order in watch.unmatched
-        ]
-        if not any(entry.steps for entry in watch.entries):
-            lines.append(_NEVER)
+        lines += [f"{what}, and was passed over there" for what in dict.fromkeys(watch.passed)]
+        # A script that died on its way has its traceback to read, and no advice to look through.
+        if self.clean:
+            lines += [
+                f"{order.spec} was for no model: {order.scope!r} matches none of their names"
+                for order in watch.orders
+                if order in watch.unmatched
+            ]
+            if not any(entry.steps for entry in watch.entries):
+                lines.append(_NEVER)
         if self.reported:
             lines.append(f"report: {self.wishes.report}{os.sep}")
         lines += [f"missing in the report: {what}" for what in self.missing]
