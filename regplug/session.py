@@ -427,7 +427,7 @@ class Session:
         own = {plugin.name for plugin in self.plugins}
         if own != set(states):
             raise StateError(
-                f"the saved state is of the plugins {sorted(states) or 'none'}, "
+                f"the saved state is of the plugins {sorted(states, key=str) or 'none'}, "
                 f"this session has {sorted(own) or 'none'}"
             )
         self._advance_to(steps)

@@ -284,7 +284,7 @@ class Watch:
         return fit
 
     def _others(self, optimizer: Optimizer) -> list[Optimizer]:
-        """Return the other optimizers that live, those of the most weights first, as on any rank."""
+        """Return the other living optimizers, those of the most weights first, as on any rank."""
         others = [o for o in living.optimizers() if o is not optimizer]
         return sorted(others, key=lambda o: -sum(p.numel() for p in living.parameters_of(o)))
 

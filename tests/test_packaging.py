@@ -36,7 +36,7 @@ FLOORS = (
     {"cli"},
     {"run"},
     {"script", "watch"},
-    {"living", "orders", "report", "scaffold", "shelf", "testing", "tune"},
+    {"config", "living", "orders", "report", "scaffold", "shelf", "testing", "tune"},
     # What other packages' conventions want around a session, of which the session knows nothing.
     {f"integrations.{name}" for name in ("keras", "lightning", "skorch", "transformers")},
     {"pictures"},

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from forked import command
+from interrupting import child
 from test_scripts import SCRIPTS, load
 
 TRAIN = """
@@ -95,12 +96,7 @@ def test_ctrl_c_ends_it_as_it_ends_python(tmp_path):
     )
     text = f"import atexit, pickle\n{last}\n{SGD}print('ready', flush=True)\nwhile True: pass\n"
     script = write(tmp_path, text)
-    with subprocess.Popen(
-        [sys.executable, "-m", "regplug", "run", "-p", "l1(1e-3)", script],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with child([sys.executable, "-m", "regplug", "run", "-p", "l1(1e-3)", script]) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
