@@ -153,8 +153,8 @@ def _entry(entry: Any) -> tuple[str, Outcome]:
         if weights.dtype.kind not in "fiu":
             raise ValueError("weights are numbers")
     one = Outcome(candidate=-1, weights=weights, **entry)
-    if type(one.fold) is not int:
-        raise TypeError("a fold is a number")
+    if type(one.fold) is not int or not isinstance(one.score, int | float):
+        raise TypeError("fold and score are numbers")
     return _key(params), one
 
 
