@@ -10,6 +10,7 @@ import ast
 import inspect
 import re
 import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from regplug import schedules
@@ -21,10 +22,11 @@ from regplug.errors import (
     SelectionError,
     SpecError,
 )
+from regplug.mistakes import meant, misfit, signature
 from regplug.parameters import nearest
 from regplug.plugin import Plugin
 
-__all__ = ["find", "load", "load_class", "names", "parse"]
+__all__ = ["did_you_mean", "find", "load", "load_all", "load_class", "names", "parse"]
 
 _LONGEST = 10_000
 _SHORT = re.compile(r"\s*([A-Za-z_]\w*)\s*=(?!=)(.*\S.*)", re.DOTALL)
@@ -47,14 +49,29 @@ def load(spec: str) -> Plugin:
     >>> load("l1(1e-5)").strength
     1e-05
     """
-    name, args, kwargs = parse(spec)
-    cls = load_class(name)
     try:
-        inspect.signature(cls).bind(*args, **kwargs)
-    except TypeError as error:
+        name, args, kwargs = parse(spec)
+    except SpecError as error:
+        if guess := did_you_mean(spec):
+            raise SpecError(f"{_quoted(spec)} is no spec such as 'name(1e-5)'{guess}") from error
+        raise
+    try:
+        cls = load_class(name)
+    except PluginNotFoundError as error:
+        error.args = (f"{error}{did_you_mean(spec)}",)
+        raise
+    wanted = signature(cls)
+    if wrong := misfit(wanted, args, kwargs):
         raise SpecError(
-            f"{spec!r}: {error}; the plugin is {name}{inspect.signature(cls)}"
-        ) from error
+            f"{spec!r}: {wrong}{did_you_mean(spec) or _example(name, wanted, args, kwargs)} "
+            f"The plugin is {name}{wanted}"
+        )
+    return _make(name, cls, spec, args, kwargs)
+
+
+def _make(
+    name: str, cls: type[Plugin], spec: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Plugin:
     try:
         return cls(*args, **kwargs)
     except (SpecError, SelectionError) as error:
@@ -70,19 +87,100 @@ def load(spec: str) -> Plugin:
         ) from error
 
 
+def _example(
+    name: str, wanted: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> str:
+    """Return a spec to copy, where a strength is all that is missing."""
+    required = [p.name for p in wanted.parameters.values() if p.default is p.empty]
+    missing = not args and not kwargs and required == ["strength"]
+    return f", as in '{name}(1e-4)'." if missing else "."
+
+
+def load_all(plugins: object) -> list[Plugin]:
+    """Return the plugins of a list of specs and instances.
+
+    Raises:
+        SpecError: it is no list, or a member is neither; the message says what it probably means.
+        PluginNotFoundError: as from :func:`load`.
+        PluginError: likewise.
+
+    >>> [plugin.name for plugin in load_all(["l1(1e-4)", "l2(1e-4)"])]
+    ['l1', 'l2']
+    """
+    if isinstance(plugins, str | Plugin | type):
+        plugins = [plugins]
+    if isinstance(plugins, bytes | Mapping) or not isinstance(plugins, Iterable):
+        raise SpecError(
+            "plugins must be a list of specs such as 'name(1e-5)' and plugin instances, "
+            f"got {plugins!r}{did_you_mean(plugins)}"
+        )
+    plugins = list(plugins)
+    for plugin in plugins:
+        if not isinstance(plugin, str | Plugin):
+            raise SpecError(
+                "a plugin must be a spec (a string) or an instance of regplug.Plugin"
+                f"{_instead(plugin, plugins)}"
+            )
+    return [plugin if isinstance(plugin, Plugin) else load(str(plugin)) for plugin in plugins]
+
+
+def _instead(plugin: object, plugins: list[object]) -> str:
+    if isinstance(plugin, type) and issubclass(plugin, Plugin):
+        made = f"{plugin.__name__}{signature(plugin)}"
+        return f", not the class; got {plugin!r}, of which an instance is {made}"
+    hint = ", not the class" if isinstance(plugin, type) else ""
+    return f"{hint}; got {plugin!r}{did_you_mean(plugin) or did_you_mean(plugins)}"
+
+
+def did_you_mean(wish: object) -> str:
+    """Return the words that name what ``wish`` probably means, or none.
+
+    >>> did_you_mean({"l1": 1e-4})
+    ": did you mean 'l1(0.0001)'?"
+    """
+
+    def works(spec: str) -> bool:
+        try:
+            name, args, kwargs = parse(spec)
+            cls = load_class(name)
+            _make(name, cls, spec, args, kwargs)
+        except RegplugError:
+            return False
+        return spec != wish
+
+    def parameters(name: str) -> Iterable[inspect.Parameter]:
+        try:
+            return signature(load_class(name)).parameters.values()
+        except RegplugError:
+            return ()
+
+    if isinstance(wish, str) and len(wish) > _LONGEST:
+        return ""
+    found = meant(wish, names(), parameters, works)
+    if not found:
+        return ""
+    return f": did you mean {found[0]!r}?" if len(found) == 1 else f": did you mean {found!r}?"
+
+
 def names() -> list[str]:
     """Return the names of all installed plugins; none of them is imported."""
     return sorted({offer.name for offer in offers()})
 
 
-def find(name: str) -> Offer:
+def find(name: str, *, anew: bool = False) -> Offer:
     """Return the one entry point called ``name``, without loading it.
+
+    Args:
+        name: of the plugin.
+        anew: whether what is installed is read again before; it is in any case if there is none.
 
     Raises:
         PluginNotFoundError: there is none; the message shows the nearest names.
         PluginError: two distributions offer it, or one offers it twice.
     """
-    found = [offer for offer in offers() if offer.name == name]
+    found = [offer for offer in offers(anew=anew) if offer.name == name]
+    if not found and not anew:
+        return find(name, anew=True)
     if not found:
         close = ", ".join(nearest(name, names())) or "nothing at all"
         raise PluginNotFoundError(
@@ -106,6 +204,8 @@ def load_class(name: str) -> type[Plugin]:
     try:
         cls = offer.entry_point.load()
     except (Exception, SystemExit) as error:
+        if find(name, anew=True).value != offer.value:  # installed anew, with its class elsewhere
+            return load_class(name)
         raise PluginError(
             f"the plugin {name!r} of {offer.source} does not load from {offer.value}: "
             f"{type(error).__name__}: {error}"
@@ -140,6 +240,8 @@ def parse(spec: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
             node = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         why = error.msg if isinstance(error, SyntaxError) else str(error)
+        if why == "invalid syntax":
+            why = "it is the name of a plugin, with its arguments in brackets"
         raise SpecError(f"{_quoted(spec)} is no spec such as 'name(1e-5)': {why}") from error
     if isinstance(node, ast.Name):
         return node.id, (), {}
@@ -194,11 +296,9 @@ def _literal(node: ast.expr, spec: str) -> Any:
             args, kwargs = _arguments(node, spec)
             schedule = _SCHEDULES[name]
             wanted = inspect.signature(schedule)
-            try:
-                wanted.bind(*args, **kwargs)
-            except TypeError as error:
+            if wrong := misfit(wanted, args, kwargs):
                 form = f"{name}({', '.join(wanted.parameters)})"
-                raise SpecError(f"{_quoted(spec)}: {error}; the schedule is {form}") from error
+                raise SpecError(f"{_quoted(spec)}: {wrong}; the schedule is {form}")
             try:
                 return schedule(*args, **kwargs)
             except (SpecError, TypeError) as error:

@@ -6,6 +6,7 @@
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -134,7 +135,9 @@ def _new(args: argparse.Namespace) -> int:
     folder = create(args.name, args.into)
     # Without the dot, pip would look for a package of that name in an index.
     shown = str(folder) if folder.is_absolute() else f"./{folder.as_posix()}"
-    print(f"wrote {shown}\n\nnext:\n  pip install {shown}\n  cd {shown} && pytest")
+    # Editable, or pytest would try the copy of before the next edit; and pytest is in the extra.
+    install = f"pip install --editable {shlex.quote(f'{shown}[test]')}"
+    print(f"wrote {shown}\n\nnext:\n  {install}\n  cd {shlex.quote(shown)} && pytest")
     return 0
 
 

@@ -6,6 +6,7 @@ which each rank holds a part. Element-wise work is done on the parts alone, with
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -127,7 +128,8 @@ def resolve(sums: Sequence[Sum]) -> list[float]:
         # Added up in the host's memory: some devices have no float64.
         vector = torch.tensor([_summed(terms) for terms in own], dtype=torch.float64, device="cpu")
         if groups:
-            vector = vector.to(next(device for terms in own for _, device in terms))
+            device = next(device for terms in own for _, device in terms)
+            vector = vector.to(device, _widest(device))
         for group in groups:
             dist.all_reduce(vector, group=group)
         totals = [a + b for a, b in zip(totals, vector.tolist(), strict=True)]
@@ -143,6 +145,22 @@ def _summed(terms: Sequence[tuple[torch.Tensor | float, torch.device]]) -> float
     # One wait for the device for all of them.
     parts = [torch.stack(tensors).cpu().double().sum().item() for tensors in alike.values()]
     return sum(parts, math.fsum(numbers))
+
+
+def wide(tensor: torch.Tensor) -> torch.Tensor:
+    """Return ``tensor`` in float64, or in float32 on a device that has no wider type (MPS)."""
+    return tensor.to(_widest(tensor.device))
+
+
+@lru_cache
+def _widest(device: torch.device) -> torch.dtype:
+    if device.type in ("cpu", "cuda", "meta"):
+        return torch.float64
+    try:  # some refuse to make them, others to work with them
+        torch.ones(2, dtype=torch.float64, device=device).sum().item()
+    except (RuntimeError, TypeError):
+        return torch.float32
+    return torch.float64
 
 
 def layers(model: nn.Module) -> Iterator[nn.Module]:

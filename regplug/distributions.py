@@ -1,17 +1,27 @@
 """What is installed: the entry points of group ``regplug`` and the distributions behind them.
 
-Nothing is loaded here. Offers are not kept: they are always those of the environment as it is.
+Nothing is loaded here. Offers are read once and kept for as long as the environment looks the same:
+a distribution comes and goes by an entry of its folder, which the folder's time tells of.
 """
 
+import importlib
 import importlib.metadata
+import os
 import sys
+import time
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 from weakref import WeakKeyDictionary
 
 __all__ = ["GROUP", "Offer", "distribution_of", "entry_name_of", "offers"]
 
 GROUP = "regplug"
+
+_ENDINGS = (".dist-info", ".egg-info", ".egg")
+# File systems tell times in ticks: a folder that changed this shortly ago may change once more
+# without a trace.
+_TICK_NS = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -40,24 +50,67 @@ class Offer:
         return found is cls
 
 
-def offers() -> list[Offer]:
+_kept: dict[str, Any] = {"environment": None, "offers": ()}
+_listed: dict[Any, tuple[Any, Any]] = {}
+
+
+def offers(*, anew: bool = False) -> tuple[Offer, ...]:
     """Return every installed entry point of the group, sorted, each once.
 
     Files are listed in another order on each machine, and a checkout that is installed for
     development shows up twice when its folder is on ``sys.path`` too: neither may matter.
+
+    Args:
+        anew: read them even if nothing seems to have changed. Whoever misses something asks so,
+            for a file may be edited in its place.
     """
+    environment = ([_held(path) for path in sys.path], list(sys.meta_path))
+    if anew or _kept["environment"] != environment:
+        if anew:
+            importlib.invalidate_caches()
+        _kept.update(environment=environment, offers=_read())
+    found: tuple[Offer, ...] = _kept["offers"]
+    return found
+
+
+def _held(path: Any) -> Any:
+    """Return what differs once a distribution came to this place of ``sys.path``, or left it."""
+    try:
+        # A path of sys.path may be of any kind, and is the working directory if it is empty.
+        now = os.stat(path or ".")  # noqa: PTH116
+        seen = (now.st_dev, now.st_ino, now.st_mtime_ns)
+        known = _listed.get(path)
+        if known is not None and known[0] == seen:
+            return known[1]
+        # Scripts write their files there too, which is no reason to read everything anew.
+        with os.scandir(path or ".") as entries:
+            found = [entry for entry in entries if entry.name.endswith(_ENDINGS)]
+        held = [path, *sorted((entry.name, entry.stat().st_mtime_ns) for entry in found)]
+    except NotADirectoryError:
+        return seen  # a zip file
+    except (OSError, ValueError, TypeError):
+        return path
+    if now.st_mtime_ns < time.time_ns() - _TICK_NS:
+        _listed[path] = (seen, held)
+    return held
+
+
+def _read() -> tuple[Offer, ...]:
     found: dict[tuple[str, str, str], Offer] = {}
+    # Each name and each version parses the whole metadata file, a long README included.
+    known: dict[int, tuple[str, str]] = {}
     for entry_point in importlib.metadata.entry_points(group=GROUP):
         dist = entry_point.dist
-        offer = Offer(
-            entry_point.name,
-            entry_point.value,
-            dist.name if dist else "unknown distribution",
-            dist.version if dist else "",
-            entry_point,
-        )
+        if id(dist) not in known:
+            metadata = dist.metadata if dist else None
+            known[id(dist)] = (
+                ("unknown distribution", "")
+                if metadata is None
+                else (metadata["Name"] or "unknown distribution", metadata["Version"] or "")
+            )
+        offer = Offer(entry_point.name, entry_point.value, *known[id(dist)], entry_point)
         found.setdefault((offer.name, offer.value, offer.distribution), offer)
-    return [found[key] for key in sorted(found)]
+    return tuple(found[key] for key in sorted(found))
 
 
 _entry_names: WeakKeyDictionary[type, str | None] = WeakKeyDictionary()

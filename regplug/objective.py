@@ -236,7 +236,7 @@ class _Penalized(torch.autograd.Function):
             ]
             return None, None, loss_gradient, *own
         # Elsewhere than on a CPU, reading a value waits for the device.
-        scale = upstream.item() if upstream.device.type == "cpu" else upstream
+        scale = upstream.item() if device.type == "cpu" else upstream
         if not node.small:
             own = [_gradient(weights[0], node.weights[0], node.shares, scale)]
         elif node.size < TINY * len(weights):

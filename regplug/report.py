@@ -18,8 +18,8 @@
 ``<session>.json`` and, where matplotlib is installed, ``<session>.png``.
 """
 
-import csv
 import json
+import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -35,6 +35,7 @@ from regplug import distributed
 from regplug.blocks import batches
 from regplug.deliveries import HALVES
 from regplug.errors import SelectionError, SpecError
+from regplug.growing import GrowingTable
 from regplug.parameters import Covered, Selection
 from regplug.session import Session
 
@@ -82,11 +83,14 @@ class Recorder:
         every: record each that many real steps. None records every step at first, and doubles
             the distance whenever there are too many rows to see: never more than 128, whatever
             the length of the run.
-        folder: where the tables grow during the run, so that they outlive a crash. A folder that
-            fails (a full disk) does not end the training; ``missing`` says what was lost.
+        folder: where the tables grow during the run, so that they outlive a crash; it is made if
+            it is not there. A folder that fails (a full disk) does not end the training: what is
+            lost is warned of once, and ``missing`` says it.
         to: where each row goes as well: a TensorBoard ``SummaryWriter`` (anything with
             ``add_scalar(name, value, step)``), an ``accelerate.Accelerator`` or one of its
             trackers (anything with ``log(values, step=…)``). A list of them, or one.
+        warn: whether what can't be written is warned of. Whoever tells what is in ``missing``
+            says False.
 
     Attributes:
         rows: a mapping for each recorded step: ``step``, the session's metrics, and what was noted.
@@ -106,6 +110,7 @@ class Recorder:
         *,
         folder: str | os.PathLike[str] | None = None,
         to: Any = (),
+        warn: bool = True,
     ) -> None:
         if every is not None and (isinstance(every, bool) or not isinstance(every, int)):
             raise SpecError(f"every must be a whole number of steps, got {every!r}")
@@ -127,7 +132,8 @@ class Recorder:
         self._broken: set[str] = set()
         self._folder = None if folder is None else Path(folder)
         self._process = os.getpid()
-        self._streamed: dict[str, list[str]] = {}
+        self._warn = warn
+        self._streamed: dict[str, GrowingTable] = {}
         entries = self._entries()
         self._limit = _limit(entries)
         self.before = self._histogram(entries)
@@ -142,9 +148,18 @@ class Recorder:
     def note(self, **values: Any) -> None:
         """Remember numbers of the loop's own for the next rows, such as ``loss=loss``.
 
-        Tensors are kept as they are and read only when a row is recorded.
+        Tensors are kept as they are and read only when a row is recorded. The columns may come at
+        any time: they are empty in the rows before.
+
+        Raises:
+            SpecError: a value is no single number, or the name is that of a column already.
         """
         for name, value in values.items():
+            if name == "step" or name in self._figures:
+                whose = "recorder" if name == "step" else "session"
+                raise SpecError(f"{name} is the {whose}'s own: note it under another name")
+            if not _is_number(value):
+                raise SpecError(f"{name}={value!r} is no single number: reduce it first")
             self._noted[name] = value.detach() if isinstance(value, torch.Tensor) else value
 
     def record(self) -> None:
@@ -153,6 +168,7 @@ class Recorder:
         if self.rows and self.rows[-1]["step"] == session.steps:
             return
         row = {"step": session.steps, **session.figures()}
+        self._figures = row.keys() - {"step"}
         row.update({name: float(value) for name, value in self._noted.items()})
         layers = self._layer_rows()
         self.rows.append(row)
@@ -194,7 +210,7 @@ class Recorder:
             for entry in entries:
                 w = distributed.local(entry.parameter)
                 zeros = w.numel() - torch.count_nonzero(w)
-                square = torch.linalg.vector_norm(w, dtype=_wide(w)).double().square()
+                square = distributed.wide(torch.linalg.vector_norm(w, dtype=_wide(w))).square()
                 sums += [
                     distributed.Sum([(entry.parameter, zeros)]),
                     distributed.Sum([(entry.parameter, square)]),
@@ -214,14 +230,13 @@ class Recorder:
                 w: Any = entry.parameter
                 # One sum for all that is sharded alike.
                 key = (w.device_mesh, w.placements) if distributed.is_dtensor(w) else None
-                _, counts = by_layout.setdefault(key, (w, torch.zeros(_BINS, dtype=torch.float64)))
+                none = torch.zeros(_BINS, dtype=torch.float64, device="cpu")
+                _, counts = by_layout.setdefault(key, (w, none))
                 for ((piece,),) in batches([[distributed.local(w)]]):
                     clamped = piece.float().clamp(-self._limit, self._limit)
                     counts += torch.histc(clamped, _BINS, -self._limit, self._limit).cpu()
-        sums = [
-            distributed.Sum((w, counts[place].to(w.device)) for w, counts in by_layout.values())
-            for place in range(_BINS)
-        ]
+        numbers = [(w, counts.tolist()) for w, counts in by_layout.values()]
+        sums = [distributed.Sum((w, own[place]) for w, own in numbers) for place in range(_BINS)]
         totals = [round(total) for total in distributed.resolve(sums)]
         return Histogram(self.session.steps, self._limit, totals)
 
@@ -255,29 +270,27 @@ class Recorder:
         assert self._folder is not None
         if not self._writes() or name in self._broken or not rows:
             return
-        fresh = name not in self._streamed
-        columns = self._streamed.setdefault(name, list(rows[0]))
+        grown = self._streamed.setdefault(name, GrowingTable(self._folder / name))
         try:
-            with (self._folder / name).open("w" if fresh else "a", newline="") as stream:
-                writer = csv.DictWriter(stream, columns, extrasaction="ignore")
-                if fresh:
-                    writer.writeheader()
-                writer.writerows(rows)
+            for what, why in grown.add(rows):
+                self._miss(f"{name}{what}", why)
         except OSError as error:
             self._broken.add(name)
             self._miss(f"{name} from step {self.session.steps} on", error)
 
-    def _miss(self, what: str, error: Exception) -> None:
+    def _miss(self, what: str, error: object) -> None:
         reason = getattr(error, "strerror", None) or str(error)
         line = f"{what} ({reason})"
         if line not in self.missing:
             self.missing.append(line)
+            if self._warn:
+                warnings.warn(f"missing in the record of {self.session.name}: {line}", stacklevel=2)
 
     def write(self, folder: str | os.PathLike[str] | None = None) -> list[Path]:
         """Write tables and picture, and return the paths that were written.
 
-        Call it on all ranks of a sharded model. What can't be written is named in ``missing``
-        instead of raised.
+        Call it on all ranks of a sharded model. What can't be written is warned of and named in
+        ``missing`` instead of raised.
 
         Args:
             folder: where to; None for that of the constructor.
@@ -311,7 +324,7 @@ class Recorder:
             except OSError as error:
                 self._miss(name, error)
             except ImportError:
-                self.missing.append(f"{name} (no picture without matplotlib: regplug[plots])")
+                self._miss(name, "no picture without matplotlib: regplug[plots]")
         return written
 
     def refresh(self) -> None:
@@ -337,7 +350,8 @@ class Recorder:
             "after": asdict(self.after) if self.after else None,
             "missing": self.missing,
         }
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        text = json.dumps(_plain(content), indent=1, allow_nan=False)
+        path.write_text(f"{text}\n", encoding="utf-8")
 
     def _picture(self, path: Path) -> None:
         from regplug.pictures import draw
@@ -362,7 +376,7 @@ def _limit(entries: Sequence[Covered]) -> float:
         for entry in entries:
             w = distributed.local(entry.parameter)
             norm = torch.linalg.vector_norm(w, dtype=_wide(w))
-            squares.append((entry.parameter, norm.double().square()))
+            squares.append((entry.parameter, distributed.wide(norm).square()))
     if not squares:
         return 1.0
     weights = sum(entry.parameter.numel() for entry in entries)
@@ -370,9 +384,23 @@ def _limit(entries: Sequence[Covered]) -> float:
     return _SPREAD * mean**0.5 if 0 < mean < float("inf") else 1.0
 
 
+def _is_number(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.numel() == 1 and not value.is_complex()
+    try:
+        return not isinstance(value, str | bytes) and float(value) is not None
+    except (TypeError, ValueError):
+        return False
+
+
+def _plain(value: Any) -> Any:
+    """Return ``value`` with None for the numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _plain(own) for key, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(own) for own in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    GrowingTable(path).add(rows)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
+from regplug.config import read
 from regplug.errors import PluginError, RegplugError, SpecError
 from regplug.script import Script
 from regplug.table import table
@@ -143,7 +144,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _wishes(args: argparse.Namespace) -> _Wishes:
-    config: dict[str, Any] = {} if args.config is None else _read(Path(args.config))
+    config: dict[str, Any] = {} if args.config is None else read(Path(args.config))
     plugins = [*config.get("plugins", []), *args.plugins]
     if not plugins:
         raise SpecError("nothing to attach: say -p SPEC, or plugins = [...] in --config")
@@ -151,28 +152,9 @@ def _wishes(args: argparse.Namespace) -> _Wishes:
     every = args.every if args.every is not None else config.get("every")
     if every is not None and every < 1:
         raise SpecError(f"--every must be at least 1, got {every}")
+    if report is not None and (not report or "\0" in report):
+        raise SpecError(f"--report {report!r} is no folder")
     return _Wishes(plugins, None if report is None else Path(report), every)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        import tomllib
-    except ModuleNotFoundError:
-        try:
-            import tomli as tomllib  # type: ignore[import-not-found,no-redef]
-        except ModuleNotFoundError:
-            raise SpecError("--config needs Python 3.11, or the package tomli") from None
-    try:
-        config = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SpecError(f"--config {path} can't be read: {error}") from error
-    kinds = {"plugins": list, "report": str, "every": int}
-    for key, value in config.items():
-        if key not in kinds:
-            raise SpecError(f"--config {path}: {key!r} is none of {', '.join(kinds)}")
-        if type(value) is not kinds[key] or not all(isinstance(v, str) for v in config["plugins"]):
-            raise SpecError(f"--config {path}: {key} must not be {value!r}")
-    return config
 
 
 def _check_folder(folder: Path) -> None:
@@ -223,7 +205,7 @@ class _Outcome:
         if self.wishes.report is not None:
             from regplug.report import Recorder
 
-            recorder = Recorder(session, self.wishes.every, folder=self.wishes.report)
+            recorder = Recorder(session, self.wishes.every, folder=self.wishes.report, warn=False)
             self.recorders[session.name] = recorder
             self.reported = True
 
@@ -289,13 +271,16 @@ class _Outcome:
             steps = sum(entry.steps for entry in watch.entries[_SHOWN:])
             lines.append(f"… and {len(watch.entries) - _SHOWN} more sessions, {steps:,} steps")
         lines += [f"no plugin was for {name}" for name in dict.fromkeys(watch.alone)]
-        lines += [
-            f"{order.spec} was for no model: {order.scope!r} matches none of their names"
-            for order in watch.orders
-            if order in watch.unmatched
-        ]
-        if not any(entry.steps for entry in watch.entries):
-            lines.append(_NEVER)
+        lines += [f"{what}, and was passed over there" for what in dict.fromkeys(watch.passed)]
+        # A script that died on its way has its traceback to read, and no advice to look through.
+        if self.clean:
+            lines += [
+                f"{order.spec} was for no model: {order.scope!r} matches none of their names"
+                for order in watch.orders
+                if order in watch.unmatched
+            ]
+            if not any(entry.steps for entry in watch.entries):
+                lines.append(_NEVER)
         if self.reported:
             lines.append(f"report: {self.wishes.report}{os.sep}")
         lines += [f"missing in the report: {what}" for what in self.missing]

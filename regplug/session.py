@@ -17,7 +17,7 @@ from regplug import distributed, optimizers, own_weights, sessions, wrapped
 from regplug.agreement import Ranks
 from regplug.blocks import keep_freed_memory
 from regplug.calls import Calls, is_number, is_scalar, seen
-from regplug.catalog import load
+from regplug.catalog import load_all
 from regplug.eager import eagerly
 from regplug.errors import RegplugError, SpecError, StateError, UnsupportedError
 from regplug.figures import NamedFigures
@@ -84,10 +84,6 @@ def attach(
     """
     if not isinstance(model, nn.Module):
         raise SpecError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(plugins, str | Plugin | type):
-        plugins = [plugins]
-    if not isinstance(plugins, Iterable):
-        raise SpecError(f"plugins must be a list of specs and plugin instances, got {plugins!r}")
     if name is not None and not (isinstance(name, str) and name):
         raise SpecError(f"name must be a non-empty string, got {name!r}")
     prepared = accelerator is not None or accelerate.is_wrapper(optimizer)
@@ -96,7 +92,7 @@ def attach(
         return Session(
             model,
             optimizer,
-            [load(plugin) if isinstance(plugin, str) else plugin for plugin in plugins],
+            load_all(plugins),
             ranks,
             accelerator=accelerator,
             name=name,
@@ -192,12 +188,6 @@ class Session:
     def _check_plugins(self, steppers: list[object]) -> None:
         seen: dict[str, Plugin] = {}
         for plugin in self.plugins:
-            if not isinstance(plugin, Plugin):
-                hint = ", not the class" if isinstance(plugin, type) else ""
-                raise SpecError(
-                    f"a plugin must be a spec (a string) or an instance of regplug.Plugin{hint}; "
-                    f"got {plugin!r}"
-                )
             if plugin.name in seen:
                 raise SpecError(
                     f"two plugins are named {plugin.name!r}: give one of them another, as in "

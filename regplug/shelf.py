@@ -3,16 +3,20 @@
 import inspect
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
+from textwrap import wrap
 from typing import Any
 
 from regplug.catalog import load_class
 from regplug.distributions import offers
 from regplug.errors import RegplugError
+from regplug.mistakes import signature
 from regplug.penalty import Penalty
 from regplug.plugin import Plugin
-from regplug.table import table
 
 __all__ = ["Entry", "as_json", "as_table", "shelf"]
+
+_WIDTH = 100
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def _entry(origin: tuple[str, str, str, str], cls: type[Plugin]) -> Entry:
                 if parameter.default is parameter.empty
                 else repr(parameter.default),
             }
-            for parameter in inspect.signature(cls).parameters.values()
+            for parameter in signature(cls).parameters.values()
         ],
         deliveries=[] if penalty is None else _deliveries(penalty),
         separable=None if penalty is None else bool(penalty.separable),
@@ -94,30 +98,51 @@ def as_json(entries: Sequence[Entry]) -> list[dict[str, Any]]:
 
 
 def as_table(entries: Sequence[Entry]) -> str:
-    """Return the entries as a table, with the errors of the broken ones under it."""
-    heads = ["plugin", "summary", "from", "arguments", "deliveries", "separable"]
-    separable = {True: "yes", False: "no", None: "–"}
-    rows = [
-        [
-            entry.name,
-            "broken: see below" if entry.error else entry.summary,
-            f"{entry.distribution} {entry.version}".strip(),
-            _signature(entry.arguments),
-            ", ".join(entry.deliveries) or "–",
-            separable[entry.separable],
-        ]
-        for entry in entries
-    ]
+    """Return the entries as a table of 100 columns, with the errors of the broken ones under it."""
+    heads = [["plugin"], ["from"], ["what it does, its arguments, deliveries"]]
+    rows = [_cells(entry) for entry in entries]
+    left = [max(len(line) for cells in [heads, *rows] for line in cells[k]) for k in (0, 1)]
+    widths = [*left, _WIDTH - sum(left) - 4]
+    lines = [*_lines(heads, widths), "  ".join("-" * width for width in widths)]
+    for cells in rows:
+        lines += _lines(cells, widths)
     broken = dict.fromkeys(f"{entry.name}: {entry.error}" for entry in entries if entry.error)
-    return "\n".join([table(heads, rows), *broken])
+    for error in broken:
+        # Paths and names stay whole, to be copied.
+        lines += wrap(
+            error, _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+    return "\n".join(lines)
+
+
+def _cells(entry: Entry) -> list[list[str]]:
+    """Return name, origin and paragraphs of an entry, the first two cut into lines."""
+    source = f"{entry.distribution} {entry.version}".strip()
+    told = ["broken: see below"]
+    if not entry.error:
+        separable = {True: "; separable", False: "; not separable", None: ""}[entry.separable]
+        deliveries = ", ".join(entry.deliveries) + separable
+        told = [entry.summary, f"{entry.name}({_signature(entry.arguments)})", deliveries]
+    return [wrap(entry.name, 24), wrap(source, 26), [text for text in told if text]]
+
+
+def _lines(cells: Sequence[Sequence[str]], widths: Sequence[int]) -> list[str]:
+    names, sources, told = cells
+    texts = [line for text in told for line in wrap(text, widths[2], subsequent_indent="  ")]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in zip_longest(names, sources, texts, fillvalue="")
+    ]
 
 
 def _signature(arguments: Sequence[dict[str, Any]]) -> str:
     shown: list[str] = []
+    star = False
     for argument in arguments:
         stars = {"variadic positional": "*", "variadic keyword": "**"}.get(argument["kind"], "")
         default = "" if argument["default"] is None else f"={argument['default']}"
-        if argument["kind"] == "keyword-only" and "*" not in "".join(shown):
+        if argument["kind"] == "keyword-only" and not star:
             shown.append("*")
+        star = star or argument["kind"] in ("keyword-only", "variadic positional")
         shown.append(f"{stars}{argument['name']}{default}")
-    return ", ".join(shown) or "–"
+    return ", ".join(shown)

@@ -7,12 +7,10 @@ them knew. The forward hook is taken off as soon as every living optimizer has i
 back when a new parameter is registered (the next fold's model), so the program runs at full speed.
 """
 
-import re
+import shlex
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 from weakref import WeakSet
 
@@ -23,9 +21,8 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as optim_module
 
 from regplug import distributed, living
-from regplug.catalog import load
-from regplug.errors import RegplugError, SpecError, UnsupportedError
-from regplug.plugin import Plugin
+from regplug.errors import RegplugError, SelectionError
+from regplug.orders import Order, checked, fitting
 from regplug.session import Session, attach
 
 __all__ = ["Order", "Stop", "Watch", "checked"]
@@ -35,83 +32,9 @@ _PATIENCE = 16
 # So often may new parameters bring it back in vain: a program may register some at every step.
 _RETURNS = 64
 
-_SCOPED = re.compile(r"(?P<spec>.*\S)\s*@\s*(?P<scope>[^@()'\"]+)", re.DOTALL)
-
 
 class Stop(BaseException):
     """Ends the program: a plugin can't be attached. The message says why."""
-
-
-@dataclass(frozen=True)
-class Order:
-    """One plugin and the models that it is for.
-
-    Attributes:
-        spec: the plugin's spec.
-        scope: a glob pattern on the names of model and optimizer, None for all.
-    """
-
-    spec: str
-    scope: str | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> "Order":
-        """Return what ``spec`` or ``spec@pattern`` says.
-
-        >>> Order.parse("l1(1e-4) @ generator")
-        Order(spec='l1(1e-4)', scope='generator')
-        >>> Order.parse("l1(1e-4, where='*@*')").scope is None
-        True
-        """
-        scoped = _SCOPED.fullmatch(text)
-        return cls(scoped["spec"], scoped["scope"].strip()) if scoped else cls(text)
-
-    def fits(self, names: Sequence[str]) -> bool:
-        """Tell whether one of ``names`` matches, in whatever case."""
-        if self.scope is None:
-            return True
-        return any(fnmatchcase(name.lower(), self.scope.lower()) for name in names)
-
-
-def checked(texts: Sequence[str]) -> list[Order]:
-    """Return the orders in ``texts``; every plugin is made once, to see that it can be.
-
-    Raises:
-        SpecError: a spec is wrong, or two plugins for the same models have one name.
-        PluginNotFoundError: no installed distribution offers such a plugin.
-        PluginError: it does not load.
-        UnsupportedError: it needs the loss event, which only the program itself could fire.
-    """
-    orders = [Order.parse(text) for text in texts]
-    seen: dict[tuple[str, str | None], str] = {}
-    for order in orders:
-        plugin = load(order.spec)
-        _refuse_loss(plugin, order.spec)
-        first = seen.setdefault((plugin.name, order.scope), order.spec)
-        if first is not order.spec:
-            raise SpecError(
-                f"{first} and {order.spec} are both named {plugin.name!r}: give one of them "
-                f"another name, as in {plugin.name}(…, name='{plugin.name}_2')"
-            )
-    return orders
-
-
-def _refuse_loss(plugin: Plugin, spec: str) -> None:
-    from regplug import Penalty
-
-    own = getattr(type(plugin), "on_loss", None)
-    if isinstance(plugin, Penalty) and own is Penalty.on_loss:
-        if plugin.delivery != "loss":
-            return
-        way = "use delivery='step', or attach"
-    elif hasattr(own, "regplug_impl"):
-        way = "attach"
-    else:
-        return
-    raise UnsupportedError(
-        f"{spec} acts in the loss event, which a script that is not edited never fires: {way} it "
-        "by hand with regplug.attach, and write loss = session.loss(loss) before loss.backward()"
-    )
 
 
 class Entry:
@@ -169,6 +92,7 @@ class Watch:
     Attributes:
         entries: one for each session so far.
         alone: the models that no plugin was for.
+        passed: what an order without a pattern was not attached to, for it selects nothing there.
         failure: what ended the program, if a plugin could not be attached.
     """
 
@@ -182,6 +106,8 @@ class Watch:
         self.orders = list(orders)
         self.entries: list[Entry] = []
         self.alone: list[str] = []
+        self.passed: list[str] = []
+        self._used: set[Order] = set()
         self.failure: str | None = None
         self.unmatched = {order for order in orders if order.scope is not None}
         self._look, self._attached = look, attached
@@ -289,7 +215,7 @@ class Watch:
         try:
             self._attach(optimizer)
         except RegplugError as error:
-            self.failure = f"{self._title}: {error}"
+            self.failure = f"{self._title}: {error}{self._way_out(optimizer)}"
             raise Stop(self.failure) from None
 
     # --- sessions --------------------------------------------------------------------------
@@ -300,8 +226,7 @@ class Watch:
         del self._called[_PATIENCE:]
 
     def _attach(self, optimizer: Optimizer) -> None:
-        called = [module for ref in self._called if (module := ref()) is not None]
-        model = living.model_of(optimizer, called)
+        model = living.model_of(optimizer, self._called_now())
         names = [*living.names_of(model), *_class_names(model)]
         self._title = f"{names[0]} with {type(optimizer).__name__}"
         mine = [o for o in self.orders if o.fits([*names, *_names_of_optimizer(optimizer)])]
@@ -313,13 +238,70 @@ class Watch:
             return
         for entry in self.entries:
             entry.settle()
-        session = attach(
-            model, optimizer, [order.spec for order in mine], name=self._free_name(names[0])
-        )
+        try:
+            session = self._attach_to(model, optimizer, mine, names[0])
+        except SelectionError as error:
+            mine = self._narrowed(mine, model, optimizer, error)
+            if not mine:
+                self._known.add(optimizer)
+                self._refused.discard(optimizer)
+                return
+            session = self._attach_to(model, optimizer, mine, names[0])
+        self._used.update(mine)
         self._known.add(optimizer)
         self._refused.discard(optimizer)
         self.entries.append(Entry(session, self._look))
         self._attached(session)
+
+    def _attach_to(
+        self, model: nn.Module, optimizer: Optimizer, orders: Sequence[Order], name: str
+    ) -> Session:
+        specs = [order.spec for order in orders]
+        return attach(model, optimizer, specs, name=self._free_name(name))
+
+    def _narrowed(
+        self,
+        orders: Sequence[Order],
+        model: nn.Module,
+        optimizer: Optimizer,
+        error: SelectionError,
+    ) -> list[Order]:
+        """Return the orders that select something here, if the others do so somewhere else.
+
+        Nobody asked for a scalar of its own (a temperature, say) to be regularized; but a
+        selection that matches nothing anywhere is a mistake.
+        """
+        fit, unfit = fitting(orders, model, optimizer)
+        if any(order.scope is not None for order in unfit):
+            raise error
+        missed = [order for order in unfit if order not in self._used]
+        for other in self._others(optimizer) if missed else ():
+            found, _ = fitting(missed, living.model_of(other, self._called_now()), other)
+            missed = [order for order in missed if order not in found]
+        if missed or not unfit:
+            raise error
+        self.passed += [f"{order.spec} selects nothing of {self._title}" for order in unfit]
+        return fit
+
+    def _others(self, optimizer: Optimizer) -> list[Optimizer]:
+        """Return the other living optimizers, those of the most weights first, as on any rank."""
+        others = [o for o in living.optimizers() if o is not optimizer]
+        return sorted(others, key=lambda o: -sum(p.numel() for p in living.parameters_of(o)))
+
+    def _called_now(self) -> list[nn.Module]:
+        return [module for ref in self._called if (module := ref()) is not None]
+
+    def _way_out(self, optimizer: Optimizer) -> str:
+        """Say how a plugin is kept to the models that it is meant for, if there are several."""
+        names: dict[str, None] = {}
+        for other in self._others(optimizer):
+            found = living.names_of(living.model_of(other, self._called_now()))
+            names[(found or _names_of_optimizer(other))[0]] = None
+        spec = next((order.spec for order in self.orders if order.scope is None), None)
+        if spec is None or not names:
+            return ""
+        example = shlex.quote(f"{spec} @ {next(iter(names))}")
+        return f" (if it is for another model of this script, say for which, as in -p {example})"
 
     def _free_name(self, name: str) -> str:
         taken = {entry.name for entry in self.entries}

@@ -11,17 +11,47 @@ import regplug
 from regplug.cli import main
 
 
+def blocks(out):
+    """Return the table's lines for each plugin, as one string, by its name."""
+    heads, ruler, *lines = out.splitlines()
+    assert heads.split()[:2] == ["plugin", "from"]
+    assert set(ruler) == {"-", " "}
+    found = {}
+    for line in lines:
+        if not line.startswith(" "):
+            name = line.split(maxsplit=1)[0]
+        found[name] = f"{found.get(name, '')} {' '.join(line.split())}"
+    return found
+
+
 def test_plugins_lists_what_is_installed(capsys):
     assert main(["plugins"]) == 0
+    rows = blocks(capsys.readouterr().out)
+    assert f" l1 regplug {regplug.__version__} The lasso penalty: λ·Σ|w|. " in rows["l1"]
+    assert " l1(strength, *, where='weights', delivery='auto', name=None) " in rows["l1"]
+    assert rows["l1"].endswith("loss, step, proximal; separable")
+    assert rows["orthogonal"].endswith("loss, step; not separable")
+    assert rows["weight_decay"].endswith("name=None)")
+
+
+def test_plugins_fits_100_columns(capsys, install):
+    long = f"a_{'very_' * 9}long_one"
+    source = f"""
+        import regplug
+        class Long(regplug.Penalty):
+            {'"' * 3}Does {"so " * 50} much.{'"' * 3}
+            def __init__(self, strength, *, where="{"*.a" * 30}", of={{1: "*"}}, name=None): ...
+            def value(self, w): return w.sum()
+    """
+    install(f"acme-{'long-' * 9}name", [(long, "acme_long:Long")], "1.0.post1", acme_long=source)
+    install("acme-bad", [("bad", "acme_bad:Bad")], acme_bad=f"raise RuntimeError('{'no ' * 60}')")
+    assert main(["plugins"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["plugin", "summary", "from", "arguments", "deliveries", "separable"]
-    rows = {line.partition(" ")[0]: line for line in lines[2:]}
-    assert "The lasso penalty: λ·Σ|w|." in rows["l1"]
-    assert f"regplug {regplug.__version__}" in rows["l1"]
-    assert "strength, *, where='weights', delivery='auto', name=None" in rows["l1"]
-    assert rows["l1"].endswith("yes")
-    assert "loss, step, proximal" in rows["l1"]
-    assert rows["weight_decay"].rstrip().endswith("–")
+    assert max(map(len, lines)) <= 100
+    together = "".join("".join(lines).split())
+    for told in (long[:24], "*.a" * 30, "of={1:'*'}", "RuntimeError:" + "no" * 60):
+        assert told in together, told
+    assert sum(line.split().count("so") for line in lines) == 50
 
 
 def test_plugins_as_json(capsys):
@@ -124,7 +154,7 @@ def test_new_overwrites_nothing(capsys, tmp_path, monkeypatch):
 def test_new_writes_a_whole_package(capsys, tmp_path):
     assert main(["new", "total_variation", "--into", str(tmp_path)]) == 0
     folder = tmp_path / "regplug-total-variation"
-    assert f"pip install {folder}" in capsys.readouterr().out
+    assert f"\n  pip install --editable '{folder}[test]'\n" in capsys.readouterr().out
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     assert files == [
         ".github/workflows/ci.yml",

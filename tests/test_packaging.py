@@ -36,7 +36,7 @@ FLOORS = (
     {"cli"},
     {"run"},
     {"script", "watch"},
-    {"living", "report", "scaffold", "shelf", "testing", "tune"},
+    {"config", "living", "orders", "report", "scaffold", "shelf", "testing", "tune"},
     # What other packages' conventions want around a session, of which the session knows nothing.
     {f"integrations.{name}" for name in ("keras", "lightning", "skorch", "transformers")},
     {"pictures"},
@@ -51,7 +51,7 @@ FLOORS = (
     {"agreement", "integrations", "optimizers"},
     {"distributed"},
     {"schedules"},
-    {"blocks", "eager", "distributions", "table"},
+    {"blocks", "eager", "distributions", "growing", "mistakes", "table"},
     {"hookspecs", "errors"},
 )
 

@@ -254,13 +254,18 @@ def test_command_is_real(command: str, tmp_path: Path) -> None:
             launched([*script, *parsed.training_script_args[:-1]], tmp_path)
     elif program == "pip":
         assert arguments[0] == "install"
-        (what,) = arguments[1:]
+        *editable, what = arguments[1:]
         if what.startswith("./"):
-            # The folder that the command above it makes, as a test of the exam does for real.
-            assert f"regplug new {what.removeprefix('./regplug-')}" in _commands()
+            # The folder that the command above it makes, as a test of the exam does for real. What
+            # is installed as a copy would be tested in its stead, and nothing brings pytest.
+            assert editable == ["--editable"]
+            made = re.fullmatch(r"\./regplug-(\w+)\[test\]", what)
+            assert made
+            assert f"regplug new {made[1]}" in _commands()
         else:
             match = re.fullmatch(r"(?:regplug|\.)(?:\[(.*)\])?", what)
             assert match
+            assert not editable
             known = importlib.metadata.metadata("regplug").get_all("Provides-Extra")
             assert set(filter(None, (match[1] or "").split(","))) <= set(known)
     else:

@@ -185,7 +185,8 @@ def test_without_matplotlib_only_the_picture_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
     _, step, recorder = loop(["l1(1e-2)"])
     step()
-    assert {path.suffix for path in recorder.write(tmp_path)} == {".csv", ".json"}
+    with pytest.warns(UserWarning, match="no picture without matplotlib"):
+        assert {path.suffix for path in recorder.write(tmp_path)} == {".csv", ".json"}
     assert recorder.missing == ["net.png (no picture without matplotlib: regplug[plots])"]
 
 
@@ -193,12 +194,14 @@ def test_without_matplotlib_only_the_picture_is_missing(tmp_path, monkeypatch):
 def test_a_full_disk_does_not_end_the_training(tmp_path):
     for name in ("net.csv", "net.json"):
         (tmp_path / name).symlink_to("/dev/full")
-    session, step, recorder = loop(["l1(1e-2)"], every=1, folder=tmp_path)
+    with pytest.warns(UserWarning, match=r"net\.csv from step 0 on \(No space left"):
+        session, step, recorder = loop(["l1(1e-2)"], every=1, folder=tmp_path)
     for _ in range(3):
         step()
     assert session.steps == 3
     assert len(recorder.rows) == 4
-    assert {path.name for path in recorder.write()} == {"net.layers.csv", "net.png"}
+    with pytest.warns(UserWarning, match=r"net\.json \(No space left"):
+        assert {path.name for path in recorder.write()} == {"net.layers.csv", "net.png"}
     assert recorder.missing == [
         "net.csv from step 0 on (No space left on device)",
         "net.json (No space left on device)",

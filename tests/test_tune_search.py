@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from interrupting import child
 from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.datasets import load_iris
 from sklearn.exceptions import NotFittedError
@@ -372,17 +373,17 @@ except KeyboardInterrupt:
 
 def test_ctrl_c_stops_workers_cleanly(tmp_path):
     file = tmp_path / "search.jsonl"
-    process = subprocess.Popen(
-        [sys.executable, "-c", STOPPABLE, file], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (file.exists() and file.read_text().count("\n") > 12):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err.decode()
-    assert out.startswith(b"kept ")
-    assert b"Traceback" not in err
+    with child([sys.executable, "-c", STOPPABLE, file]) as process:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not (
+            file.exists() and file.read_text().count("\n") > 12
+        ):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert out.startswith("kept ")
+    assert "Traceback" not in err
     assert 12 < file.read_text().count("\n") < 200
 
 
