@@ -128,12 +128,20 @@ def _is_last(handle: RemovableHandle) -> bool:
     return not hooks or handle.id not in hooks or next(reversed(hooks)) == handle.id
 
 
+_waiting: list[RemovableHandle] = []
+
+
 def _remove_after_step(handles: Sequence[RemovableHandle]) -> None:
     """Remove hooks of an optimizer once the step that is at work is over."""
+    first = not _waiting
+    _waiting.extend(handles)
+    if not first:
+        return
 
     def remove(*arguments: Any) -> None:
-        for handle in (*handles, own):
-            handle.remove()
+        own.remove()  # the last of its kind, which alone can be taken out here
+        while _waiting:
+            _waiting.pop().remove()
 
     # torch calls these after the optimizer's own hooks, each list by itself.
     own = register_optimizer_step_post_hook(remove)

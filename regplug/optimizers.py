@@ -76,8 +76,8 @@ class StepEvents:
         try:
             closure = args[1] if len(args) > 1 else kwargs.get("closure")
             if callable(closure):
-                if self._listener is not None:
-                    self._listener.closure_begins()
+                if listener is not None:
+                    listener.closure_begins()
                 wrapped = self._wrap(closure)
                 if len(args) > 1:
                     return (args[0], wrapped, *args[2:]), kwargs
