@@ -30,6 +30,8 @@ __all__ = ["PATIENCE", "Ranks", "difference", "summary"]
 PATIENCE = 50.0
 """Seconds that a rank waits for the others to attach."""
 
+AGREED = "agreed"
+
 # In the repr of a callable: of no meaning on another rank.
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
@@ -82,6 +84,7 @@ class Ranks:
         self._told = True
         words = f"rank {self._rank} failed: {type(error).__name__}: {error}"
         try:
+            self._decide(words)  # of no effect once the ranks have agreed
             self._store().compare_set("failed", "", words)
         except Exception:  # the store may be gone, and the error itself is what matters
             return
@@ -101,11 +104,25 @@ class Ranks:
 
         Raises:
             RegplugError: they differ, one failed, or one did not attach within
-                :data:`PATIENCE` seconds. Every rank that attached raises it.
+                :data:`PATIENCE` seconds. Every rank raises it, also one that attaches later on.
         """
         if self.members and not self.compared:
             self.compared = True
-            self._compare(summary(session))
+            mine = summary(session)
+            try:
+                verdict = self._compare(mine)
+            except RuntimeError as error:
+                raise RegplugError(
+                    f"session {self.name!r}: the store of the process group, over which the ranks "
+                    f"compare what they attach, does not answer: have others ended? ({error})"
+                ) from error
+            if verdict != AGREED:
+                self._told = True
+                raise RegplugError(
+                    f"session {self.name!r}: {verdict}\n"
+                    "Attach on every rank, the same plugins with the same arguments in the same "
+                    "order (not under `if is_main_process`)."
+                )
 
     def compare_late(self, session: "Session") -> None:
         """Compare at the first step, if the model was still bare when it was attached."""
@@ -120,46 +137,35 @@ class Ranks:
 
         return PrefixStore(self._prefix, _get_default_store())
 
-    def _compare(self, mine: dict[str, str]) -> None:
+    def _compare(self, mine: dict[str, str]) -> str:
+        """Return the verdict, which is the same on every rank: the first that any of them set."""
         store = self._store()
         store.set(f"here/{self._rank}", "1")
         words = json.dumps([self._rank, mine])
         first, theirs = json.loads(store.compare_set("first", "", words))
         if theirs != mine:
             lines = difference(first, theirs, self._rank, mine)
-            # A key of its own: what fails later on, in training, is no disagreement.
-            store.compare_set("differ", "", "the ranks differ:\n" + "\n".join(lines))
+            self._decide("the ranks differ:\n" + "\n".join(lines))
         store.add("arrived", 1)
         deadline, pause = time.monotonic() + PATIENCE, 0.001
-        while True:
-            everyone = store.add("arrived", 0) >= len(self.members)
-            if store.check(["differ"]):
-                words = store.get("differ").decode()
-                break
-            if everyone:
-                return
-            if store.check(["failed"]):
-                words = store.get("failed").decode()
-                break
+        while not store.check(["verdict"]):
+            if store.add("arrived", 0) >= len(self.members):
+                return self._decide(AGREED)
             if time.monotonic() > deadline:
                 missing = [r for r in self.members if not store.check([f"here/{r}"])]
-                self._fail(
+                return self._decide(
                     f"of the ranks that train this model, {_listed(missing)} did not attach it "
                     f"within {PATIENCE:.0f} seconds"
                 )
-                words = store.get("failed").decode()
-                break
             time.sleep(pause)
             pause = min(2 * pause, 0.1)
-        self._told = True
-        raise RegplugError(
-            f"session {self.name!r}: {words}\n"
-            "Attach on every rank, the same plugins with the same arguments in the same order "
-            "(not under `if is_main_process`)."
-        )
+        verdict: str = store.get("verdict").decode()
+        return verdict
 
-    def _fail(self, words: str) -> None:
-        self._store().compare_set("failed", "", words)
+    def _decide(self, verdict: str) -> str:
+        """Set the verdict, unless there is one, and return which it is."""
+        decided: str = self._store().compare_set("verdict", "", verdict).decode()
+        return decided
 
 
 def summary(session: "Session") -> dict[str, str]:

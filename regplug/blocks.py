@@ -73,7 +73,7 @@ def keep_freed_memory() -> None:
     freed something larger: the threshold follows the largest such block. Most programs do so
     within a step; this does it at once, by 16 MiB that are never touched. Elsewhere it is nothing.
     """
-    torch.empty(16 << 20, dtype=torch.uint8)
+    torch.empty(16 << 20, dtype=torch.uint8, device="cpu")
 
 
 def batches(columns: Sequence[Sequence[torch.Tensor]]) -> Iterator[list[list[torch.Tensor]]]:

@@ -27,6 +27,10 @@ _EVENTS = [
 ]
 
 
+# Those in which a plugin acts on a loop, and not just answers its session.
+_LOOP = ("on_loss", "on_gradients", "on_closure", "before_step", "after_step")
+
+
 class Calls:
     """Calls hooks, by a pluggy manager of the session's own.
 
@@ -49,6 +53,7 @@ class Calls:
         }
         # The functions to call for an event, where they are called directly: see settle().
         self._functions: dict[str, list[Callable[..., Any]]] = {}
+        self._silent = False
         self.at_steps = True
         """Whether any plugin has something to do in a step's events."""
 
@@ -59,6 +64,8 @@ class Calls:
         functions: each takes the session alone, and none is a wrapper around the others. In a
         training loop, where it is cold code, pluggy's own call costs as much as a small penalty.
         """
+        if self._silent:
+            return
         idle = {id(plugin): plugin.idle(session) for plugin in self._plugins}
         for event, caller in self._callers.items():
             impls = caller.get_hookimpls()
@@ -67,6 +74,20 @@ class Calls:
             busy = [i.function for i in impls if event not in idle.get(id(i.plugin), ())]
             self._functions[event] = busy[::-1]
         self.at_steps = any(map(self.heard, ("on_gradients", "before_step", "after_step")))
+
+    def silence(self) -> None:
+        """Call nobody any more in the events of a loop, from the very call on that is at work.
+
+        A plugin may detach its session in any event, of which the rest is then no one's.
+        """
+        self._silent = True
+        for event in _LOOP:
+            self._functions.setdefault(event, []).clear()
+            caller = self._callers.get(event)
+            for impl in caller.get_hookimpls() if caller else ():
+                if not (impl.wrapper or impl.hookwrapper):  # those are around the call already
+                    impl.function = _nothing  # type: ignore[misc]
+        self.at_steps = False
 
     def listeners(self, event: str) -> list[Plugin]:
         """Return the plugins that implement ``event``."""
@@ -147,6 +168,10 @@ class Calls:
             if plugin is not None:
                 return plugin
         return None
+
+
+def _nothing(*arguments: Any) -> None:
+    """Stand in for the hooks of a session that is detached."""
 
 
 def is_scalar(value: object) -> bool:

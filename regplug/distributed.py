@@ -124,21 +124,25 @@ def resolve(sums: Sequence[Sum]) -> list[float]:
     keys = list(dict.fromkeys(key for total in sums for key in total.by_groups))
     for groups in keys:
         own = [total.by_groups.get(groups, ()) for total in sums]
-        device = next(device for terms in own for _, device in terms)
-        vector = torch.stack([_summed(terms, device) for terms in own])
+        # Added up in the host's memory: some devices have no float64.
+        vector = torch.tensor([_summed(terms) for terms in own], dtype=torch.float64, device="cpu")
+        if groups:
+            vector = vector.to(next(device for terms in own for _, device in terms))
         for group in groups:
             dist.all_reduce(vector, group=group)
         totals = [a + b for a, b in zip(totals, vector.tolist(), strict=True)]
     return [total * s.factor for total, s in zip(totals, sums, strict=True)]
 
 
-def _summed(
-    terms: Sequence[tuple[torch.Tensor | float, torch.device]], device: torch.device
-) -> torch.Tensor:
+def _summed(terms: Sequence[tuple[torch.Tensor | float, torch.device]]) -> float:
     numbers = [term for term, _ in terms if not isinstance(term, torch.Tensor)]
-    tensors = [term.double() for term, _ in terms if isinstance(term, torch.Tensor)]
-    total = torch.tensor(math.fsum(numbers), dtype=torch.float64, device=device)
-    return total + torch.stack([t.to(device) for t in tensors]).sum() if tensors else total
+    alike: dict[object, list[torch.Tensor]] = {}
+    for term, _ in terms:
+        if isinstance(term, torch.Tensor):
+            alike.setdefault((term.device, term.dtype), []).append(term)
+    # One wait for the device for all of them.
+    parts = [torch.stack(tensors).cpu().double().sum().item() for tensors in alike.values()]
+    return sum(parts, math.fsum(numbers))
 
 
 def layers(model: nn.Module) -> Iterator[nn.Module]:

@@ -68,7 +68,9 @@ def on_detach(session: "Session") -> None:
     """Fires once, at ``session.detach()`` or when attaching failed, in reverse order.
 
     Must restore everything that the plugin changed, and may be called after an ``on_attach``
-    that stopped half-way. Nothing is returned.
+    that stopped half-way. It fires again where Ctrl-C has interrupted it and ``detach()`` is called
+    a second time. What the session tells afterwards (state, metrics, description) is asked of a
+    copy of the plugin as it was before, so all may be let go of. Nothing is returned.
     """
 
 
@@ -148,5 +150,7 @@ def on_state(session: "Session") -> "Mapping[str, Any] | None":
 def on_load_state(session: "Session", state: "Mapping[str, Any]") -> None:
     """Fires at each ``session.load_state_dict()``, after ``session.steps`` was set.
 
-    ``state`` is what ``on_state`` returned, an empty mapping for None. Nothing is returned.
+    ``state`` is what ``on_state`` returned, an empty mapping for None. If any plugin raises, the
+    attributes of all are put back as they were, and it fires once more with what ``on_state`` then
+    returns. Nothing is returned.
     """

@@ -137,8 +137,10 @@ def _total(nodes: Iterable[_Node]) -> torch.Tensor | float:
             else:
                 tensors.setdefault(own.device, []).append(own)
     result: torch.Tensor | float = math.fsum(numbers)
-    for values in tensors.values():
-        result = result + torch.stack(values).sum()
+    for device, values in tensors.items():
+        own = torch.stack(values).sum()
+        # Sums of two accelerators don't add up by themselves.
+        result = own + (result.to(device) if isinstance(result, torch.Tensor) else result)
     if sharded:
         result = result + distributed.resolve([distributed.Sum(sharded)])[0]
     return result
@@ -224,12 +226,15 @@ class _Penalized(torch.autograd.Function):
     def backward(ctx: Any, *outputs: torch.Tensor) -> Any:
         (upstream,) = outputs
         node, weights = ctx.node, list(ctx.saved_tensors)
+        loss_gradient, device = upstream, weights[0].device
+        if upstream.device != device:  # the loss may be on another than its weights
+            upstream = upstream.to(device)
         if torch.is_grad_enabled():  # create_graph: the gradient will be differentiated in turn
             own = [
                 _differentiable(w, of, node.shares, upstream)
                 for w, of in zip(weights, node.weights, strict=True)
             ]
-            return None, None, upstream, *own
+            return None, None, loss_gradient, *own
         # Elsewhere than on a CPU, reading a value waits for the device.
         scale = upstream.item() if upstream.device.type == "cpu" else upstream
         if not node.small:
@@ -238,7 +243,7 @@ class _Penalized(torch.autograd.Function):
             own = _small_gradients(weights, node.shares, scale)
         else:  # one after another, while it is in the cache
             own = [g for w in weights for g in _small_gradients([w], node.shares, scale)]
-        return None, None, upstream, *own
+        return None, None, loss_gradient, *own
 
 
 def _differentiable(

@@ -12,9 +12,11 @@ from typing import Any, Protocol
 
 import torch
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from regplug.blocks import scratch
 from regplug.errors import RegplugError, UnsupportedError
+from regplug.gradmode import without_grad
 from regplug.hook_order import StepHooks
 
 __all__ = ["Group", "StepEvents", "StepListener", "UpdateRule", "update_rule"]
@@ -61,8 +63,12 @@ class StepEvents:
 
     def disconnect(self) -> None:
         """Remove the hooks. May be called twice."""
-        self._hooks.remove()
         self._listener = None
+        if _steps_on_stack(self.optimizer):
+            # torch is going through the hooks right now, where none can be taken out.
+            _after_this_step(self._hooks.remove)
+        else:
+            self._hooks.remove()
 
     def _enter(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         # A subclass whose step calls super().step() gets here twice; only the outer call counts.
@@ -71,23 +77,25 @@ class StepEvents:
             self._depth += 1
             return None
         self._depth, self._real = 1, False
+        listener, grad = self._listener, torch.is_grad_enabled()
         try:
             closure = args[1] if len(args) > 1 else kwargs.get("closure")
             if callable(closure):
-                if self._listener is not None:
-                    self._listener.closure_begins()
+                if listener is not None:
+                    listener.closure_begins()
                 wrapped = self._wrap(closure)
                 if len(args) > 1:
                     return (args[0], wrapped, *args[2:]), kwargs
                 return args, {**kwargs, "closure": wrapped}
-            if self._listener is not None and is_real(optimizer):
+            if listener is not None and is_real(optimizer):
                 self._real = True
-                self._listener.gradients_ready()
-                self._listener.before_update()
-            elif self._listener is not None and not has_gradients(optimizer):
-                self._listener.no_gradients()
+                listener.gradients_ready()
+                listener.before_update()
+            elif listener is not None and not has_gradients(optimizer):
+                listener.no_gradients()
         except BaseException:
             self._depth = 0
+            torch._C._set_grad_enabled(grad)  # whatever was interrupted
             raise
         return None
 
@@ -95,24 +103,43 @@ class StepEvents:
         self._depth -= 1
         if self._depth == 0 and self._real and self._listener is not None:
             self._real = False
-            self._listener.after_update()
+            grad = torch.is_grad_enabled()
+            try:
+                self._listener.after_update()
+            except BaseException:
+                torch._C._set_grad_enabled(grad)
+                raise
 
     def _wrap(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         def penalized() -> Any:
             # LBFGS calls this with grad on, others may not: the caller's mode reaches the closure.
             loss = closure()
-            if self._listener is None or not has_gradients(self.optimizer):
+            listener = self._listener
+            if listener is None or not has_gradients(self.optimizer):
                 return loss
-            with torch.no_grad():
-                self._listener.gradients_ready()
-                # Of the weights that the gradients were taken at, so before any is decayed.
-                value = self._listener.closure_value()
-                if not self._real:
-                    self._real = True
-                    self._listener.before_update()
-                return loss if loss is None or not value else loss + value
+            return without_grad(evaluated, listener, loss)
+
+        def evaluated(listener: StepListener, loss: Any) -> Any:
+            listener.gradients_ready()
+            # Of the weights that the gradients were taken at, so before any is decayed.
+            value = listener.closure_value()
+            if not self._real:
+                self._real = True
+                listener.before_update()
+            return loss if loss is None or not value else loss + value
 
         return penalized
+
+
+def _after_this_step(function: Callable[[], None]) -> None:
+    """Call ``function`` once the step that is at work is over."""
+
+    def call(*arguments: Any) -> None:
+        handle.remove()
+        function()
+
+    # torch calls these after the optimizer's own hooks, each list by itself.
+    handle = register_optimizer_step_post_hook(call)
 
 
 def _steps_on_stack(optimizer: Optimizer) -> int:

@@ -252,6 +252,10 @@ class Penalty(Plugin):
             others = ["after_step"]
         return [event for event in others if not self._writes(event)]
 
+    def waits_for_loss(self, session: "Session") -> bool:
+        """Return whether it is delivered in the loss, and not at strength 0."""
+        return self._settled == "loss" and self.active
+
     # --- events ---------------------------------------------------------------------------
 
     @hookimpl

@@ -157,6 +157,16 @@ class Plugin:
         """
         return ()
 
+    def waits_for_loss(self, session: "Session") -> bool:
+        """Return whether all that it does now hangs on the loop's calling ``session.loss``.
+
+        A loop that does not is told so. By default: whether ``on_loss`` is its only busy event.
+        """
+        idle = self.idle(session)
+        events = ("on_loss", "on_gradients", "before_step", "after_step")
+        hooks = {event: getattr(self, event, None) for event in events if event not in idle}
+        return [e for e, hook in hooks.items() if hasattr(hook, "regplug_impl")] == ["on_loss"]
+
     def covers(self, session: "Session") -> tuple[int, int] | None:
         """Return how many tensors and weights are covered, or None if that is no question."""
         return None

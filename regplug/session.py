@@ -2,7 +2,6 @@
 
 import math
 import operator
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from numbers import Real
@@ -21,16 +20,18 @@ from regplug.calls import Calls, is_number, is_scalar, seen
 from regplug.catalog import load
 from regplug.eager import eagerly
 from regplug.errors import RegplugError, SpecError, StateError, UnsupportedError
+from regplug.figures import NamedFigures
+from regplug.functional import InUse, refuse_transforms
+from regplug.gradmode import without_grad
 from regplug.integrations import accelerate
 from regplug.objective import Objective, Term
 from regplug.parameters import Coverage, Selection, cover, named_parameters, shared
 from regplug.plugin import Plugin
+from regplug.silent import Silence
+from regplug.states import States
 from regplug.table import table
 
 __all__ = ["Session", "attach"]
-
-# So many backward passes without a single step are no gradient accumulation.
-_PATIENCE = 256
 
 
 def attach(
@@ -132,8 +133,8 @@ class Session:
         self._named = name is not None
         self.steps = 0
         self.gradients_through_loss = False
-        # Backward passes through the loss event while no step was seen yet, None from then on.
-        self._waiting: int | None = 0
+        self._silence = Silence()
+        self._in_use = InUse()
         self._attached: list[Plugin] = []
         self._detached = False
         self._ranks = ranks
@@ -156,6 +157,7 @@ class Session:
         self._check_plugins([] if optimizer is None else wrapped.wrappers(optimizer) + self._parts)
         self._copies = self._suspected()  # None after the first step
         self._calls = Calls(self.plugins, ranks.tell)
+        self._states = States(self.plugins, self._calls, ranks.tell)
         self._unscale = any(
             not getattr(plugin, "scaled_gradients", False)
             for plugin in self._calls.listeners("on_gradients")
@@ -164,22 +166,26 @@ class Session:
         try:
             self._bind()
             for plugin in self.plugins:
+                self._attached.append(plugin)
                 plugin._session_name = self.name
                 plugin._step = 0
-                self._attached.append(plugin)
                 self._calls.one(plugin, "on_attach", self)
-            self._calls.settle(self)
-            if self.optimizer is not None:
-                self._events = optimizers.StepEvents(self.optimizer, self)
-                self._doubt = wrapped.Doubt(optimizer, self.optimizer)
-            if accelerator is not None or accelerate.is_wrapper(optimizer):
-                self._disconnect = accelerate.connect(self, accelerator, optimizer)
+                if self._detached:  # by the plugin itself
+                    break
+            else:
+                self._calls.settle(self)
+                if self.optimizer is not None:
+                    self._events = optimizers.StepEvents(self.optimizer, self)
+                    self._doubt = wrapped.Doubt(optimizer, self.optimizer)
+                if accelerator is not None or accelerate.is_wrapper(optimizer):
+                    self._disconnect = accelerate.connect(self, accelerator, optimizer)
             ranks.compare(self)
-            sessions.tell_doubles(self)
-            sessions.enter(self)
+            if not self._detached:
+                sessions.tell_doubles(self)
+                sessions.enter(self)
         except BaseException:
             with suppress(RegplugError):  # the first error is the one to see
-                self.detach()
+                self._leave(keep=False)
             raise
 
     def _check_plugins(self, steppers: list[object]) -> None:
@@ -242,14 +248,20 @@ class Session:
         if self._detached:
             return loss
         self._bind()
-        total, terms = loss, []
+        total, terms, plain = loss, [], []
         for term in self._calls.all("on_loss", self, loss=loss):
             if isinstance(term, Term):
                 terms.append(term)
                 continue
             if not is_scalar(term):
                 self._calls.refuse_returned(_is_term, "on_loss", self, loss=loss)
+            plain.append(term)
             total = total + term.to(loss)
+        if self._detached:  # by a plugin, just now
+            return loss
+        if terms or plain:
+            refuse_transforms()
+            self._in_use.look(self.model, loss, terms, plain)
         if terms:
             if self._finds_unused:
                 self._check_used(loss, terms)
@@ -257,17 +269,15 @@ class Session:
                 total = self._objective.penalized(total, terms)
             except Exception as error:
                 self._calls.blame(error, "on_loss", self)
-        if (not self.gradients_through_loss or self._waiting is not None) and total.requires_grad:
-            if total is loss:
-                # A hook on the caller's own tensor would outlive this call and see other passes.
-                total = loss.view_as(loss)
-            total.register_hook(self._saw_backward)
+        if total.requires_grad:
+            self._silence.in_loss(self)
+            if not self.gradients_through_loss or self._silence.waiting is not None:
+                self._watch_backward(total)
         return total
 
     def _check_used(self, loss: torch.Tensor, terms: Iterable[Term]) -> None:
         """Refuse what DDP would end with, "mark a variable ready only once"."""
-        weights = {entry.parameter for term in terms for entry in term.coverage.trainable}
-        if unused := weights - distributed.leaves(loss):
+        if unused := _weights(terms) - distributed.leaves(loss):
             known = {id(n.parameter): n.name for n in named_parameters(self.model)}
             names = ", ".join(sorted(known.get(id(w), "?") for w in unused))
             error = UnsupportedError(
@@ -277,24 +287,16 @@ class Session:
             )
             self._calls.blame(error, "on_loss", self)
 
-    def _saw_backward(self, gradient: torch.Tensor) -> None:
-        self.gradients_through_loss = True
-        if self._waiting is not None:
-            self._waiting += 1
-            if self._waiting == _PATIENCE:
-                warnings.warn(self._no_step_yet(), stacklevel=2)
+    def _watch_backward(self, total: torch.Tensor) -> None:
+        """See the next backward pass through ``total``, which may be the caller's own tensor."""
 
-    def _no_step_yet(self) -> str:
-        who = "no optimizer" if self.optimizer is None else f"this {type(self.optimizer).__name__}"
-        ways = (
-            "wrap the update in `with session.step():`"
-            if self.optimizer is None
-            else "attach to the optimizer whose step() the loop calls, for a wrapper the one inside"
-        )
-        return (
-            f"{self._waiting} backward passes came through the loss event of {self.name}, which is "
-            f"attached to {who}, but no step was seen, so nothing acts at the step: {ways}"
-        )
+        def saw(gradient: torch.Tensor) -> None:
+            handle.remove()  # what comes later is no concern of this loss event
+            self.gradients_through_loss = True
+            if self._silence.waiting is not None:
+                self._silence.waiting += 1
+
+        handle = total.register_hook(saw)
 
     @contextmanager
     def step(self, lr: float | None = None) -> Iterator[None]:
@@ -330,7 +332,7 @@ class Session:
             self.gradients_ready()
             self.before_update()
         yield
-        if real:
+        if real and not self._detached:
             self.after_update()
 
     def metrics(self) -> dict[str, float]:
@@ -348,19 +350,22 @@ class Session:
             PluginError: a plugin raised.
         """
         figures = self.figures()
-        return _Named(self.name, figures) if self._named else figures
+        return NamedFigures(self.name, figures) if self._named else figures
 
     def figures(self) -> dict[str, float]:
         """Return what :meth:`metrics` does, without the name of the session."""
         self._bind()
+        if not self._detached:
+            self._silence.ask(self)
         found: dict[str, Any] = {}
-        with torch.no_grad():
-            for plugin in self.plugins:
-                for key, value in self._calls.mapping(plugin, "on_metrics", self).items():
-                    if not isinstance(value, distributed.Sum) and not is_number(value):
-                        wrong = f"{key!r} must be a float, a 0-d tensor or a Sum, got {seen(value)}"
-                        self._calls.blame(TypeError(wrong), "on_metrics", self, plugin)
-                    found[f"{plugin.name}/{key}"] = value
+        plugins, calls = self._states.answering()
+        for plugin in plugins:
+            told = without_grad(calls.mapping, plugin, "on_metrics", self)
+            for key, value in told.items():
+                if not isinstance(value, distributed.Sum) and not is_number(value):
+                    wrong = f"{key!r} must be a float, a 0-d tensor or a Sum, got {seen(value)}"
+                    calls.blame(TypeError(wrong), "on_metrics", self, plugin)
+                found[f"{plugin.name}/{key}"] = value
         sums = {key: value for key, value in found.items() if isinstance(value, distributed.Sum)}
         found.update(zip(sums, distributed.resolve(list(sums.values())), strict=True))
         return {key: float(value) for key, value in found.items()}
@@ -385,7 +390,7 @@ class Session:
         """Return a table of the plugins: where each acts, what it covers, how strong it is now."""
         self._bind()
         rows, notes = [], []
-        for plugin in self.plugins:
+        for plugin in self._states.answering()[0]:
             covered = plugin.covers(self)
             rows.append(
                 [
@@ -402,8 +407,8 @@ class Session:
             notes += [f"{plugin.name}: {note}" for note in plugin.notes(self)]
         where = type(self.model).__name__
         by = type(self.optimizer).__name__ if self.optimizer is not None else "no optimizer"
-        if self._waiting:
-            notes.append(self._no_step_yet())
+        if not self._detached:
+            notes += self._silence.notes(self)
         state = ", detached" if self._detached else ""
         title = f"{self.name}: {where} with {by}, {self.steps} steps{state}"
         heads = ["plugin", "from", "acts", "tensors", "weights", "strength now"]
@@ -418,42 +423,43 @@ class Session:
 
         Plain types and tensors alone, so ``torch.load(weights_only=True)`` reads it.
         """
-        states = {p.name: dict(self._calls.mapping(p, "on_state", self)) for p in self.plugins}
+        plugins, calls = self._states.answering()
+        states = {p.name: dict(calls.mapping(p, "on_state", self)) for p in plugins}
         return {"steps": self.steps, "plugins": states}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state.
+        """Go on from a saved state. If that fails, nothing has changed.
 
         Raises:
-            StateError: it is no such state, or of other plugins than these.
+            StateError: it is no such state, or of other plugins than these, or the session is
+                detached.
             PluginError: a plugin could not read its own.
         """
-        steps = state.get("steps") if isinstance(state, Mapping) else None
-        states = state.get("plugins") if isinstance(state, Mapping) else None
-        if not (isinstance(steps, int) and steps >= 0 and isinstance(states, Mapping)) or not all(
-            isinstance(own, Mapping) for own in states.values()
-        ):
-            raise StateError("this is not what session.state_dict() returned")
-        own = {plugin.name for plugin in self.plugins}
-        if own != set(states):
-            raise StateError(
-                f"the saved state is of the plugins {sorted(states) or 'none'}, "
-                f"this session has {sorted(own) or 'none'}"
-            )
-        self._advance_to(steps)
-        with torch.no_grad():
-            for plugin in self.plugins:
-                self._calls.one(plugin, "on_load_state", self, state=states[plugin.name])
+        if self._detached:
+            raise StateError(f"{self.name} is detached: attach again, then load the state")
+        self._states.load(self, state, self._advance_to)
 
     def detach(self) -> None:
         """Take everything off the loop again: hooks, dropout rates, weight_decay, modules.
 
-        May be called twice. Every plugin is asked to restore, also when one before it fails.
+        May be called twice, and again after Ctrl-C has interrupted it. Every plugin is asked to
+        restore, also when one before it fails. ``state_dict()``, ``metrics()`` and ``describe()``
+        go on to tell how things were.
 
         Raises:
             PluginError: a plugin failed to restore; the others have been asked all the same.
         """
+        words: dict[str, str] = {}
+        if not self._detached:
+            with suppress(Exception):  # what fails here is no reason to stay attached
+                words = self._silence.last_words(self)
+        self._leave()
+        self._silence.tell(words)
+
+    def _leave(self, *, keep: bool = True) -> None:
+        # Each part is let go of once it is done, so that a second call ends what was interrupted.
         self._detached = True
+        self._calls.silence()
         self._watchers = ()
         if self._events is not None:
             self._events.disconnect()
@@ -464,13 +470,20 @@ class Session:
             self._disconnect = None
         failures = []
         while self._attached:
-            plugin = self._attached.pop()
+            plugin = self._attached[-1]
             try:
+                self._attached.pop()
+                if keep:
+                    self._states.keep(plugin)
                 self._calls.one(plugin, "on_detach", self)
-            except RegplugError as error:
-                failures.append(error)
-            finally:
                 plugin._session_name = None
+            except RegplugError as error:
+                plugin._session_name = None
+                failures.append(error)
+            except BaseException:
+                if not any(other is plugin for other in self._attached):
+                    self._attached.append(plugin)
+                raise
         sessions.leave(self)
         if failures:
             raise failures[0]
@@ -484,7 +497,10 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.detach()
+        if kind is None:
+            self.detach()
+        else:
+            self._leave()
         # What other ranks see of a rank that failed is a lost connection.
         if isinstance(error, RuntimeError) and (words := self._ranks.heard()) is not None:
             raise RegplugError(f"session {self.name!r}: {words}") from error
@@ -569,6 +585,7 @@ class Session:
             self._bind()
         else:
             self._bound_now = False
+        self._silence.gradients_ready()
         if not self._ranks.compared:
             self._ranks.compare_late(self)
         if self._unscale and self.optimizer is not None:
@@ -611,30 +628,37 @@ class Session:
         self._fire("after_step")
         self._taking = None
         self._advance_to(self.steps + 1)
-        if self._waiting is not None:
-            self._waiting = None
+        if self._silence.waiting is not None:
             self._settle_doubt()
             self._calls.settle(self)
-        if self._watchers:
-            with torch.no_grad():
-                for callback in self._watchers:
-                    callback(self)
+        self._silence.stepped(self)
+        for callback in self._watchers:
+            if not self._detached:  # by the one before, say
+                without_grad(callback, self)
 
     def _fire(self, event: str) -> None:
         if not self._calls.heard(event):
             return
         # torch.no_grad() without its own five microseconds, which are a tenth of a small step.
         grad = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(False)
         try:
+            torch._C._set_grad_enabled(False)
             self._calls.all(event, self)
-        finally:
             torch._C._set_grad_enabled(grad)
+        except BaseException:  # an interruption may strike at the first try to set it back
+            torch._C._set_grad_enabled(grad)
+            raise
 
     def _advance_to(self, steps: int) -> None:
-        self.steps = steps
-        for plugin in self.plugins:
-            plugin._step = steps
+        try:
+            self.steps = steps
+            for plugin in self.plugins:
+                plugin._step = steps
+        except BaseException:  # interrupted, which must not leave plugins at different steps
+            self.steps = steps
+            for plugin in self.plugins:
+                plugin._step = steps
+            raise
 
     def _settle_doubt(self) -> None:
         if self._doubt is not None:
@@ -657,6 +681,7 @@ class Session:
                 return
         self._bound = [list(group["params"]) for group in groups]
         self._coverages.clear()
+        self._silence.watch(groups)
         self._check_shared()
 
     def _check_shared(self) -> None:
@@ -673,18 +698,8 @@ class Session:
             distributed.reshard(self.model)
 
 
-class _Named(dict[str, float]):
-    """Figures under the name of their session; code that reads one need not know the name."""
-
-    def __init__(self, name: str, figures: Mapping[str, float]) -> None:
-        super().__init__({f"{name}/{key}": value for key, value in figures.items()})
-        self._name = name
-
-    def __missing__(self, key: str) -> float:
-        full = f"{self._name}/{key}"
-        if full in self:
-            return self[full]
-        raise KeyError(key)
+def _weights(terms: Iterable[Term]) -> set[torch.Tensor]:
+    return {entry.parameter for term in terms for entry in term.coverage.trainable}
 
 
 def _is_rate(lr: object) -> bool:

@@ -174,6 +174,10 @@ class Activity(Plugin):
         """Return both strengths; the value is each rank's own, and in its loss."""
         return self.strengths()
 
+    def waits_for_loss(self, session: Session) -> bool:
+        """Return whether there is a strength: all of it acts in the loss."""
+        return bool(self.l1_strength or self.l2_strength)
+
     def covers(self, session: Session) -> None:
         """It covers outputs, not weights."""
 

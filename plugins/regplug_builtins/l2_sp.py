@@ -161,15 +161,22 @@ class L2SP(Penalty):
         """Take the anchors of the run that goes on."""
         self._bind(session)
         saved = state.get("anchors", {})
+        if not isinstance(saved, Mapping) or not all(
+            isinstance(anchor, torch.Tensor) for anchor in saved.values()
+        ):
+            raise StateError(f"{self.name}: the saved anchors are no tensors by parameter name")
         own = {name: tuple(anchor.shape) for name, anchor in self._anchors.items()}
         if {name: tuple(anchor.shape) for name, anchor in saved.items()} != own:
             raise StateError(
-                f"{self.name}: the saved anchors are of {', '.join(saved) or 'nothing'}, and this "
-                f"session has {', '.join(own)}: select the same parameters, of the same shapes"
+                f"{self.name}: the saved anchors are of {', '.join(map(str, saved)) or 'nothing'}, "
+                f"and this session has {', '.join(own)}: select the same parameters, of the same "
+                "shapes"
             )
+        loaded = {}
         for name, anchor in self._anchors.items():
             whole = saved[name].to(device=anchor.device, dtype=anchor.dtype)
-            self._anchors[name] = like(part(whole, anchor), anchor)
+            loaded[name] = like(part(whole, anchor), anchor)
+        self._anchors = loaded
 
     @hookimpl
     def on_detach(self, session: Session) -> None:

@@ -85,19 +85,22 @@ def connect(session: "Session", accelerator: Any, optimizer: object) -> "Callabl
                 remove()
             raise SpecError(
                 f"this accelerator has a session named {session.name!r} already, and its "
-                "checkpoints could not tell the two apart: attach(…, name='another'), or detach() "
-                "the first"
+                "checkpoints could not tell the two apart. At the end of each fold or run write\n"
+                "    session.detach()\n"
+                "or, where both go on, give each a name, as in attach(…, name='another') or\n"
+                "    regplug.attach(…, name=f'fold{k}')"
             )
         sessions[session.name] = session
         undo += [
             each.register_save_state_pre_hook(_saver(each, session)).remove,
             each.register_load_state_pre_hook(_loader(each, session)).remove,
-            partial(sessions.pop, session.name),
+            partial(sessions.pop, session.name, None),
         ]
 
     def disconnect() -> None:
         while undo:
-            undo.pop()()
+            undo[-1]()  # let go of once it is done: Ctrl-C may come in between
+            undo.pop()
 
     return disconnect
 
