@@ -64,11 +64,7 @@ class StepEvents:
     def disconnect(self) -> None:
         """Remove the hooks. May be called twice."""
         self._listener = None
-        if _steps_on_stack(self.optimizer):
-            # torch is going through the hooks right now, where none can be taken out.
-            _after_this_step(self._hooks.remove)
-        else:
-            self._hooks.remove()
+        take_out(self.optimizer, self._hooks.remove)
 
     def _enter(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         # A subclass whose step calls super().step() gets here twice; only the outer call counts.
@@ -131,12 +127,30 @@ class StepEvents:
         return penalized
 
 
+def take_out(optimizer: Optimizer, remove: Callable[[], None]) -> None:
+    """Call ``remove``, which takes out a step hook: at once, or after the step that is at work.
+
+    Within a step torch is going through the hooks, where none can be taken out.
+    """
+    if _steps_on_stack(optimizer):
+        _after_this_step(remove)
+    else:
+        remove()
+
+
+_waiting: list[Callable[[], None]] = []
+
+
 def _after_this_step(function: Callable[[], None]) -> None:
     """Call ``function`` once the step that is at work is over."""
+    _waiting.append(function)
+    if len(_waiting) > 1:
+        return
 
     def call(*arguments: Any) -> None:
-        handle.remove()
-        function()
+        handle.remove()  # the last of its kind, which alone can be taken out here
+        while _waiting:
+            _waiting.pop()()
 
     # torch calls these after the optimizer's own hooks, each list by itself.
     handle = register_optimizer_step_post_hook(call)

@@ -2,12 +2,14 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from regplug import Coverage, Plugin, Scheduled, Selection, Session, hookimpl, lent, local, sessions
 from regplug.eager import called_by_a_graph, eagerly
+from regplug.optimizers import take_out
 from regplug.schedules import ScheduleLike, constant
 from regplug_builtins._existing import Existing, Group
 
@@ -104,7 +106,7 @@ class WeightDecay(Plugin):
             if type(optimizer) in (torch.optim.AdamW, *_DECOUPLED):
                 # Before any plugin can raise in after_step.
                 hook = optimizer.register_step_post_hook(eagerly(lambda *step: self._take_back()))
-                self._undo.append(hook.remove)
+                self._undo.append(partial(take_out, optimizer, hook.remove))
 
     def _take_over(self, session: Session) -> None:
         self._checked = coverage = session.coverage(self.selection)
