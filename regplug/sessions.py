@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary, ref
 from torch import nn
 from torch.optim import Optimizer
 
-from regplug import distributed, optimizers
+from regplug import distributed, wrapped
 from regplug.parameters import named_parameters
 from regplug.plugin import Plugin
 
@@ -49,7 +49,7 @@ def on(thing: object) -> tuple[Any, ...]:
     if isinstance(thing, nn.Module):
         thing = distributed.unwrap_model(thing)
     else:
-        thing = optimizers.unwrap(thing)
+        thing = wrapped.unwrap(thing)
     return tuple(session for r in _living.get(thing, ()) if (session := r()) is not None)
 
 
