@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from regplug import deliveries, objective, optimizers
+from regplug import deliveries, formulas, objective, optimizers
 from regplug.errors import PluginError, RegplugError, SpecError, UnsupportedError
 from regplug.hookspecs import hookimpl
 from regplug.parameters import Coverage, Selection, Where
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["DELIVERIES", "Penalty"]
 
 DELIVERIES = ("auto", "loss", "step", "proximal")
-
-# Each formula, and what does the same on lists.
-_FAST = {"gradient": ("gradients", "add_gradients"), "proximal": ("proximal_",)}
 
 
 class Penalty(Plugin):
@@ -73,6 +70,12 @@ class Penalty(Plugin):
     """Whether :meth:`proximal` of a non-separable penalty solves its problem for a tensor of
     steps, as Adam and its like have. A separable one always does."""
 
+    composition: str | None = None
+    """What :meth:`proximal` does, where it is known: proximal operators of several penalties, one
+    after another, are that of their sum in one order alone. ``"threshold"``: every magnitude loses
+    the same (l1). ``"groups"``: norms of groups do. ``"scale"``: weights are divided by
+    1 + step·c, maybe after a threshold (l2, elastic net). None: nothing is known."""
+
     scaled_gradients = True
 
     strength = Scheduled()
@@ -92,16 +95,7 @@ class Penalty(Plugin):
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        # What an ancestor does for speed is of the formula that it knows, not of another one.
-        for formula, fast in _FAST.items():
-            for name in fast:
-                author = next(c for c in cls.__mro__ if name in vars(c))
-                if author is Penalty:
-                    continue
-                by_autograd = getattr(author, formula, None) is Penalty.gradient
-                told = "value" if by_autograd else formula
-                if getattr(author, told, None) not in (None, getattr(cls, told)):
-                    setattr(cls, name, getattr(Penalty, name))
+        cls._separable_unproven = formulas.settle(cls, Penalty)
         cls._has_companions = cls.companions is not Penalty.companions
 
     def _writes(self, name: str) -> bool:
@@ -120,7 +114,7 @@ class Penalty(Plugin):
         """Return the penalty of one parameter, a 0-d tensor, differentiable, without λ."""
         raise NotImplementedError(f"{type(self).__name__} must define value(w)")
 
-    def gradient(self, w: torch.Tensor) -> torch.Tensor:
+    def gradient(self, w: torch.Tensor, *companions: torch.Tensor) -> torch.Tensor:
         """Return the gradient of :meth:`value` at ``w``, shaped like it, without λ.
 
         Written here by autograd; a formula of your own saves time. It must not change ``w``, and
@@ -130,7 +124,9 @@ class Penalty(Plugin):
         with torch.enable_grad():
             if not (create_graph and w.requires_grad):
                 w = w.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.value(w), w, create_graph=create_graph)
+            (gradient,) = torch.autograd.grad(
+                self.value(w, *companions), w, create_graph=create_graph
+            )
         return gradient
 
     def proximal(self, w: torch.Tensor, step: "float | torch.Tensor") -> torch.Tensor:
@@ -214,16 +210,24 @@ class Penalty(Plugin):
     def delivery(self, delivery: str) -> None:
         if delivery not in DELIVERIES:
             raise SpecError(f"delivery must be one of {', '.join(DELIVERIES)}, got {delivery!r}")
-        if delivery == "proximal" and not self._writes("proximal"):
-            raise SpecError(
-                f"delivery='proximal': {type(self).__name__} has no proximal operator; "
-                "use 'step' or 'loss'"
-            )
+        if delivery == "proximal":
+            self._check_writes_proximal()
         if self._session_name is not None:
             raise SpecError(f"{self.name} is attached: its delivery can't change until detach()")
         self._delivery = delivery
         self._settled = None if delivery == "auto" else delivery
 
+    def _check_writes_proximal(self) -> None:
+        if self._writes("proximal"):
+            return
+        kind, why = type(self).__name__, ""
+        if (author := formulas.stale_proximal(self, Penalty)) is not None:
+            why = f" (that of {author} is of another value: write proximal(w, step) too)"
+        raise SpecError(
+            f"delivery='proximal': {kind} has no proximal operator{why}; use 'step' or 'loss'"
+        )
+
+    _separable_unproven = False  # an ancestor's word, for another value
     _has_companions = False  # settled when attached, since it is asked for at every event
     _selection = Selection()
     _delivery = "auto"
@@ -264,9 +268,13 @@ class Penalty(Plugin):
         self._settled = None if self._delivery == "auto" else self._delivery
         self._told_rounding = False
         self._has_companions = self._writes("companions")
+        unproven = formulas.settle_instance(self, Penalty) or self._separable_unproven
         _ = self.active  # says so if a strength was never set
         coverage = session.coverage(self._selection)
+        if unproven and self.separable and not self._has_companions:
+            self.separable = not coverage or formulas.adds_up(self, coverage[0].parameter)
         if self._settled == "proximal":
+            self._check_writes_proximal()
             self._check_proximal(session)
             return
         for entry in coverage:
