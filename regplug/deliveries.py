@@ -127,7 +127,7 @@ def tell_rounding(
         if w.numel() == 0:
             continue
         beside = [distributed.local(c) for c in penalty.companions(pair[1])]
-        added = penalty.gradient(widened(w), *beside) * factor
+        added = penalty._shaped_gradient(widened(w), *beside) * factor
         lost = ((g + added).to(g.dtype) == g) & (added != 0)
         if lost.sum() * 2 > (added != 0).sum():
             warnings.warn(

@@ -24,6 +24,7 @@ from regplug.deliveries import (
 )
 from regplug.parameters import Coverage
 from regplug.plugin import failure
+from regplug.precision import as_outside
 
 if TYPE_CHECKING:
     from regplug.penalty import Penalty
@@ -223,6 +224,7 @@ class _Penalized(torch.autograd.Function):
         return loss + (added.to(loss) if isinstance(added, torch.Tensor) else added)
 
     @staticmethod
+    @as_outside
     def backward(ctx: Any, *outputs: torch.Tensor) -> Any:
         (upstream,) = outputs
         node, weights = ctx.node, list(ctx.saved_tensors)

@@ -114,19 +114,21 @@ class Penalty(Plugin):
         """Return the penalty of one parameter, a 0-d tensor, differentiable, without λ."""
         raise NotImplementedError(f"{type(self).__name__} must define value(w)")
 
-    def gradient(self, w: torch.Tensor, *companions: torch.Tensor) -> torch.Tensor:
+    def gradient(self, w: torch.Tensor) -> torch.Tensor:
         """Return the gradient of :meth:`value` at ``w``, shaped like it, without λ.
 
         Written here by autograd; a formula of your own saves time. It must not change ``w``, and
         must itself be differentiable for a loss that is differentiated twice.
         """
+        return self._by_autograd(w)
+
+    def _by_autograd(self, w: torch.Tensor, *companions: torch.Tensor) -> torch.Tensor:
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
             if not (create_graph and w.requires_grad):
                 w = w.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(
-                self.value(w, *companions), w, create_graph=create_graph
-            )
+            value = self.value(w, *companions)
+            (gradient,) = torch.autograd.grad(value, w, create_graph=create_graph)
         return gradient
 
     def proximal(self, w: torch.Tensor, step: "float | torch.Tensor") -> torch.Tensor:
@@ -159,7 +161,10 @@ class Penalty(Plugin):
         Raises:
             PluginError: it is not.
         """
-        gradient = self.gradient(w, *companions)
+        if companions and not self._writes("gradient"):
+            gradient = self._by_autograd(w, *companions)
+        else:
+            gradient = self.gradient(w, *companions)
         if gradient.shape != w.shape:
             raise PluginError(
                 f"{self.name}: gradient(w) must be shaped like w, {tuple(w.shape)}, "

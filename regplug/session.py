@@ -27,6 +27,7 @@ from regplug.integrations import accelerate
 from regplug.objective import Objective, Term
 from regplug.parameters import Coverage, Selection, cover, named_parameters, shared
 from regplug.plugin import Plugin
+from regplug.precision import as_outside
 from regplug.silent import Silence
 from regplug.states import States
 from regplug.table import table
@@ -220,6 +221,7 @@ class Session:
     # --- what the loop calls ---------------------------------------------------------------
 
     @eagerly
+    @as_outside
     def loss(self, loss: torch.Tensor) -> torch.Tensor:
         """Return the loss with the penalties of this session in it: the textbook form.
 
@@ -353,6 +355,7 @@ class Session:
         figures = self.figures()
         return NamedFigures(self.name, figures) if self._named else figures
 
+    @as_outside
     def figures(self) -> dict[str, float]:
         """Return what :meth:`metrics` does, without the name of the session."""
         self._bind()
@@ -610,6 +613,7 @@ class Session:
         if self.optimizer is not None and not self.steps:
             optimizers.check_not_in_backward(self.optimizer, hooked=True)
 
+    @as_outside
     def closure_value(self) -> float:
         """Return the value of the penalties added to a closure's gradients. Called by the hooks."""
         terms = self._calls.all("on_closure", self)
@@ -648,6 +652,7 @@ class Session:
             if not self._detached:  # by the one before, say
                 without_grad(callback, self)
 
+    @as_outside
     def _fire(self, event: str) -> None:
         if not self._calls.heard(event):
             return

@@ -129,7 +129,9 @@ def test_proximal_operator_written_anew_need_not_know_steps_for_each_element():
 
     model = nn.Linear(3, 2)
     with pytest.raises(UnsupportedError, match="not separable"):
-        regplug.attach(model, torch.optim.Adam(model.parameters()), [OneStep(1, delivery="proximal")])
+        regplug.attach(
+            model, torch.optim.Adam(model.parameters()), [OneStep(1, delivery="proximal")]
+        )
 
 
 @pytest.mark.parametrize("place", ["instance", "init"])
