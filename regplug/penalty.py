@@ -23,6 +23,7 @@ import torch
 from regplug import deliveries, formulas, objective, optimizers
 from regplug.errors import PluginError, RegplugError, SpecError, UnsupportedError
 from regplug.hookspecs import hookimpl
+from regplug.in_use import in_use, notes
 from regplug.parameters import Coverage, Selection, Where
 from regplug.plugin import Plugin, Scheduled
 from regplug.schedules import ScheduleLike
@@ -367,8 +368,11 @@ class Penalty(Plugin):
         """Return value (strength included), strength and share of exact zeros."""
         coverage = session.coverage(self._selection)
         strengths = self.strengths()
-        value = objective.value(self, coverage, factor=strengths.get("strength", 1.0))
-        return {"value": value, **strengths, "zeros": objective.zeros(coverage)}
+        used = in_use(coverage)
+        # Companions belong to the parameters themselves.
+        valued = coverage if self._has_companions else used
+        value = objective.value(self, valued, factor=strengths.get("strength", 1.0))
+        return {"value": value, **strengths, "zeros": objective.zeros(used)}
 
     def _settle(self, session: "Session") -> str:
         if self._settled is None:
@@ -385,7 +389,7 @@ class Penalty(Plugin):
         return {
             **super().agreement(session),
             "delivery": self._delivery,
-            "covers": [entry.name for entry in session.coverage(self._selection)],
+            "covers": session.coverage(self._selection).names,
         }
 
     def acts(self, session: "Session") -> str:
@@ -398,3 +402,7 @@ class Penalty(Plugin):
         """Return how many tensors and weights are covered."""
         coverage: Coverage = session.coverage(self._selection)
         return len(coverage.trainable), coverage.weights
+
+    def notes(self, session: "Session") -> Sequence[str]:
+        """Return what is covered if it is little, and what is special about it."""
+        return notes(session.coverage(self._selection))

@@ -35,6 +35,7 @@ from regplug import distributed
 from regplug.blocks import batches
 from regplug.deliveries import HALVES
 from regplug.errors import SelectionError, SpecError
+from regplug.in_use import in_use
 from regplug.parameters import Covered, Selection
 from regplug.session import Session
 
@@ -182,7 +183,7 @@ class Recorder:
     def _entries(self) -> list[Covered]:
         for where in ("weights", "all"):
             try:
-                return self.session.coverage(Selection(where)).trainable
+                return in_use(self.session.coverage(Selection(where))).trainable
             except SelectionError:
                 continue
         return []

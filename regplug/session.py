@@ -402,7 +402,9 @@ class Session:
     def describe(self) -> str:
         """Return a table of the plugins: where each acts, what it covers, how strong it is now."""
         self._bind()
-        rows, notes = [], []
+        rows: list[list[str]] = []
+        notes: list[str] = []
+        told: dict[str, list[str]] = {}
         for plugin in self._states.answering()[0]:
             covered = plugin.covers(self)
             rows.append(
@@ -417,8 +419,10 @@ class Session:
                     ),
                 ]
             )
-            notes += [f"{plugin.name}: {note}" for note in plugin.notes(self)]
+            for note in plugin.notes(self):
+                told.setdefault(note, []).append(plugin.name)
         where = type(self.model).__name__
+        notes += [f"{', '.join(names)}: {note}" for note, names in told.items()]
         by = type(self.optimizer).__name__ if self.optimizer is not None else "no optimizer"
         if not self._detached:
             notes += self._silence.notes(self)
@@ -543,7 +547,7 @@ class Session:
         if not self._bound_now:
             self._bind()
         found = self._coverages.get(selection)
-        if found is None:
+        if found is None or (found.lazy and found.outdated):
             self._gather_names()
             found = cover(selection, self.model, self.groups)
             self._coverages[selection] = found

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from regplug import Plugin, Selection, Session, Sum, full, hookimpl, local, part
+from regplug.in_use import in_use, notes
 
 __all__ = ["Constraint"]
 
@@ -51,7 +52,7 @@ class Constraint(Plugin):
     @hookimpl
     def on_metrics(self, session: Session) -> Mapping[str, Any]:
         """Return the bound, and the share of the covered weights that are exactly 0."""
-        coverage = session.coverage(self.selection)
+        coverage = in_use(session.coverage(self.selection))
         zeros = []
         for entry in coverage.trainable:
             own = local(entry.parameter).detach()
@@ -63,7 +64,11 @@ class Constraint(Plugin):
         coverage = session.coverage(self.selection)
         return len(coverage.trainable), coverage.weights
 
+    def notes(self, session: Session) -> list[str]:
+        """Return what is covered if it is little, and what is special about it."""
+        return notes(session.coverage(self.selection))
+
     def agreement(self, session: Session) -> Mapping[str, Any]:
         """Return the settings, and what they come to in this model."""
-        covered = [entry.name for entry in session.coverage(self.selection)]
+        covered = session.coverage(self.selection).names
         return {**super().agreement(session), "covers": covered}
