@@ -11,6 +11,7 @@
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias, overload
 
 import torch
@@ -18,6 +19,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from regplug.errors import SelectionError, UnsupportedError
+from regplug.layouts import Layout, layout_of
 from regplug.named import Named, clean_name, named_parameters
 from regplug.patterns import NO, YES, Part, Predicate, parse
 
@@ -223,6 +225,12 @@ class Coverage(Sequence[Covered]):
     def trainable(self) -> list[Covered]:
         """The entries that are not frozen now."""
         return [entry for entry in self.entries if entry.parameter.requires_grad]
+
+    @cached_property
+    def layouts(self) -> dict[torch.Tensor, Layout]:
+        """The layouts of what is kept otherwise than ``(out, in, …)``, by parameter."""
+        found = ((e.parameter, layout_of(e.module, e.parameter)) for e in self.entries)
+        return {parameter: layout for parameter, layout in found if layout is not None}
 
     @property
     def outdated(self) -> bool:

@@ -24,6 +24,7 @@ from regplug import deliveries, formulas, objective, optimizers
 from regplug.errors import PluginError, RegplugError, SpecError, UnsupportedError
 from regplug.hookspecs import hookimpl
 from regplug.in_use import in_use, notes
+from regplug.layouts import Layout
 from regplug.parameters import Coverage, Selection, Where
 from regplug.plugin import Plugin, Scheduled
 from regplug.schedules import ScheduleLike
@@ -70,6 +71,13 @@ class Penalty(Plugin):
     elementwise_steps: bool = False
     """Whether :meth:`proximal` of a non-separable penalty solves its problem for a tensor of
     steps, as Adam and its like have. A separable one always does."""
+
+    orientation: str | None = None
+    """``"rows"`` or ``"columns"`` for a formula of outputs, or inputs: a weight of any layer is
+    then given with outputs first and inputs second, ``(out, in, …)``. By type of layer: transposed
+    convolutions keep inputs first. With groups a row has the inputs of its group,
+    ``(out, in/groups, …)``, and a column the outputs of its group, ``(out/groups, in, …)``. None
+    for weights as they are kept. It is no matter for a separable penalty."""
 
     composition: str | None = None
     """What :meth:`proximal` does, where it is known: proximal operators of several penalties, one
@@ -151,6 +159,18 @@ class Penalty(Plugin):
         companions is shaped like it, and a ``DTensor`` if it is one.
         """
         return ()
+
+    def _arranged(self, w: torch.Tensor, layout: Layout | None) -> torch.Tensor:
+        """Return a whole weight, or what is shaped like it, as the formulas want it."""
+        if layout is None or self.orientation is None or self.separable:
+            return w
+        return layout.arranged(w, self.orientation)
+
+    def _restored(self, found: torch.Tensor, layout: Layout | None) -> torch.Tensor:
+        """Return what formulas made of it as the weight is kept."""
+        if layout is None or self.orientation is None or self.separable:
+            return found
+        return layout.restored(found, self.orientation)
 
     def _refuse_value(self, value: object) -> NoReturn:
         shape = tuple(value.shape) if isinstance(value, torch.Tensor) else value
@@ -326,13 +346,14 @@ class Penalty(Plugin):
         if not self.active:
             return
         scale = self.strength * session.gradient_scale
+        layouts = self._layouts(session)
         for index, weights, gradients in session.updates(self._selection):
             factor = scale * optimizers.sign(session.groups[index])
             if not self._told_rounding:
                 self._told_rounding = True
                 deliveries.tell_rounding(self, gradients, weights, factor)
             try:
-                deliveries.add_gradients(self, gradients, weights, factor)
+                deliveries.add_gradients(self, gradients, weights, factor, layouts)
             except RuntimeError as error:
                 if any(g.layout != torch.strided for g in gradients):
                     raise UnsupportedError(
@@ -354,14 +375,21 @@ class Penalty(Plugin):
         if self._settled != "proximal" or not self.active:
             return
         rule = session.update_rule()
+        layouts = self._layouts(session)
         for index, weights, gradients in session.updates(self._selection):
             group = session.groups[index]
             if rule.elementwise:
                 assert session.optimizer is not None
                 states = session.optimizer.state
-                deliveries.elementwise_proximal(self, rule, group, states, weights, gradients)
+                deliveries.elementwise_proximal(
+                    self, rule, group, states, weights, gradients, layouts
+                )
             else:
-                deliveries.proximal(self, weights, rule.step(group, {}, gradients[0]))
+                step = rule.step(group, {}, gradients[0])
+                deliveries.proximal(self, weights, step, layouts)
+
+    def _layouts(self, session: "Session") -> Mapping[torch.Tensor, Layout]:
+        return session.coverage(self._selection).layouts if self.orientation else {}
 
     @hookimpl
     def on_metrics(self, session: "Session") -> Mapping[str, Any]:
