@@ -77,10 +77,10 @@ def _use(entry: Covered) -> _Use | None:
             return None
         return _Use(module, local, "parametrized", partial(_parametrized, module, local))
     base = local.removesuffix("_orig")
-    mask = module._buffers.get(f"{base}_mask")
-    if base != local and mask is not None:
+    mask = None if base == local else getattr(module, f"{base}_mask", None)
+    if isinstance(mask, torch.Tensor):
         return _Use(module, base, "pruned", partial(_masked, own, mask))
-    for hook in module._forward_pre_hooks.values():
+    for hook in getattr(module, "_forward_pre_hooks", {}).values():
         if isinstance(hook, WeightNorm) and local in (f"{hook.name}_g", f"{hook.name}_v"):
             return _Use(module, hook.name, "normalized", partial(hook.compute_weight, module))
         if isinstance(hook, SpectralNorm) and local == f"{hook.name}_orig":

@@ -76,6 +76,11 @@ def layout_of(module: nn.Module, parameter: torch.Tensor) -> Layout | None:
         # The one of transformers (GPT-2), which is a linear layer.
         named = any(cls.__name__ == "Conv1D" for cls in type(module).__mro__)
         return Layout(1, True) if named and _own(module, "nf") == parameter.shape[1] else None
+    if str(_own(module, "original_name")).startswith("ConvTranspose") and parameter.ndim > 2:
+        # A traced module, which has kept nothing but its parameters.
+        bias = _own(module, "bias")
+        outputs = parameter.shape[1] if bias is None else len(bias)
+        return Layout(outputs // parameter.shape[1], True)
     ends = _own(module, "in_channels"), _own(module, "out_channels")
     groups = _own(module, "groups") or 1
     if parameter.ndim < 3 or not all(isinstance(end, int) for end in (*ends, groups)):

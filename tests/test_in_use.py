@@ -1,6 +1,7 @@
 """Pruned and parametrized weights: originals are acted on, and what is in use is what is shown."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -169,3 +170,17 @@ def test_a_recorder_writes_down_what_is_in_use():
     assert (row.layer, row.weights, row.zeros) == ("weight", 24, 12)
     assert row.norm == pytest.approx(weight_of(layer).norm().item())
     assert sum(recorder.before.counts) == 24
+
+
+@pytest.mark.parametrize(
+    "make", [torch.jit.script, lambda m: torch.jit.trace(m, torch.ones(1, 2, 4))]
+)
+def test_a_scripted_model_is_looked_at_all_the_same(make):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        model = make(nn.ConvTranspose1d(2, 3, 2))
+    session = regplug.attach(model, plugins=["group_lasso(0.1)"])
+    w = model.weight.detach()
+    expected = 0.1 * 2 * sum(float(w[:, j].norm()) for j in range(3))
+    assert session.metrics()["group_lasso/value"] == pytest.approx(expected)
+    assert "covers weight" in session.describe()

@@ -10,7 +10,7 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 
 import regplug
 from regplug_builtins import GroupLasso, MaxNorm, Orthogonal, SpectralNorm, UnitNorm
@@ -266,7 +266,7 @@ def test_whatever_has_become_of_a_layer_its_rows_are_outputs(how):
     if how == "parametrized":
         parametrize.register_parametrization(layer, "weight", Same())
     elif how == "pruned":
-        nn.utils.prune.identity(layer, "weight")
+        prune.identity(layer, "weight")
     layer(torch.zeros(1, 4, 2, 2))
     updates = torch.optim.SGD(layer.parameters(), lr=0.1)
     with regplug.attach(layer, updates, ["unit_norm", "group_lasso(1.0)"]) as session:
