@@ -81,9 +81,10 @@ class Penalty(Plugin):
 
     composition: str | None = None
     """What :meth:`proximal` does, where it is known: proximal operators of several penalties, one
-    after another, are that of their sum in one order alone. ``"threshold"``: every magnitude loses
-    the same (l1). ``"groups"``: norms of groups do. ``"scale"``: weights are divided by
-    1 + step·c, maybe after a threshold (l2, elastic net). None: nothing is known."""
+    after another, are that of their sum in one order at most, in which a session calls them.
+    ``"threshold"``: magnitudes are reduced by step·c (l1). ``"groups"``: norms of groups are.
+    ``"scale"``: weights are divided by 1 + step·c (l2). ``"threshold and scale"``: both (elastic
+    net). ``"pull"``: weights are drawn to a point of their own. None: nothing is known."""
 
     scaled_gradients = True
 
@@ -430,6 +431,10 @@ class Penalty(Plugin):
         """Return how many tensors and weights are covered."""
         coverage: Coverage = session.coverage(self._selection)
         return len(coverage.trainable), coverage.weights
+
+    def covered(self, session: "Session") -> Sequence[str]:
+        """Return the names of all that is covered, or may be once it has a shape."""
+        return session.coverage(self._selection).names
 
     def notes(self, session: "Session") -> Sequence[str]:
         """Return what is covered if it is little, and what is special about it."""

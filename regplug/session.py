@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from regplug import distributed, optimizers, own_weights, sessions, wrapped
+from regplug import composition, distributed, optimizers, own_weights, sessions, wrapped
 from regplug.agreement import Ranks
 from regplug.blocks import keep_freed_memory
 from regplug.calls import Calls, is_number, is_scalar, seen
@@ -158,7 +158,7 @@ class Session:
         self._bound_now = True
         self._check_plugins([] if optimizer is None else wrapped.wrappers(optimizer) + self._parts)
         self._copies = self._suspected()  # None after the first step
-        self._calls = Calls(self.plugins, ranks.tell)
+        self._calls = Calls(composition.in_order(self.plugins), ranks.tell)
         self._states = States(self.plugins, self._calls, ranks.tell)
         self._unscale = any(
             not getattr(plugin, "scaled_gradients", False)
@@ -175,6 +175,7 @@ class Session:
                 if self._detached:  # by the plugin itself
                     break
             else:
+                composition.check(self)
                 self._calls.settle(self)
                 if self.optimizer is not None:
                     self._events = optimizers.StepEvents(self.optimizer, self)
@@ -704,6 +705,8 @@ class Session:
         self._coverages.clear()
         self._silence.watch(groups)
         self._check_shared()
+        if self.plugins and len(self._attached) == len(self.plugins):
+            composition.check(self, again=True)
 
     def _check_shared(self) -> None:
         if self.optimizer is not None:

@@ -98,6 +98,7 @@ class GroupLasso(Penalty):
     """
 
     elementwise_steps = True
+    composition = "groups"
 
     def __init__(
         self,

@@ -50,6 +50,7 @@ class L2SP(Penalty):
     """
 
     separable = True
+    composition = "pull"
 
     def __init__(
         self,
