@@ -6,10 +6,12 @@ import warnings
 import pytest
 import torch
 from sklearn.linear_model import ElasticNet as Reference
+from sklearn.model_selection import cross_val_score
 from torch import nn
 
 import regplug
 from regplug.errors import UnsupportedError
+from regplug.tune import Recipe, StrengthCV
 from regplug_builtins import L1, L2, L2SP, ElasticNet, GroupLasso
 
 F64 = torch.float64
@@ -282,3 +284,29 @@ def test_no_warning_for_what_is_known():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         one_step([l2(), groups(), l1()], torch.ones(2, 2, dtype=F64))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_fits_that_are_trained_at_once_have_the_operators_in_order_too(order):
+    x, y = (t.numpy() for t in problem())
+
+    def build():
+        model = nn.Linear(8, 1, bias=False).double()
+        nn.init.zeros_(model.weight)
+        return model
+
+    def half_mse(output, target):
+        return 0.5 * nn.functional.mse_loss(output, target)
+
+    recipe = Recipe(build, half_mse, lambda ps: torch.optim.SGD(ps, lr=0.05), epochs=2000)
+    keys = ["l1(_, delivery='proximal')", "l2(_, delivery='proximal')"][::order]
+    grid = {key: [A, 2 * A] if key.startswith("l1") else [B] for key in keys}
+    search = StrengthCV(recipe, grid, cv=3, progress=False).fit(x, y[:, None])
+    for place, strength in enumerate(search.cv_results_[f"param_{keys[::order][0]}"]):
+        alpha = strength + 2 * B
+        exact = Reference(
+            alpha=alpha, l1_ratio=strength / alpha, fit_intercept=False, tol=1e-12, max_iter=10**5
+        )
+        errors = -cross_val_score(exact, x, y, cv=3, scoring="neg_mean_squared_error")
+        found = -search.cv_results_["mean_test_score"][place]
+        assert found == pytest.approx(errors.mean(), rel=1e-6)
