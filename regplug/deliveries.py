@@ -86,9 +86,9 @@ def add_gradients(
                 penalty.add_gradients(gs, wide, factor, *cs)
         return
     for g, w in zip(gradients, weights, strict=True):
-        whole = whole_gradient(
-            penalty, distributed.full(w), whole_companions(penalty, w), layouts.get(w)
-        )
+        layout = layouts.get(w) if layouts else None
+        beside = whole_companions(penalty, w)
+        whole = whole_gradient(penalty, distributed.full(w), beside, layout)
         distributed.local(g).add_(distributed.part(whole, w), alpha=factor)
 
 
@@ -99,6 +99,8 @@ def whole_gradient(
     layout: Layout | None,
 ) -> torch.Tensor:
     """Return the gradient of a formula that is given whole weights, in the layout that it wants."""
+    if layout is None:
+        return penalty._shaped_gradient(widened(whole), *companions)
     given = [penalty._arranged(t, layout) for t in (widened(whole), *companions)]
     return penalty._restored(penalty._shaped_gradient(*given), layout)
 
@@ -270,9 +272,13 @@ def each_proximal_(
 
 
 def _whole_proximal(penalty: "Penalty", w: torch.Tensor, step: Any, layout: Layout | None) -> None:
-    if isinstance(step, torch.Tensor) and step.shape == w.shape:
-        step = penalty._arranged(step, layout)
     tensors = (widened(distributed.full(w)), *whole_companions(penalty, w))
-    own, *beside = (penalty._arranged(t, layout) for t in tensors)
-    whole = penalty._restored(penalty.proximal(own, step, *beside), layout)
+    if layout is None:
+        own, *beside = tensors
+        whole = penalty.proximal(own, step, *beside)
+    else:
+        if isinstance(step, torch.Tensor) and step.shape == w.shape:
+            step = penalty._arranged(step, layout)
+        own, *beside = (penalty._arranged(t, layout) for t in tensors)
+        whole = penalty._restored(penalty.proximal(own, step, *beside), layout)
     distributed.local(w).copy_(distributed.part(whole, w))

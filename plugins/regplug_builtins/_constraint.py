@@ -54,7 +54,9 @@ class Constraint(Plugin):
                 else:
                     whole = full(w)
                     wide = whole.float() if whole.dtype.itemsize < 4 else whole
-                    local(w).copy_(part(self._constrained(wide, layouts.get(w)), w))
+                    local(w).copy_(
+                        part(self._constrained(wide, layouts.get(w) if layouts else None), w)
+                    )
 
     def _constrained(self, w: torch.Tensor, layout: Layout | None) -> torch.Tensor:
         if layout is None or self.orientation is None:
