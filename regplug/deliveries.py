@@ -6,13 +6,14 @@ tensors, which sharded parameters are gathered for. Halves are computed with in 
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from regplug import distributed
 from regplug.blocks import BLOCK, TINY, batches
+from regplug.layouts import Layout
 from regplug.optimizers import Group, UpdateRule
 
 if TYPE_CHECKING:
@@ -30,8 +31,12 @@ __all__ = [
     "proximal",
     "tell_rounding",
     "whole_companions",
+    "whole_gradient",
     "widened",
 ]
+
+Layouts: TypeAlias = Mapping[torch.Tensor, Layout]
+NO_LAYOUTS: Layouts = {}
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -64,6 +69,7 @@ def add_gradients(
     gradients: Sequence[torch.Tensor],
     weights: Sequence[torch.Tensor],
     factor: float,
+    layouts: Layouts = NO_LAYOUTS,
 ) -> None:
     """Add ``factor · gradient(w)`` to each of ``gradients``, in place."""
     if penalty.separable:
@@ -80,10 +86,23 @@ def add_gradients(
                 penalty.add_gradients(gs, wide, factor, *cs)
         return
     for g, w in zip(gradients, weights, strict=True):
-        whole = penalty._shaped_gradient(
-            widened(distributed.full(w)), *whole_companions(penalty, w)
-        )
+        layout = layouts.get(w) if layouts else None
+        beside = whole_companions(penalty, w)
+        whole = whole_gradient(penalty, distributed.full(w), beside, layout)
         distributed.local(g).add_(distributed.part(whole, w), alpha=factor)
+
+
+def whole_gradient(
+    penalty: "Penalty",
+    whole: torch.Tensor,
+    companions: Sequence[torch.Tensor],
+    layout: Layout | None,
+) -> torch.Tensor:
+    """Return the gradient of a formula that is given whole weights, in the layout that it wants."""
+    if layout is None:
+        return penalty._shaped_gradient(widened(whole), *companions)
+    given = [penalty._arranged(t, layout) for t in (widened(whole), *companions)]
+    return penalty._restored(penalty._shaped_gradient(*given), layout)
 
 
 def add_each_gradient(
@@ -127,7 +146,7 @@ def tell_rounding(
         if w.numel() == 0:
             continue
         beside = [distributed.local(c) for c in penalty.companions(pair[1])]
-        added = penalty.gradient(widened(w), *beside) * factor
+        added = penalty._shaped_gradient(widened(w), *beside) * factor
         lost = ((g + added).to(g.dtype) == g) & (added != 0)
         if lost.sum() * 2 > (added != 0).sum():
             warnings.warn(
@@ -141,7 +160,12 @@ def tell_rounding(
 # --- proximal operators ------------------------------------------------------------------------
 
 
-def proximal(penalty: "Penalty", weights: Sequence[torch.Tensor], step: Any) -> None:
+def proximal(
+    penalty: "Penalty",
+    weights: Sequence[torch.Tensor],
+    step: Any,
+    layouts: Layouts = NO_LAYOUTS,
+) -> None:
     """Replace ``weights`` by their proximal points for one step that they all have."""
     if penalty.separable:
         parts = [distributed.local(w) for w in weights]
@@ -149,7 +173,7 @@ def proximal(penalty: "Penalty", weights: Sequence[torch.Tensor], step: Any) -> 
             _proximal_(penalty, pieces, step, cs)
         return
     for w in weights:
-        _whole_proximal(penalty, w, step)
+        _whole_proximal(penalty, w, step, layouts.get(w))
 
 
 def elementwise_proximal(
@@ -159,6 +183,7 @@ def elementwise_proximal(
     states: Mapping[torch.Tensor, Mapping[str, Any]],
     weights: Sequence[torch.Tensor],
     gradients: Sequence[torch.Tensor],
+    layouts: Layouts = NO_LAYOUTS,
 ) -> None:
     """Replace each of ``weights`` by its proximal point for the step that each element has."""
     names = rule.tensors(group)
@@ -172,7 +197,8 @@ def elementwise_proximal(
         if not penalty.separable:
             parts = {name: widened(distributed.local(state[name])) for name in names}
             step = rule.step(group, {**state, **parts}, distributed.local(used))
-            _whole_proximal(penalty, w, distributed.full(distributed.like(step, w)))
+            whole = distributed.full(distributed.like(step, w))
+            _whole_proximal(penalty, w, whole, layouts.get(w))
         elif not (penalty._plain and is_small([w])):
             _blockwise_proximal(penalty, rule, group, state, w, used)
         elif w.numel() >= TINY:
@@ -245,6 +271,14 @@ def each_proximal_(
         w.copy_(penalty.proximal(widened(w), step, *beside))
 
 
-def _whole_proximal(penalty: "Penalty", w: torch.Tensor, step: Any) -> None:
-    whole = penalty.proximal(widened(distributed.full(w)), step, *whole_companions(penalty, w))
+def _whole_proximal(penalty: "Penalty", w: torch.Tensor, step: Any, layout: Layout | None) -> None:
+    tensors = (widened(distributed.full(w)), *whole_companions(penalty, w))
+    if layout is None:
+        own, *beside = tensors
+        whole = penalty.proximal(own, step, *beside)
+    else:
+        if isinstance(step, torch.Tensor) and step.shape == w.shape:
+            step = penalty._arranged(step, layout)
+        own, *beside = (penalty._arranged(t, layout) for t in tensors)
+        whole = penalty._restored(penalty.proximal(own, step, *beside), layout)
     distributed.local(w).copy_(distributed.part(whole, w))

@@ -20,10 +20,13 @@ from regplug.deliveries import (
     companions,
     is_small,
     whole_companions,
+    whole_gradient,
     widened,
 )
+from regplug.layouts import Layout
 from regplug.parameters import Coverage
 from regplug.plugin import failure
+from regplug.precision import as_outside
 
 if TYPE_CHECKING:
     from regplug.penalty import Penalty
@@ -50,6 +53,7 @@ class _Node:
     small: bool
     weights: list[torch.Tensor] = field(default_factory=list)
     size: int = 0
+    layout: Layout | None = None
 
 
 def _nodes(terms: Iterable[Term]) -> list[_Node]:
@@ -59,8 +63,11 @@ def _nodes(terms: Iterable[Term]) -> list[_Node]:
     separable and need to know nothing of a weight but its values.
     """
     shares: dict[torch.Tensor, tuple[Share, ...]] = {}
+    layouts: dict[torch.Tensor, Layout] = {}
     w: torch.Tensor
     for penalty, coverage, factors in terms:
+        if penalty.orientation is not None:
+            layouts.update(coverage.layouts)
         for factor, ws in zip(factors, coverage.by_group.values(), strict=True):
             share = ((penalty, factor),)
             for w in ws:
@@ -73,7 +80,7 @@ def _nodes(terms: Iterable[Term]) -> list[_Node]:
         kind = (w.dtype, w.device, own) if small else w
         node = open_.get(kind)
         if node is None or node.size + size > BLOCK:
-            node = open_[kind] = _Node(own, small)
+            node = open_[kind] = _Node(own, small, layout=layouts.get(w))
             nodes.append(node)
         node.weights.append(w)
         node.size += size
@@ -98,8 +105,8 @@ def _values(node: _Node) -> list[tuple["Penalty", torch.Tensor | float]]:
     found: list[tuple[Penalty, torch.Tensor | float]] = []
     for penalty, factor in node.shares:
         if not penalty.separable:
-            whole = widened(distributed.full(first))
-            own = _value(penalty, whole, *whole_companions(penalty, first))
+            whole = (widened(distributed.full(first)), *whole_companions(penalty, first))
+            own = _value(penalty, *(penalty._arranged(t, node.layout) for t in whole))
             found.append((penalty, own * factor))
         elif (part := distributed.local(first)).numel() == 0:
             found.append((penalty, 0.0))  # other ranks wait for its sum
@@ -223,6 +230,7 @@ class _Penalized(torch.autograd.Function):
         return loss + (added.to(loss) if isinstance(added, torch.Tensor) else added)
 
     @staticmethod
+    @as_outside
     def backward(ctx: Any, *outputs: torch.Tensor) -> Any:
         (upstream,) = outputs
         node, weights = ctx.node, list(ctx.saved_tensors)
@@ -231,14 +239,14 @@ class _Penalized(torch.autograd.Function):
             upstream = upstream.to(device)
         if torch.is_grad_enabled():  # create_graph: the gradient will be differentiated in turn
             own = [
-                _differentiable(w, of, node.shares, upstream)
+                _differentiable(w, of, node, upstream)
                 for w, of in zip(weights, node.weights, strict=True)
             ]
             return None, None, loss_gradient, *own
         # Elsewhere than on a CPU, reading a value waits for the device.
         scale = upstream.item() if device.type == "cpu" else upstream
         if not node.small:
-            own = [_gradient(weights[0], node.weights[0], node.shares, scale)]
+            own = [_gradient(weights[0], node, node.shares, scale)]
         elif node.size < TINY * len(weights):
             own = _small_gradients(weights, node.shares, scale)
         else:  # one after another, while it is in the cache
@@ -247,12 +255,13 @@ class _Penalized(torch.autograd.Function):
 
 
 def _differentiable(
-    w: torch.Tensor, of: torch.Tensor, shares: Sequence[Share], scale: torch.Tensor
+    w: torch.Tensor, of: torch.Tensor, node: _Node, scale: torch.Tensor
 ) -> torch.Tensor:
-    gradients: list[torch.Tensor] = [
-        _blamed(p, p._shaped_gradient, w, *p.companions(of)) * (factor * scale)
-        for p, factor in shares
-    ]
+    gradients: list[torch.Tensor] = []
+    for p, factor in node.shares:
+        given = [p._arranged(t, node.layout) for t in (w, *p.companions(of))]
+        found = p._restored(_blamed(p, p._shaped_gradient, *given), node.layout)
+        gradients.append(found * (factor * scale))
     return sum(gradients[1:], start=gradients[0])
 
 
@@ -271,12 +280,13 @@ def _small_gradients(
 
 
 def _gradient(
-    w: torch.Tensor, of: torch.Tensor, shares: Sequence[Share], scale: torch.Tensor | float
+    w: torch.Tensor, node: _Node, shares: Sequence[Share], scale: torch.Tensor | float
 ) -> torch.Tensor:
     """Return scale·Σ factor·gradient(w), written in place block by block where it can be.
 
-    ``w`` is what was saved of the parameter ``of``: a copy of it, if hooks are at work.
+    ``w`` is what was saved of the node's only parameter: a copy of it, if hooks are at work.
     """
+    of = node.weights[0]
     (penalty, own_factor), *others = shares
     first: Any = own_factor * scale
     if penalty.separable:
@@ -287,14 +297,16 @@ def _gradient(
             _blamed(penalty, _scaled, penalty, piece, first, beside, out)
     else:
         whole = distributed.full(w)
-        part = _blamed(penalty, _scaled, penalty, whole, first, whole_companions(penalty, of))
-        part = distributed.part(part, w).to(w.dtype)
+        beside = whole_companions(penalty, of)
+        found = _blamed(penalty, whole_gradient, penalty, whole, beside, node.layout) * first
+        part = distributed.part(found, w).to(w.dtype)
     gradient = distributed.like(part, w)
     for penalty, factor in others:
         if isinstance(scale, torch.Tensor) or penalty._has_companions:
-            part.add_(distributed.local(_gradient(w, of, [(penalty, factor)], scale)))
+            part.add_(distributed.local(_gradient(w, node, [(penalty, factor)], scale)))
         else:
-            _blamed(penalty, add_gradients, penalty, [gradient], [w], factor * scale)
+            layouts = {} if node.layout is None else {w: node.layout}
+            _blamed(penalty, add_gradients, penalty, [gradient], [w], factor * scale, layouts)
     return gradient
 
 

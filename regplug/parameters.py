@@ -9,95 +9,32 @@
 """
 
 import difflib
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import TypeAlias, overload
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 
 from regplug.errors import SelectionError, UnsupportedError
+from regplug.layouts import Layout, layout_of
+from regplug.named import Named, clean_name, named_parameters
+from regplug.patterns import NO, YES, Part, Predicate, parse
 
-__all__ = ["Named", "Selection", "Where", "clean_name", "named_parameters", "nearest"]
+__all__ = [
+    "Coverage",
+    "Covered",
+    "Named",
+    "Selection",
+    "Where",
+    "clean_name",
+    "named_parameters",
+    "nearest",
+]
 
-Predicate: TypeAlias = Callable[[str, nn.Parameter, nn.Module], bool]
 Where: TypeAlias = str | Predicate | Sequence[str | Predicate]
-
-# What wrappers put into qualified names; none of it is the user's.
-_WRAPPERS = re.compile(
-    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
-)
-_PARAMETRIZED = re.compile(r"(?:^|(?<=\.))parametrizations\.([^.]+)\.original\d*$")
-_NORMALIZATION = (
-    _NormBase,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.LocalResponseNorm,
-    *([nn.RMSNorm] if hasattr(nn, "RMSNorm") else []),
-)
-# Models bring their own: LlamaRMSNorm, T5LayerNorm, BatchNormAct2d.
-_NORMALIZATION_NAME = re.compile(r"(?i)(batch|layer|group|instance|rms|scale)_?norm|norm(\d?d)?$")
-
-
-@dataclass(frozen=True, eq=False)
-class Named:
-    """One parameter of a model, with every name that it goes by."""
-
-    parameter: nn.Parameter
-    names: tuple[str, ...]
-    modules: tuple[nn.Module, ...]
-
-    @property
-    def name(self) -> str:
-        """The first name, without what wrappers put into it."""
-        return self.names[0]
-
-
-def clean_name(name: str) -> str:
-    """Return a qualified name without the parts that compiling and wrapping put into it."""
-    return _WRAPPERS.sub("", name)
-
-
-def named_parameters(model: nn.Module) -> list[Named]:
-    """Return each parameter of ``model`` once, with all its names: tied weights have several.
-
-    The original of a parametrized weight goes by its plain name too: ``conv.weight`` beside
-    ``conv.parametrizations.weight.original1``.
-    """
-    found: dict[int, tuple[nn.Parameter, list[str], list[nn.Module]]] = {}
-    modules = dict(model.named_modules(remove_duplicate=False))
-    for path, module in modules.items():
-        for local, parameter in module._parameters.items():
-            if parameter is None:
-                continue
-            name = clean_name(f"{path}.{local}" if path else local)
-            _, names, owners = found.setdefault(id(parameter), (parameter, [], []))
-            plain = _PARAMETRIZED.sub(r"\1", name)
-            if plain != name:
-                names.append(plain)
-                owners.append(modules[path[: path.rindex("parametrizations.")].rstrip(".")])
-            names.append(name)
-            owners.append(module)
-    return [Named(p, tuple(names), tuple(owners)) for p, names, owners in found.values()]
-
-
-def _is_weight(named: Named) -> bool:
-    """Two or more dimensions, floating, and no normalization layer: judged by type and shape."""
-    parameter = named.parameter
-    return (
-        parameter.is_floating_point()
-        and parameter.ndim >= 2
-        and not any(_is_normalization(module) for module in named.modules)
-    )
-
-
-def _is_normalization(module: nn.Module) -> bool:
-    return isinstance(module, _NORMALIZATION) or bool(
-        _NORMALIZATION_NAME.search(type(module).__name__)
-    )
 
 
 def nearest(wanted: str, names: Iterable[str], most: int = 3) -> list[str]:
@@ -112,31 +49,36 @@ class Selection:
     Args:
         where: ``"weights"`` (trainable, floating, two or more dimensions, not in a normalization
             layer), ``"all"`` (trainable), a glob pattern on qualified names (``"encoder.*"``),
-            ``"!pattern"`` to exclude, a list of these (an exclusion always wins; a list of
-            exclusions alone starts from ``"weights"``), or a callable
-            ``(name, parameter, module) -> bool``.
+            ``"!pattern"`` to exclude, a callable ``(name, parameter, module) -> bool``, or
+            ``"weights & encoder.*"``, which narrows: what matches all of these, and none of those
+            with a ``!`` before them. A list of all that is a union: ``["weights", "encoder.*"]``
+            covers all weights, and the encoder's biases too. In a list an exclusion always wins;
+            a list of exclusions alone starts from ``"weights"``.
 
     Raises:
         SelectionError: ``where`` is none of these.
+
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+    >>> [named.name for named in Selection("weights & 1.*").of(model)]
+    ['1.weight']
+    >>> [named.name for named in Selection(["weights", "1.*"]).of(model)]
+    ['0.weight', '1.weight', '1.bias']
     """
 
     def __init__(self, where: Where = "weights") -> None:
-        parts: list[str | Predicate] = (
-            list(where) if isinstance(where, list | tuple) else [where]  # type: ignore[list-item]
-        )
-        if not parts:
+        given = list(where) if isinstance(where, list | tuple) else [where]
+        if not given:
             raise SelectionError(f"where must not be empty, got {where!r}")
-        for part in parts:
-            if not (callable(part) or (isinstance(part, str) and part.lstrip("!").strip())):
-                raise SelectionError(
-                    "where must be 'weights', 'all', a glob pattern, '!pattern', a list of these "
-                    f"or a callable (name, parameter, module) -> bool, got {where!r}"
-                )
+        parts = [part for part in map(parse, given) if part is not None]
+        if len(parts) < len(given):
+            raise SelectionError(
+                "where must be 'weights', 'all', a glob pattern, '!pattern', 'a & b' of these, a "
+                "list of all that or a callable (name, parameter, module) -> bool, got "
+                f"{where!r}"
+            )
         self.where = where
-        self._exclude = [p[1:] for p in parts if isinstance(p, str) and p.startswith("!")]
-        self._include = [p for p in parts if not (isinstance(p, str) and p.startswith("!"))]
-        if not self._include:
-            self._include = ["weights"]
+        self._exclude = [part for part in parts if part.excludes]
+        self._include = [part for part in parts if not part.excludes] or [Part("", ("weights",))]
 
     def __repr__(self) -> str:
         return f"Selection({self.where!r})"
@@ -151,11 +93,24 @@ class Selection:
                 the message shows the nearest names.
             UnsupportedError: a complex parameter is asked for by ``"all"``, by name or callable.
         """
+        return self.sorted(model)[0]
+
+    def sorted(self, model: nn.Module) -> tuple[list[Named], list[Named]]:
+        """Return the parameters that are selected, and the lazy ones that may be.
+
+        A lazy parameter (of ``nn.LazyLinear`` and its like) is selected, or not, once it has a
+        shape.
+
+        Raises:
+            SelectionError: nothing trainable is selected, nor may ever be; see :meth:`of`.
+            UnsupportedError: see :meth:`of`.
+        """
         known = named_parameters(model)
-        for pattern in self._include:
-            if isinstance(pattern, str) and not any(_matches(pattern, named) for named in known):
-                raise SelectionError(self._no_match(pattern, known))
-        chosen = [named for named in known if self._takes(named)]
+        for part in self._include:
+            self._check_matches(part, known)
+        taken = [(named, answer) for named in known if (answer := self._takes(named)) != NO]
+        lazy = [named for named, _ in taken if is_lazy(named.parameter)]
+        chosen = [named for named, _ in taken if not is_lazy(named.parameter)]
         for named in chosen:
             if named.parameter.is_complex():
                 raise UnsupportedError(
@@ -163,51 +118,56 @@ class Selection:
                     f"real weights only: exclude it with where=[…, '!{named.name}']"
                 )
         chosen = [named for named in chosen if named.parameter.is_floating_point()]
-        if not any(named.parameter.requires_grad for named in chosen):
+        if not lazy and not any(named.parameter.requires_grad for named in chosen):
             frozen = f"; {len(chosen)} frozen ones match" if chosen else ""
             raise SelectionError(
                 f"where={self.where!r} selects no trainable parameter{frozen}; "
-                f"the model has {_listed(n.name for n in known if n.parameter.requires_grad)}"
+                f"the model has {_shown(known)}"
             )
-        return chosen
+        return chosen, lazy
 
-    def _takes(self, named: Named) -> bool:
-        if any(_matches(pattern, named) for pattern in self._exclude):
-            return False
-        for part in self._include:
-            if isinstance(part, str):
-                if _matches(part, named):
-                    return True
-            elif any(
-                part(n, named.parameter, m) for n, m in zip(named.names, named.modules, strict=True)
-            ):
-                return True
-        return False
+    def _takes(self, named: Named) -> int:
+        excluded = max((part.takes(named) for part in self._exclude), default=NO)
+        if excluded == YES:
+            return NO
+        return min(YES - excluded, max(part.takes(named) for part in self._include))
 
-    def _no_match(self, pattern: str, known: list[Named]) -> str:
+    def _check_matches(self, part: Part, known: list[Named]) -> None:
+        """Refuse a part that takes nothing, though it names what it takes: it is mistyped."""
+        if not part.patterns or any(part.takes(named) for named in known):
+            return
         names = [name for named in known for name in named.names]
         if not names:
-            return f"where={self.where!r} matches nothing: the model has no parameters"
-        if pattern == "weights":
-            return (
-                "where='weights' matches nothing: no parameter has two or more dimensions outside "
-                f"normalization layers; the model has {_listed(names)}"
+            raise SelectionError(
+                f"where={self.where!r} matches nothing: the model has no parameters"
             )
-        close = ", ".join(nearest(pattern, names))
-        return (
-            f"where={self.where!r}: {pattern!r} matches no parameter; the nearest names are {close}"
+        for pattern in part.patterns:
+            matched = [n for n in known if Part(pattern, (pattern,)).takes(n)]
+            if matched:
+                continue
+            if pattern == "weights":
+                raise SelectionError(
+                    "where='weights' matches nothing: no parameter has two or more dimensions "
+                    f"outside normalization layers; the model has {_listed(names)}"
+                )
+            close = ", ".join(nearest(pattern, names))
+            raise SelectionError(
+                f"where={self.where!r}: {pattern!r} matches no parameter; the nearest names are "
+                f"{close}"
+            )
+        last = part.patterns[-1]
+        alone = [named.name for named in known if Part(last, (last,)).takes(named)]
+        raise SelectionError(
+            f"where={self.where!r}: {part.text!r} matches no parameter, though each of its parts "
+            f"does: {last!r} alone is {_listed(alone)}"
         )
 
 
-def _matches(pattern: str, named: Named) -> bool:
-    if pattern == "all":
-        return True
-    if pattern == "weights":
-        return _is_weight(named)
-    try:
-        return any(fnmatchcase(name, pattern) for name in named.names)
-    except re.error as error:
-        raise SelectionError(f"{pattern!r} is no glob pattern: {error}") from error
+def _shown(known: Iterable[Named]) -> str:
+    trainable = [named for named in known if named.parameter.requires_grad]
+    lazy = sum(is_lazy(named.parameter) for named in trainable)
+    without = f" ({lazy} lazy, with no shape yet)" if lazy else ""
+    return _listed(named.name for named in trainable) + without
 
 
 def _listed(names: Iterable[str], most: int = 6) -> str:
@@ -227,10 +187,23 @@ class Covered:
 
 
 class Coverage(Sequence[Covered]):
-    """The selection within one optimizer's parameters, in the optimizer's order."""
+    """The selection within one optimizer's parameters, in the optimizer's order.
 
-    def __init__(self, entries: Iterable[Covered]) -> None:
+    Attributes:
+        entries: what is covered.
+        lazy: what has no shape yet, and may be covered once it has: from its first forward on.
+        where: the selection as it was given.
+    """
+
+    def __init__(
+        self,
+        entries: Iterable[Covered],
+        lazy: Iterable[Covered] = (),
+        where: Where = "weights",
+    ) -> None:
         self.entries = tuple(entries)
+        self.lazy = tuple(lazy)
+        self.where = where
         self.by_group: dict[int, list[nn.Parameter]] = {}
         for entry in self.entries:
             self.by_group.setdefault(entry.group_index, []).append(entry.parameter)
@@ -252,6 +225,22 @@ class Coverage(Sequence[Covered]):
     def trainable(self) -> list[Covered]:
         """The entries that are not frozen now."""
         return [entry for entry in self.entries if entry.parameter.requires_grad]
+
+    @cached_property
+    def layouts(self) -> dict[torch.Tensor, Layout]:
+        """The layouts of what is kept otherwise than ``(out, in, …)``, by parameter."""
+        found = ((e.parameter, layout_of(e.module, e.parameter)) for e in self.entries)
+        return {parameter: layout for parameter, layout in found if layout is not None}
+
+    @property
+    def outdated(self) -> bool:
+        """Whether a lazy parameter has a shape by now, so that the selection is to be made anew."""
+        return any(not is_lazy(entry.parameter) for entry in self.lazy)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all that is, or may once be, covered: what ranks must have alike."""
+        return [entry.name for entry in (*self.entries, *self.lazy)]
 
     @property
     def weights(self) -> int:
@@ -284,17 +273,24 @@ def cover(
     Raises:
         SelectionError: the selection matches nothing, or nothing that this optimizer updates.
     """
-    chosen = {id(named.parameter): named for named in selection.of(model)}
-    entries = [
+    chosen, lazy = selection.sorted(model)
+    entries, waiting = (_within(some, groups) for some in (chosen, lazy))
+    if not waiting and not any(entry.parameter.requires_grad for entry in entries):
+        updated = shared(model, groups)
+        raise SelectionError(
+            f"where={selection.where!r} selects {_shown([*chosen, *lazy])}, none "
+            f"of which this optimizer updates: it has {_listed(updated)}"
+        )
+    return Coverage(entries, waiting, selection.where)
+
+
+def _within(
+    chosen: Iterable[Named], groups: Sequence[dict[str, list[torch.Tensor]]]
+) -> list[Covered]:
+    own = {id(named.parameter): named for named in chosen}
+    return [
         Covered(named.name, named.parameter, index, named.modules[0])
         for index, group in enumerate(groups)
         for parameter in group["params"]
-        if (named := chosen.get(id(parameter))) is not None
+        if (named := own.get(id(parameter))) is not None
     ]
-    if not any(entry.parameter.requires_grad for entry in entries):
-        updated = shared(model, groups)
-        raise SelectionError(
-            f"where={selection.where!r} selects {_listed(n.name for n in chosen.values())}, none "
-            f"of which this optimizer updates: it has {_listed(updated)}"
-        )
-    return Coverage(entries)

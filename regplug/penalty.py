@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from regplug import deliveries, objective, optimizers
+from regplug import deliveries, formulas, objective, optimizers
 from regplug.errors import PluginError, RegplugError, SpecError, UnsupportedError
 from regplug.hookspecs import hookimpl
+from regplug.in_use import in_use, notes
+from regplug.layouts import Layout
 from regplug.parameters import Coverage, Selection, Where
 from regplug.plugin import Plugin, Scheduled
 from regplug.schedules import ScheduleLike
@@ -33,9 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["DELIVERIES", "Penalty"]
 
 DELIVERIES = ("auto", "loss", "step", "proximal")
-
-# Each formula, and what does the same on lists.
-_FAST = {"gradient": ("gradients", "add_gradients"), "proximal": ("proximal_",)}
 
 
 class Penalty(Plugin):
@@ -73,6 +72,20 @@ class Penalty(Plugin):
     """Whether :meth:`proximal` of a non-separable penalty solves its problem for a tensor of
     steps, as Adam and its like have. A separable one always does."""
 
+    orientation: str | None = None
+    """``"rows"`` or ``"columns"`` for a formula of outputs, or inputs: a weight of any layer is
+    then given with outputs first and inputs second, ``(out, in, …)``. By type of layer: transposed
+    convolutions keep inputs first. With groups a row has the inputs of its group,
+    ``(out, in/groups, …)``, and a column the outputs of its group, ``(out/groups, in, …)``. None
+    for weights as they are kept. It is no matter for a separable penalty."""
+
+    composition: str | None = None
+    """What :meth:`proximal` does, where it is known: proximal operators of several penalties, one
+    after another, are that of their sum in one order at most, in which a session calls them.
+    ``"threshold"``: magnitudes are reduced by step·c (l1). ``"groups"``: norms of groups are.
+    ``"scale"``: weights are divided by 1 + step·c (l2). ``"threshold and scale"``: both (elastic
+    net). ``"pull"``: weights are drawn to a point of their own. None: nothing is known."""
+
     scaled_gradients = True
 
     strength = Scheduled()
@@ -92,16 +105,7 @@ class Penalty(Plugin):
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        # What an ancestor does for speed is of the formula that it knows, not of another one.
-        for formula, fast in _FAST.items():
-            for name in fast:
-                author = next(c for c in cls.__mro__ if name in vars(c))
-                if author is Penalty:
-                    continue
-                by_autograd = getattr(author, formula, None) is Penalty.gradient
-                told = "value" if by_autograd else formula
-                if getattr(author, told, None) not in (None, getattr(cls, told)):
-                    setattr(cls, name, getattr(Penalty, name))
+        cls._separable_unproven = formulas.settle(cls, Penalty)
         cls._has_companions = cls.companions is not Penalty.companions
 
     def _writes(self, name: str) -> bool:
@@ -126,11 +130,15 @@ class Penalty(Plugin):
         Written here by autograd; a formula of your own saves time. It must not change ``w``, and
         must itself be differentiable for a loss that is differentiated twice.
         """
+        return self._by_autograd(w)
+
+    def _by_autograd(self, w: torch.Tensor, *companions: torch.Tensor) -> torch.Tensor:
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
             if not (create_graph and w.requires_grad):
                 w = w.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.value(w), w, create_graph=create_graph)
+            value = self.value(w, *companions)
+            (gradient,) = torch.autograd.grad(value, w, create_graph=create_graph)
         return gradient
 
     def proximal(self, w: torch.Tensor, step: "float | torch.Tensor") -> torch.Tensor:
@@ -153,6 +161,18 @@ class Penalty(Plugin):
         """
         return ()
 
+    def _arranged(self, w: torch.Tensor, layout: Layout | None) -> torch.Tensor:
+        """Return a whole weight, or what is shaped like it, as the formulas want it."""
+        if layout is None or self.orientation is None or self.separable:
+            return w
+        return layout.arranged(w, self.orientation)
+
+    def _restored(self, found: torch.Tensor, layout: Layout | None) -> torch.Tensor:
+        """Return what formulas made of it as the weight is kept."""
+        if layout is None or self.orientation is None or self.separable:
+            return found
+        return layout.restored(found, self.orientation)
+
     def _refuse_value(self, value: object) -> NoReturn:
         shape = tuple(value.shape) if isinstance(value, torch.Tensor) else value
         raise PluginError(f"{self.name}: value(w) must return a 0-d tensor, got {shape!r}")
@@ -163,7 +183,10 @@ class Penalty(Plugin):
         Raises:
             PluginError: it is not.
         """
-        gradient = self.gradient(w, *companions)
+        if companions and not self._writes("gradient"):
+            gradient = self._by_autograd(w, *companions)
+        else:
+            gradient = self.gradient(w, *companions)
         if gradient.shape != w.shape:
             raise PluginError(
                 f"{self.name}: gradient(w) must be shaped like w, {tuple(w.shape)}, "
@@ -214,16 +237,24 @@ class Penalty(Plugin):
     def delivery(self, delivery: str) -> None:
         if delivery not in DELIVERIES:
             raise SpecError(f"delivery must be one of {', '.join(DELIVERIES)}, got {delivery!r}")
-        if delivery == "proximal" and not self._writes("proximal"):
-            raise SpecError(
-                f"delivery='proximal': {type(self).__name__} has no proximal operator; "
-                "use 'step' or 'loss'"
-            )
+        if delivery == "proximal":
+            self._check_writes_proximal()
         if self._session_name is not None:
             raise SpecError(f"{self.name} is attached: its delivery can't change until detach()")
         self._delivery = delivery
         self._settled = None if delivery == "auto" else delivery
 
+    def _check_writes_proximal(self) -> None:
+        if self._writes("proximal"):
+            return
+        kind, why = type(self).__name__, ""
+        if (author := formulas.stale_proximal(self, Penalty)) is not None:
+            why = f" (that of {author} is of another value: write proximal(w, step) too)"
+        raise SpecError(
+            f"delivery='proximal': {kind} has no proximal operator{why}; use 'step' or 'loss'"
+        )
+
+    _separable_unproven = False  # an ancestor's word, for another value
     _has_companions = False  # settled when attached, since it is asked for at every event
     _selection = Selection()
     _delivery = "auto"
@@ -264,9 +295,13 @@ class Penalty(Plugin):
         self._settled = None if self._delivery == "auto" else self._delivery
         self._told_rounding = False
         self._has_companions = self._writes("companions")
+        unproven = formulas.settle_instance(self, Penalty) or self._separable_unproven
         _ = self.active  # says so if a strength was never set
         coverage = session.coverage(self._selection)
+        if unproven and self.separable and not self._has_companions:
+            self.separable = not coverage or formulas.adds_up(self, coverage[0].parameter)
         if self._settled == "proximal":
+            self._check_writes_proximal()
             self._check_proximal(session)
             return
         for entry in coverage:
@@ -312,13 +347,14 @@ class Penalty(Plugin):
         if not self.active:
             return
         scale = self.strength * session.gradient_scale
+        layouts = self._layouts(session)
         for index, weights, gradients in session.updates(self._selection):
             factor = scale * optimizers.sign(session.groups[index])
             if not self._told_rounding:
                 self._told_rounding = True
                 deliveries.tell_rounding(self, gradients, weights, factor)
             try:
-                deliveries.add_gradients(self, gradients, weights, factor)
+                deliveries.add_gradients(self, gradients, weights, factor, layouts)
             except RuntimeError as error:
                 if any(g.layout != torch.strided for g in gradients):
                     raise UnsupportedError(
@@ -340,22 +376,32 @@ class Penalty(Plugin):
         if self._settled != "proximal" or not self.active:
             return
         rule = session.update_rule()
+        layouts = self._layouts(session)
         for index, weights, gradients in session.updates(self._selection):
             group = session.groups[index]
             if rule.elementwise:
                 assert session.optimizer is not None
                 states = session.optimizer.state
-                deliveries.elementwise_proximal(self, rule, group, states, weights, gradients)
+                deliveries.elementwise_proximal(
+                    self, rule, group, states, weights, gradients, layouts
+                )
             else:
-                deliveries.proximal(self, weights, rule.step(group, {}, gradients[0]))
+                step = rule.step(group, {}, gradients[0])
+                deliveries.proximal(self, weights, step, layouts)
+
+    def _layouts(self, session: "Session") -> Mapping[torch.Tensor, Layout]:
+        return session.coverage(self._selection).layouts if self.orientation else {}
 
     @hookimpl
     def on_metrics(self, session: "Session") -> Mapping[str, Any]:
         """Return value (strength included), strength and share of exact zeros."""
         coverage = session.coverage(self._selection)
         strengths = self.strengths()
-        value = objective.value(self, coverage, factor=strengths.get("strength", 1.0))
-        return {"value": value, **strengths, "zeros": objective.zeros(coverage)}
+        used = in_use(coverage)
+        # Companions belong to the parameters themselves.
+        valued = coverage if self._has_companions else used
+        value = objective.value(self, valued, factor=strengths.get("strength", 1.0))
+        return {"value": value, **strengths, "zeros": objective.zeros(used)}
 
     def _settle(self, session: "Session") -> str:
         if self._settled is None:
@@ -372,7 +418,7 @@ class Penalty(Plugin):
         return {
             **super().agreement(session),
             "delivery": self._delivery,
-            "covers": [entry.name for entry in session.coverage(self._selection)],
+            "covers": session.coverage(self._selection).names,
         }
 
     def acts(self, session: "Session") -> str:
@@ -385,3 +431,11 @@ class Penalty(Plugin):
         """Return how many tensors and weights are covered."""
         coverage: Coverage = session.coverage(self._selection)
         return len(coverage.trainable), coverage.weights
+
+    def covered(self, session: "Session") -> Sequence[str]:
+        """Return the names of all that is covered, or may be once it has a shape."""
+        return session.coverage(self._selection).names
+
+    def notes(self, session: "Session") -> Sequence[str]:
+        """Return what is covered if it is little, and what is special about it."""
+        return notes(session.coverage(self._selection))

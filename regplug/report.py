@@ -36,6 +36,7 @@ from regplug.blocks import batches
 from regplug.deliveries import HALVES
 from regplug.errors import SelectionError, SpecError
 from regplug.growing import GrowingTable
+from regplug.in_use import in_use
 from regplug.parameters import Covered, Selection
 from regplug.session import Session
 
@@ -198,7 +199,7 @@ class Recorder:
     def _entries(self) -> list[Covered]:
         for where in ("weights", "all"):
             try:
-                return self.session.coverage(Selection(where)).trainable
+                return in_use(self.session.coverage(Selection(where))).trainable
             except SelectionError:
                 continue
         return []

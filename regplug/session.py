@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from regplug import distributed, optimizers, own_weights, sessions, wrapped
+from regplug import composition, distributed, optimizers, own_weights, sessions, wrapped
 from regplug.agreement import Ranks
 from regplug.blocks import keep_freed_memory
 from regplug.calls import Calls, is_number, is_scalar, seen
@@ -27,6 +27,7 @@ from regplug.integrations import accelerate
 from regplug.objective import Objective, Term
 from regplug.parameters import Coverage, Selection, cover, named_parameters, shared
 from regplug.plugin import Plugin
+from regplug.precision import as_outside
 from regplug.silent import Silence
 from regplug.states import States
 from regplug.table import table
@@ -153,7 +154,7 @@ class Session:
         self._bound_now = True
         self._check_plugins([] if optimizer is None else wrapped.wrappers(optimizer) + self._parts)
         self._copies = self._suspected()  # None after the first step
-        self._calls = Calls(self.plugins, ranks.tell)
+        self._calls = Calls(composition.in_order(self.plugins), ranks.tell)
         self._states = States(self.plugins, self._calls, ranks.tell)
         self._unscale = any(
             not getattr(plugin, "scaled_gradients", False)
@@ -170,6 +171,7 @@ class Session:
                 if self._detached:  # by the plugin itself
                     break
             else:
+                composition.check(self)
                 self._calls.settle(self)
                 if self.optimizer is not None:
                     self._events = optimizers.StepEvents(self.optimizer, self)
@@ -210,6 +212,7 @@ class Session:
     # --- what the loop calls ---------------------------------------------------------------
 
     @eagerly
+    @as_outside
     def loss(self, loss: torch.Tensor) -> torch.Tensor:
         """Return the loss with the penalties of this session in it: the textbook form.
 
@@ -343,6 +346,7 @@ class Session:
         figures = self.figures()
         return NamedFigures(self.name, figures) if self._named else figures
 
+    @as_outside
     def figures(self) -> dict[str, float]:
         """Return what :meth:`metrics` does, without the name of the session."""
         self._bind()
@@ -389,7 +393,9 @@ class Session:
     def describe(self) -> str:
         """Return a table of the plugins: where each acts, what it covers, how strong it is now."""
         self._bind()
-        rows, notes = [], []
+        rows: list[list[str]] = []
+        notes: list[str] = []
+        told: dict[str, list[str]] = {}
         for plugin in self._states.answering()[0]:
             covered = plugin.covers(self)
             rows.append(
@@ -404,8 +410,10 @@ class Session:
                     ),
                 ]
             )
-            notes += [f"{plugin.name}: {note}" for note in plugin.notes(self)]
+            for note in plugin.notes(self):
+                told.setdefault(note, []).append(plugin.name)
         where = type(self.model).__name__
+        notes += [f"{', '.join(names)}: {note}" for note, names in told.items()]
         by = type(self.optimizer).__name__ if self.optimizer is not None else "no optimizer"
         if not self._detached:
             notes += self._silence.notes(self)
@@ -530,7 +538,7 @@ class Session:
         if not self._bound_now:
             self._bind()
         found = self._coverages.get(selection)
-        if found is None:
+        if found is None or (found.lazy and found.outdated):
             self._gather_names()
             found = cover(selection, self.model, self.groups)
             self._coverages[selection] = found
@@ -600,6 +608,7 @@ class Session:
         if self.optimizer is not None and not self.steps:
             optimizers.check_not_in_backward(self.optimizer, hooked=True)
 
+    @as_outside
     def closure_value(self) -> float:
         """Return the value of the penalties added to a closure's gradients. Called by the hooks."""
         terms = self._calls.all("on_closure", self)
@@ -638,6 +647,7 @@ class Session:
             if not self._detached:  # by the one before, say
                 without_grad(callback, self)
 
+    @as_outside
     def _fire(self, event: str) -> None:
         if not self._calls.heard(event):
             return
@@ -685,6 +695,8 @@ class Session:
         self._coverages.clear()
         self._silence.watch(groups)
         self._check_shared()
+        if self.plugins and len(self._attached) == len(self.plugins):
+            composition.check(self, again=True)
 
     def _check_shared(self) -> None:
         if self.optimizer is not None:

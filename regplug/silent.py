@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.parameter import is_lazy
 
 if TYPE_CHECKING:
     from regplug.optimizers import Group
@@ -61,7 +62,8 @@ class Silence:
             p
             for group in groups
             for p in group["params"]
-            if p.requires_grad and not p.is_inference()
+            # A lazy one can't be asked before it has a shape.
+            if p.requires_grad and not is_lazy(p) and not p.is_inference()
         ]
         # The last, since the first layers are what is frozen and embeddings may not be used.
         self._witness = trained[-1] if trained else None

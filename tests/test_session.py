@@ -532,6 +532,7 @@ def test_describe_tells_what_acts_where():
         f"elastic_net regplug {version} proximal 2 48 l1_strength 0.1, l2_strength 0.1",
         f"weight_decay regplug {version} before_step, replacing 0.01 2 48 0.1",
         f"dropout regplug {version} 1 dropout rate, after_step – – 0.9",
+        "l1, l2, elastic_net, weight_decay: covers 0.weight, 3.weight",
         "dropout: sets 2.p (own 0.3)",
     ]
     train(model, optimizer, 2, session)

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 
 from regplug import Plugin, Selection, Session, Sum, full, hookimpl, local, part
+from regplug.in_use import in_use, notes
+from regplug.layouts import Layout
 
 __all__ = ["Constraint"]
 
@@ -19,6 +21,11 @@ class Constraint(Plugin):
     """
 
     separable = False
+
+    orientation: str | None = None
+    """``"rows"`` or ``"columns"`` for what is to be given with outputs first and inputs second, as
+    :attr:`regplug.Penalty.orientation` says."""
+
     order_matters = True  # the one that acts last has the last word
 
     def __init__(self, *, where: object = "weights", name: str | None = None) -> None:
@@ -38,6 +45,7 @@ class Constraint(Plugin):
     @hookimpl
     def after_step(self, session: Session) -> None:
         """Put the weights that took part in the step back into the set."""
+        layouts = session.coverage(self.selection).layouts if self.orientation else {}
         for _, weights, _ in session.updates(self.selection):
             for w in weights:
                 if self.separable:
@@ -46,12 +54,20 @@ class Constraint(Plugin):
                 else:
                     whole = full(w)
                     wide = whole.float() if whole.dtype.itemsize < 4 else whole
-                    local(w).copy_(part(self.constrained(wide), w))
+                    local(w).copy_(
+                        part(self._constrained(wide, layouts.get(w) if layouts else None), w)
+                    )
+
+    def _constrained(self, w: torch.Tensor, layout: Layout | None) -> torch.Tensor:
+        if layout is None or self.orientation is None:
+            return self.constrained(w)
+        found = self.constrained(layout.arranged(w, self.orientation))
+        return layout.restored(found, self.orientation)
 
     @hookimpl
     def on_metrics(self, session: Session) -> Mapping[str, Any]:
         """Return the bound, and the share of the covered weights that are exactly 0."""
-        coverage = session.coverage(self.selection)
+        coverage = in_use(session.coverage(self.selection))
         zeros = []
         for entry in coverage.trainable:
             own = local(entry.parameter).detach()
@@ -63,7 +79,11 @@ class Constraint(Plugin):
         coverage = session.coverage(self.selection)
         return len(coverage.trainable), coverage.weights
 
+    def notes(self, session: Session) -> list[str]:
+        """Return what is covered if it is little, and what is special about it."""
+        return notes(session.coverage(self.selection))
+
     def agreement(self, session: Session) -> Mapping[str, Any]:
         """Return the settings, and what they come to in this model."""
-        covered = [entry.name for entry in session.coverage(self.selection)]
+        covered = session.coverage(self.selection).names
         return {**super().agreement(session), "covers": covered}

@@ -1,10 +1,13 @@
 """Rows and columns of weights of any number of dimensions.
 
 A *row* holds the weights that lead to one output: ``w[i]`` of a linear layer's ``(out, in)``, one
-filter of a convolution's ``(out, in, height, width)``. A *column* holds those that come from one
-input: ``w[:, j]``. Keras' kernels are transposed, ``(in, out)`` and ``(height, width, in, out)``:
-a row here is Keras' ``axis=0`` there, and ``axis=[0, 1, 2]`` for a convolution. The weights of
-transposed convolutions, ``(in, out, …)``, have it the other way round: ask for their columns.
+filter of a convolution's ``(out, in, height, width)``, the vector of one entry of an embedding, one
+gate of one unit of a recurrent layer. A *column* holds those that come from one input: ``w[:, j]``.
+A session gives the weights of transposed convolutions, ``(in, out, …)``, and of grouped ones
+arranged so that this holds for them too (:mod:`regplug.layouts`): the columns of a grouped
+convolution have the outputs of their own group alone. Keras' kernels are transposed, ``(in, out)``
+and ``(height, width, in, out)``: a row here is Keras' ``axis=0`` there, and ``axis=[0, 1, 2]`` for
+a convolution.
 """
 
 import torch
@@ -35,6 +38,7 @@ def norms(w: torch.Tensor, groups: str) -> torch.Tensor:
     tensor([[5.],
             [1.]])
     """
+    _check(w)
     own = GROUPS.index(groups)
     others = [dimension for dimension in range(w.ndim) if dimension != own]
     size: torch.Tensor = torch.linalg.vector_norm(w, dim=others, keepdim=True)
@@ -43,7 +47,17 @@ def norms(w: torch.Tensor, groups: str) -> torch.Tensor:
 
 def as_matrix(w: torch.Tensor, groups: str) -> torch.Tensor:
     """Return ``w`` as a matrix whose rows are the groups."""
+    _check(w)
     return (w if groups == "rows" else w.transpose(0, 1)).flatten(1)
+
+
+def _check(w: torch.Tensor) -> None:
+    # One that was lazy when the plugin was attached shows its shape here.
+    if w.ndim < 2:
+        raise SelectionError(
+            f"a parameter of shape {tuple(w.shape)} has neither rows nor columns: exclude it with "
+            "where=[…, '!…']"
+        )
 
 
 def check_dimensions(plugin: str, session: Session, selection: Selection) -> None:

@@ -42,6 +42,7 @@ class ElasticNet(Penalty):
     """
 
     separable = True
+    composition = "threshold and scale"
     l1_strength = Scheduled()
     l2_strength = Scheduled()
 

@@ -8,6 +8,7 @@ import torch
 
 from regplug import Plugin, Scheduled, Selection, Session, hookimpl, local, part
 from regplug.errors import SpecError
+from regplug.in_use import notes
 from regplug.schedules import ScheduleLike
 
 __all__ = ["GradientNoise"]
@@ -110,7 +111,11 @@ class GradientNoise(Plugin):
         coverage = session.coverage(self.selection)
         return len(coverage.trainable), coverage.weights
 
+    def notes(self, session: Session) -> list[str]:
+        """Return what is covered if it is little, and what is special about it."""
+        return notes(session.coverage(self.selection))
+
     def agreement(self, session: Session) -> Mapping[str, Any]:
         """Return the settings, and what they come to in this model."""
-        covered = [entry.name for entry in session.coverage(self.selection)]
+        covered = session.coverage(self.selection).names
         return {**super().agreement(session), "covers": covered}

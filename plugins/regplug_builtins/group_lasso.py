@@ -98,6 +98,7 @@ class GroupLasso(Penalty):
     """
 
     elementwise_steps = True
+    composition = "groups"
 
     def __init__(
         self,
@@ -110,6 +111,11 @@ class GroupLasso(Penalty):
     ) -> None:
         super().__init__(strength, where=where, delivery=delivery, name=name)  # type: ignore[arg-type]
         self.groups = checked_groups(groups)
+
+    @property
+    def orientation(self) -> str:  # type: ignore[override]
+        """Rows, or columns, are to be where the formula looks for them in any layer's weight."""
+        return self.groups
 
     @hookimpl
     def on_attach(self, session: Session) -> None:

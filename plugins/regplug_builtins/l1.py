@@ -84,6 +84,7 @@ class L1(Penalty):
     """
 
     separable = True
+    composition = "threshold"
 
     def value(self, w: torch.Tensor) -> torch.Tensor:
         """Return Σ|w|."""

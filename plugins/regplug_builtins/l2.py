@@ -33,6 +33,7 @@ class L2(Penalty):
     """
 
     separable = True
+    composition = "scale"
 
     def value(self, w: torch.Tensor) -> torch.Tensor:
         """Return Σw²."""

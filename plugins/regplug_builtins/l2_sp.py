@@ -15,7 +15,8 @@ __all__ = ["L2SP"]
 class L2SP(Penalty):
     r"""The penalty towards the starting point: λ·Σ(w − w₀)², with no ½.
 
-    w₀ are the weights at attach, the pre-trained ones in transfer learning. λ is half of the
+    w₀ are the weights at attach, the pre-trained ones in transfer learning, and of lazy parameters
+    those of their first forward. λ is half of the
     authors' α; their β, a plain ridge penalty on layers that are new, is a plugin of its own:
     ``["l2_sp(0.05, where='backbone.*')", "l2(0.005, where='head.*')"]``. Its gradient is
     2λ·(w − w₀), its proximal operator (w + 2·step·λ·w₀)/(1 + 2·step·λ).
@@ -49,6 +50,7 @@ class L2SP(Penalty):
     """
 
     separable = True
+    composition = "pull"
 
     def __init__(
         self,
@@ -60,6 +62,7 @@ class L2SP(Penalty):
     ) -> None:
         super().__init__(strength, where=where, delivery=delivery, name=name)  # type: ignore[arg-type]
         self._anchors: dict[str, torch.Tensor] = {}
+        self._waiting: dict[str, torch.Tensor] = {}  # loaded, of lazy weights with no shape yet
         self._names: dict[int, str] = {}
         self._bound: object = None
 
@@ -108,7 +111,7 @@ class L2SP(Penalty):
     @hookimpl
     def on_attach(self, session: Session) -> None:
         """Remember the weights."""
-        self._anchors, self._bound = {}, None
+        self._anchors, self._waiting, self._bound = {}, {}, None
         self._bind(session)
         super().on_attach(session)
 
@@ -123,9 +126,21 @@ class L2SP(Penalty):
             w = entry.parameter.detach()
             known = self._anchors.get(entry.name)
             if known is None:
-                self._anchors[entry.name] = w.clone()
+                self._anchors[entry.name] = self._first(entry.name, w)
             elif known.shape == w.shape and type(known) is not type(w):
                 self._anchors[entry.name] = like(part(full(known).to(w), w), w)
+
+    def _first(self, name: str, w: torch.Tensor) -> torch.Tensor:
+        """Return the anchor of a weight that has none: where it is, or where a saved run began."""
+        saved = self._waiting.pop(name, None)
+        if saved is None:
+            return w.clone()
+        if saved.shape != w.shape:
+            raise StateError(
+                f"{self.name}: the saved anchor of {name} has shape {tuple(saved.shape)}, and the "
+                f"lazy parameter has become {tuple(w.shape)}"
+            )
+        return saved.to(w, copy=True)
 
     def companions(self, w: torch.Tensor) -> Sequence[torch.Tensor]:
         """Return the anchor of a parameter."""
@@ -154,7 +169,8 @@ class L2SP(Penalty):
     def on_state(self, session: Session) -> Mapping[str, Any]:
         """Return the anchors, whole."""
         self._bind(session)
-        return {"anchors": {name: full(anchor).cpu() for name, anchor in self._anchors.items()}}
+        anchors = {**self._waiting, **self._anchors}
+        return {"anchors": {name: full(anchor).cpu() for name, anchor in anchors.items()}}
 
     @hookimpl
     def on_load_state(self, session: Session, state: Mapping[str, Any]) -> None:
@@ -166,7 +182,9 @@ class L2SP(Penalty):
         ):
             raise StateError(f"{self.name}: the saved anchors are no tensors by parameter name")
         own = {name: tuple(anchor.shape) for name, anchor in self._anchors.items()}
-        if {name: tuple(anchor.shape) for name, anchor in saved.items()} != own:
+        lazy = {entry.name for entry in session.coverage(self._selection).lazy}
+        known = {n: tuple(anchor.shape) for n, anchor in saved.items() if n not in lazy}
+        if known != own:
             raise StateError(
                 f"{self.name}: the saved anchors are of {', '.join(map(str, saved)) or 'nothing'}, "
                 f"and this session has {', '.join(own)}: select the same parameters, of the same "
@@ -177,8 +195,9 @@ class L2SP(Penalty):
             whole = saved[name].to(device=anchor.device, dtype=anchor.dtype)
             loaded[name] = like(part(whole, anchor), anchor)
         self._anchors = loaded
+        self._waiting = {name: anchor for name, anchor in saved.items() if name in lazy}
 
     @hookimpl
     def on_detach(self, session: Session) -> None:
         """Let go of the anchors."""
-        self._anchors, self._names, self._bound = {}, {}, None
+        self._anchors, self._waiting, self._names, self._bound = {}, {}, {}, None

@@ -53,6 +53,11 @@ class MaxNorm(Constraint):
         self.limit = limit
         self.groups = checked_groups(groups)
 
+    @property
+    def orientation(self) -> str:  # type: ignore[override]
+        """Rows, or columns, are to be where the formula looks for them in any layer's weight."""
+        return self.groups
+
     @hookimpl
     def on_attach(self, session: Session) -> None:
         """Check the shapes."""

@@ -55,6 +55,11 @@ class Orthogonal(Penalty):
         super().__init__(strength, where=where, delivery=delivery, name=name)  # type: ignore[arg-type]
         self.groups = checked_groups(groups)
 
+    @property
+    def orientation(self) -> str:  # type: ignore[override]
+        """Rows, or columns, are to be where the formula looks for them in any layer's weight."""
+        return self.groups
+
     @hookimpl
     def on_attach(self, session: Session) -> None:
         """Check the shapes, and what every penalty checks."""

@@ -36,6 +36,8 @@ class SpectralNorm(Penalty):
     tensor(9.)
     """
 
+    orientation = "rows"
+
     @hookimpl
     def on_attach(self, session: Session) -> None:
         """Check the shapes, and what every penalty checks."""

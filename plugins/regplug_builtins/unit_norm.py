@@ -42,6 +42,11 @@ class UnitNorm(Constraint):
         super().__init__(where=where, name=name)
         self.groups = checked_groups(groups)
 
+    @property
+    def orientation(self) -> str:  # type: ignore[override]
+        """Rows, or columns, are to be where the formula looks for them in any layer's weight."""
+        return self.groups
+
     @hookimpl
     def on_attach(self, session: Session) -> None:
         """Check the shapes."""

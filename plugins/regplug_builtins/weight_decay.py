@@ -8,6 +8,7 @@ import torch
 
 from regplug import Coverage, Plugin, Scheduled, Selection, Session, hookimpl, lent, local, sessions
 from regplug.eager import called_by_a_graph
+from regplug.in_use import notes
 from regplug.schedules import ScheduleLike, constant
 from regplug_builtins._existing import Existing
 
@@ -247,9 +248,13 @@ class WeightDecay(Plugin):
         when = "after_step, cautiously" if self.cautious else "before_step"
         return when + (f", replacing {', '.join(sorted(took))}" if took else "")
 
+    def notes(self, session: Session) -> list[str]:
+        """Return what is covered if it is little, and what is special about it."""
+        return notes(session.coverage(self.selection))
+
     def agreement(self, session: Session) -> Mapping[str, Any]:
         """Return the settings, and what they come to in this model."""
-        covered = [entry.name for entry in session.coverage(self.selection)]
+        covered = session.coverage(self.selection).names
         return {**super().agreement(session), "covers": covered}
 
 

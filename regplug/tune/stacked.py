@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 import regplug
 from regplug import Plugin
+from regplug.composition import in_order
 from regplug.errors import RegplugError, SpecError
 from regplug.parameters import Selection
 from regplug.tune.data import as_numpy
@@ -191,8 +192,8 @@ def _penalties(
     group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     names = {id(p): name for name, p in model.named_parameters()}
     found = []
-    for position, plugins in enumerate(zip(*models, strict=True)):
-        with regplug.attach(model, single, [models[0][position]]) as session:
+    for plugins in zip(*map(in_order, models), strict=True):
+        with regplug.attach(model, single, [plugins[0]]) as session:
             coverage = session.coverage(Selection(plugins[0].where))
             chosen = [stack[names[id(entry.parameter)]] for entry in coverage.trainable]
         weights = [(p, group_of[id(p)]) for p in chosen]

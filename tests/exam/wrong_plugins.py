@@ -49,6 +49,9 @@ class DetachedValue(L1):
     def value(self, w):
         return w.data.abs().sum()
 
+    def gradient(self, w):
+        return w.sign()
+
 
 class HalfGradient(Penalty):
     """gradient: states w as the gradient of Σw²."""

@@ -1,0 +1,90 @@
+"""Which formulas of a penalty belong together, where subclasses write some of them anew.
+
+What an ancestor states is of the formula that it knew: its gradient is that of its value, its lists
+are of its gradient. Where a subclass writes the one, the other is not the subclass's any more, and
+the base class's takes its place: the gradient by autograd, lists by calls of the formula.
+"""
+
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from regplug.penalty import Penalty
+
+__all__ = ["adds_up", "settle", "settle_instance", "stale_proximal"]
+
+# What is stated, and of which formula; each after what it depends on.
+_OF = {
+    "gradient": "value",
+    "proximal": "value",
+    "gradients": "gradient",
+    "add_gradients": "gradient",
+    "proximal_": "proximal",
+    "elementwise_steps": "proximal",
+    "composition": "proximal",
+}
+
+
+def settle(cls: "type[Penalty]", base: "type[Penalty]") -> bool:
+    """Give ``cls`` the base class's where what it inherits is of another formula than its own.
+
+    Returns:
+        Whether ``separable``, which can't be made anew, is an ancestor's word for another value.
+    """
+    for name, formula in _OF.items():
+        if _is_stale(cls, base, name, formula):
+            setattr(cls, name, getattr(base, name))
+    return _is_stale(cls, base, "separable", "value")
+
+
+def _is_stale(cls: "type[Penalty]", base: "type[Penalty]", name: str, formula: str) -> bool:
+    author = next(c for c in cls.__mro__ if name in vars(c))
+    if author is base:
+        return False
+    if formula == "gradient" and getattr(author, formula, None) is base.gradient:
+        formula = "value"  # whose gradient it is, by autograd
+    known = getattr(author, formula, None)
+    if known is not None and known is not getattr(base, formula):
+        return known is not getattr(cls, formula)
+    # Stated with no formula in sight, so for whichever comes; but a gradient that a mixin brings to
+    # one value is not that of another one, which the class itself writes over it.
+    authors = [c for c in cls.__mro__ if formula in vars(c) and c is not base]
+    return name == "gradient" and len(authors) > 1 and author in authors[0].__mro__[1:]
+
+
+def settle_instance(penalty: "Penalty", base: "type[Penalty]") -> bool:
+    """Do so for formulas that were set on an instance. Returns what :func:`settle` does."""
+    own: dict[str, Any] = vars(penalty)
+    for name, formula in _OF.items():
+        if formula in own and name not in own:
+            made = getattr(base, name)
+            own[name] = MethodType(made, penalty) if callable(made) else made
+    return "value" in own and "separable" not in own
+
+
+def stale_proximal(penalty: "Penalty", base: "type[Penalty]") -> str | None:
+    """Return the ancestor whose proximal operator was left out, for it is of another value."""
+    for cls in type(penalty).__mro__:
+        if vars(cls).get("proximal", base.proximal) is not base.proximal:
+            return cls.__name__
+    return None
+
+
+def adds_up(penalty: "Penalty", like: torch.Tensor) -> bool:
+    """Whether the value of a sample is the sum of those of its parts, as of all that is separable.
+
+    Args:
+        penalty: it has no companions.
+        like: gives the device.
+    """
+    dtype = torch.float32 if like.device.type == "mps" else torch.float64
+    sample = torch.tensor([-2.1, -0.7, 0.0, 0.3, 0.9, 2.5], dtype=dtype, device=like.device)
+    try:
+        with torch.no_grad():
+            whole = penalty.value(sample.view(2, 3))
+            parts = penalty.value(sample[:2]) + penalty.value(sample[2:])
+        return torch.allclose(whole, parts, rtol=1e-4, atol=1e-6)
+    except Exception:  # it needs two dimensions, say
+        return False

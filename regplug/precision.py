@@ -1,0 +1,66 @@
+"""Formulas are computed with in the precision of the weights, wherever the loop calls them from.
+
+Under ``torch.autocast`` matrix products run in half precision. That is meant for the model, whose
+products are many and large; in a formula it is an error of some percent.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import ParamSpec, TypeVar
+
+import torch
+
+__all__ = ["as_outside", "autocast_is_on", "without_autocast"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_DEVICES = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "xla", "privateuseone")
+
+
+def _enabled() -> list[str]:
+    found = []
+    for device in _DEVICES:
+        try:
+            if torch.is_autocast_enabled(device):
+                found.append(device)
+        except RuntimeError:  # a kind of device that this torch does not know
+            continue
+    return found
+
+
+# torch's own is a look at the dispatch keys; the other is asked where a version has it not.
+autocast_is_on: Callable[[], bool] = getattr(
+    torch._C, "_is_any_autocast_enabled", lambda: bool(_enabled())
+)
+"""Whether autocast is on, for any kind of device."""
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Switch autocast off inside the block, for each kind of device where it is on.
+
+    >>> with torch.autocast("cpu", torch.bfloat16), without_autocast():
+    ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+    torch.float32
+    """
+    with ExitStack() as stack:
+        for device in _enabled():
+            own = device == "privateuseone"
+            name = torch._C._get_privateuse1_backend_name() if own else device
+            stack.enter_context(torch.autocast(name, enabled=False))
+        yield
+
+
+def as_outside(function: Callable[P, R]) -> Callable[P, R]:
+    """Return ``function`` so that it computes as outside of autocast: at the cost of one look."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not autocast_is_on():
+            return function(*args, **kwargs)
+        with without_autocast():
+            return function(*args, **kwargs)
+
+    return wrapper
