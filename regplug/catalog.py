@@ -238,7 +238,9 @@ def parse(spec: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             node = ast.parse(text, mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+    except (RecursionError, MemoryError) as error:
+        raise _too_deep(spec) from error
+    except (SyntaxError, ValueError) as error:
         why = error.msg if isinstance(error, SyntaxError) else str(error)
         if why == "invalid syntax":
             why = "it is the name of a plugin, with its arguments in brackets"
@@ -252,12 +254,17 @@ def parse(spec: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     try:
         args, kwargs = _arguments(node, spec)
     except RecursionError as error:
-        raise SpecError(f"{_quoted(spec)} is nested too deep") from error
+        raise _too_deep(spec) from error
     except SpecError:
         raise
     except ValueError as error:  # an integer of thousands of digits, which Python won't print
         raise SpecError(f"{_quoted(spec)}: {error}") from error
     return node.func.id, args, kwargs
+
+
+def _too_deep(spec: str) -> SpecError:
+    # Whether the parser gives up or what reads its tree depends on the version of Python.
+    return SpecError(f"{_quoted(spec)} is no spec such as 'name(1e-5)': it is nested too deep")
 
 
 def _arguments(call: ast.Call, spec: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
