@@ -5,7 +5,7 @@ Each rank trains on half of every batch, so that the mean of both is the plain l
 
 import math
 from collections.abc import Iterable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -13,9 +13,9 @@ import torch.distributed as dist
 from torch import nn
 
 from regplug.testing.bench import Bench, Rig, Setup, Snapshot, difference
-from regplug.testing.processes import RANKS, processes
+from regplug.testing.processes import RANKS, ProcessesError, processes
 from regplug.testing.registry import Case, check
-from regplug.testing.subject import Failure, Subject, same
+from regplug.testing.subject import Failure, Skip, Subject, same
 
 __all__: list[str] = []
 
@@ -79,8 +79,22 @@ def _job(subject: Subject, setup: Setup | None, wrapper: str) -> list[dict[str, 
             subject.workers_results[key] = error
     found = subject.workers_results[key]
     if isinstance(found, Exception):
+        if setup is not None and (why := _impossible(subject.bench, wrapper)) is not None:
+            raise Skip(why) from found
         raise found
     return found  # type: ignore[no-any-return]
+
+
+@cache
+def _impossible(bench: Bench, wrapper: str) -> str | None:
+    """Return why the model does not train on ranks without any plugin; None if it does."""
+    try:
+        processes().run(train, bench, None, wrapper)
+    except ProcessesError as error:
+        # Not a rank that died or hung: that may be otherwise the next time.
+        if error.raised:
+            return f"without the plugin {wrapper} fails too, with torch {torch.__version__}: {error}"
+    return None
 
 
 def _snapshot(answer: dict[str, Any]) -> Snapshot:

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
-__all__ = ["RANKS", "Processes", "processes", "stop_processes"]
+__all__ = ["RANKS", "Processes", "ProcessesError", "processes", "stop_processes"]
 
 RANKS = 2
 START_SECONDS = 180.0
@@ -28,7 +28,15 @@ GRACE_SECONDS = 3.0
 
 
 class ProcessesError(RuntimeError):
-    """A rank raised, died or hung; the message holds what each has to say."""
+    """A rank raised, died or hung; the message holds what each has to say.
+
+    Attributes:
+        raised: whether each rank raised an error of what it was given to do.
+    """
+
+    def __init__(self, message: str, *, raised: bool = False) -> None:
+        super().__init__(message)
+        self.raised = raised
 
 
 class Processes:
@@ -112,7 +120,8 @@ class Processes:
             for rank in range(RANKS)
         ]
         self.stop()
-        raise ProcessesError("; ".join(told))
+        raised = [kind for kind, _ in answers.values()] == ["raised"] * RANKS
+        raise ProcessesError("; ".join(told), raised=raised and what == "finish")
 
     def stop(self) -> None:
         """End the processes."""

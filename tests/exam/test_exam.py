@@ -3,8 +3,12 @@
 from functools import partial
 
 import pytest
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from wrong_plugins import L1, WIDER, WRONG, Remembers, SeedPerRank, TimesWorld
 
+import regplug
 from regplug.errors import SelectionError, SpecError
 from regplug.testing import CHECKS, PluginContract, check_plugin
 
@@ -133,6 +137,61 @@ def test_hanging_rank_is_a_failure_and_the_next_exam_goes_on(monkeypatch):
     assert "rank 1 did not finish in time" in report.failures[0].message
     monkeypatch.undo()
     assert check_plugin("l2(1e-3)", checks=["ddp"]).passed
+
+
+def test_what_fails_on_ranks_without_the_plugin_too_is_skipped_and_says_why():
+    """The FSDP2 of torch 2.6 does not run on a CPU at all."""
+    report = check_plugin(
+        "l1(1e-3)", model=Unsharded, batch=tokens, checks=["ddp", "fsdp2", "ranks"]
+    )
+    assert report.passed, str(report)
+    outcomes = {(r.check, r.regime.partition(",")[0]): r.outcome for r in report.results}
+    assert outcomes["ddp", "step"] == outcomes["ranks", "ddp"] == "passed"
+    assert outcomes["fsdp2", "loss"] == outcomes["ranks", "fsdp2"] == "skipped"
+    for result in report.of("skipped"):
+        assert result.message.startswith(
+            f"without the plugin fsdp2 fails too, with torch {torch.__version__}"
+        )
+        assert "no streams here" in result.message
+
+
+def test_a_plugin_that_fails_on_ranks_is_not_excused():
+    report = check_plugin(Unshardable, checks=["fsdp2"])
+    assert report.failed_checks() == {"fsdp2"}
+    assert not report.of("skipped")
+
+
+def test_a_model_that_can_not_be_sent_to_ranks_is_no_excuse():
+    def local():
+        return Encoder()
+
+    report = check_plugin("l1(1e-3)", model=local, batch=tokens, checks=["ddp"])
+    assert report.failed_checks() == {"ddp"}
+
+
+class Unsharded(nn.Sequential):
+    """Trains in one process and under DDP, but not once it is sharded."""
+
+    def __init__(self):
+        super().__init__(nn.Embedding(11, 5), nn.Linear(5, 3))
+
+    def forward(self, x):
+        if isinstance(self, FSDPModule):
+            raise AttributeError("no streams here")
+        return super().forward(x)
+
+
+class Unshardable(L1):
+    """Fails where weights are sharded, while the model alone does not."""
+
+    def __init__(self):
+        super().__init__(0.1)
+
+    @regplug.hookimpl
+    def on_attach(self, session):
+        if isinstance(session.model, FSDPModule):
+            raise ValueError("not here")
+        return super().on_attach(session)
 
 
 class Hangs(L1):
