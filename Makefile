@@ -7,6 +7,8 @@ PYTEST_FLAGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 FRAMEWORKS := $(VENV)/.ready-frameworks
+# The oldest pluggy and accelerate, which a test puts before those of the environment.
+OLDEST := $(VENV)/oldest
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 10))'
 
@@ -16,7 +18,7 @@ export OMP_NUM_THREADS ?= 1
 test soak matrix frameworks: export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint matrix soak frameworks bench setup clean
+.PHONY: help demo test lint matrix soak frameworks bench compat setup clean
 
 help: ## list these targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -42,17 +44,21 @@ soak: $(READY) ## the slow tests that `make test` leaves out
 frameworks: $(FRAMEWORKS) ## trainers of other packages, the real ones
 	$(BIN)/python -m pytest -m frameworks $(PYTEST_FLAGS)
 
+# Gigabytes and minutes for each environment: `make compat ONLY="oldest newest"` tries some alone.
+compat: $(READY) ## every version that regplug takes, each in an environment of its own: a table
+	$(BIN)/python tests/compat/try_all.py $(ONLY)
+
 bench: $(READY) ## what a step costs
 	$(BIN)/python tests/benchmarks/run.py
 
 setup: $(READY) ## only make the environment (in .venv)
 
 clean: ## remove the environment and everything that tools and builds left
-	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) .compat build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An editable install keeps the entry points it was made with, so a changed pyproject installs anew.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt tests/compat/environments.toml
 	@rm -f $(READY) $(FRAMEWORKS)
 	@if ! $(BIN)/python $(NEW_ENOUGH) 2>/dev/null; then \
 	    if ! $(PYTHON) $(NEW_ENOUGH) 2>/dev/null; then \
@@ -65,6 +71,8 @@ $(READY): pyproject.toml constraints.txt
 	    $(PYTHON) -m venv --clear $(VENV); \
 	fi
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@rm -rf $(OLDEST)
+	$(PIP) install --quiet --no-deps --target $(OLDEST) $$($(BIN)/python tests/compat/environments.py oldest-hooks)
 	@touch $(READY)
 
 $(FRAMEWORKS): $(READY)

@@ -10,7 +10,7 @@ import torch
 from pair import Pair
 
 # Whole scripts, which tests run in processes of their own: an import would train, and write files.
-collect_ignore_glob = ["run/scripts/*", "benchmarks/*"]
+collect_ignore_glob = ["run/scripts/*", "benchmarks/*", "compat/inside/*"]
 
 
 @pytest.fixture(autouse=True)

@@ -121,7 +121,9 @@ def test_anything_else_is_refused_with_its_reason(spec, message):
 def test_what_is_nested_too_deep_is_refused_in_the_same_words_by_every_python(sign, depth):
     """How deep the parser, the tree and what reads it go differs between versions of Python."""
     spec = "l1(" + (sign * depth)[:9900] + " 1)"
-    with pytest.raises(SpecError, match=r"is no spec such as 'name\(1e-5\)': it is nested too deep$"):
+    with pytest.raises(
+        SpecError, match=r"is no spec such as 'name\(1e-5\)': it is nested too deep$"
+    ):
         parse(spec)
 
 

@@ -5,7 +5,7 @@ Each rank trains on half of every batch, so that the mean of both is the plain l
 
 import math
 from collections.abc import Iterable
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,6 +72,8 @@ class _Sharded(Rig):
 def _job(subject: Subject, setup: Setup | None, wrapper: str) -> list[dict[str, Any]]:
     """Return the answers of both ranks, asked once; an error is remembered too."""
     key = (wrapper, setup.delivery if setup else "without")
+    if setup is not None and (subject.bench, wrapper) in _impossibles:
+        raise Skip(_impossibles[subject.bench, wrapper])
     if key not in subject.workers_results:
         try:
             subject.workers_results[key] = processes().run(train, subject.bench, setup, wrapper)
@@ -79,22 +81,28 @@ def _job(subject: Subject, setup: Setup | None, wrapper: str) -> list[dict[str, 
             subject.workers_results[key] = error
     found = subject.workers_results[key]
     if isinstance(found, Exception):
-        if setup is not None and (why := _impossible(subject.bench, wrapper)) is not None:
-            raise Skip(why) from found
+        if setup is not None and not _possible(subject.bench, wrapper):
+            raise Skip(_impossibles[subject.bench, wrapper]) from found
         raise found
     return found  # type: ignore[no-any-return]
 
 
-@cache
-def _impossible(bench: Bench, wrapper: str) -> str | None:
-    """Return why the model does not train on ranks without any plugin; None if it does."""
+# Why a model does not train on ranks without any plugin. Each try there ends both processes.
+_impossibles: dict[tuple[Bench, str], str] = {}
+
+
+def _possible(bench: Bench, wrapper: str) -> bool:
+    """Tell whether the model trains on ranks without any plugin."""
     try:
         processes().run(train, bench, None, wrapper)
     except ProcessesError as error:
         # Not a rank that died or hung: that may be otherwise the next time.
         if error.raised:
-            return f"without the plugin {wrapper} fails too, with torch {torch.__version__}: {error}"
-    return None
+            _impossibles[bench, wrapper] = (
+                f"without the plugin {wrapper} fails too, with torch {torch.__version__}: {error}"
+            )
+            return False
+    return True
 
 
 def _snapshot(answer: dict[str, Any]) -> Snapshot:
