@@ -237,7 +237,7 @@ def test_step_delivery_needs_no_scratch_of_the_models_size():
     for delivery in ("step", "proximal"):
         with (
             regplug.attach(model, optimizer, [spec("l1", delivery)]),
-            torch.profiler.profile(profile_memory=True) as profile,
+            torch.profiler.profile(profile_memory=True, acc_events=True) as profile,
         ):
             optimizer.step()
         largest = max(event.self_cpu_memory_usage for event in profile.events())

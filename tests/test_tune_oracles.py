@@ -213,7 +213,8 @@ def test_an_automatic_grid_needs_a_gradient_and_a_loop_that_attaches():
             model[0].bias.zero_()
         optimizer = torch.optim.SGD([model[0].weight, model[2].weight], lr=0.1)
         with regplug.attach(model, optimizer, plugins):
-            half_mse(model(torch.tensor(X, dtype=torch.float32)), torch.tensor(y)).backward()
+            inputs, targets = (torch.tensor(each, dtype=torch.float32) for each in (X, y))
+            half_mse(model(inputs), targets).backward()
             optimizer.step()
         return model
 
