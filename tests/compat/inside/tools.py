@@ -108,3 +108,5 @@ def strength() -> None:
     assert chosen == 0.02, search.best_params_
     oracle = cross_val_score(Lasso(0.02, fit_intercept=False, tol=1e-12), X, y, cv=KFold(3))
     assert abs(search.best_score_ - oracle.mean()) < 1e-6, (search.best_score_, oracle.mean())
+    lines = search.plot().figure.axes[0].lines
+    assert lines, "the plot is empty"
