@@ -22,7 +22,10 @@ COLUMNS = {
         "`StrengthCV`",
         "strengths chosen by cross-validation, against scikit-learn's `Lasso`",
     ),
-    "warnings": ("no deprecations", "nothing that regplug calls is deprecated"),
+    "warnings": (
+        "no deprecations",
+        "none is told of a line of regplug in the loops, the command and the search",
+    ),
 }
 HEADS = ["environment", "Python", *VERSIONS, *(head for head, _ in COLUMNS.values()), "tried on"]
 
