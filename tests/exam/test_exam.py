@@ -161,6 +161,17 @@ def test_a_plugin_that_fails_on_ranks_is_not_excused():
     assert not report.of("skipped")
 
 
+def test_a_hook_that_is_never_called_can_not_fail():
+    """Weight decay of the plain kind says that nothing is left to do after the update."""
+    report = check_plugin("weight_decay(0.1)", checks=["attribution"])
+    assert {r.regime: r.outcome for r in report.results} == {
+        "inside, as given": "passed",
+        "before_step": "passed",
+        "after_step": "skipped",
+    }
+    assert "nothing to do in after_step" in report.of("skipped")[0].message
+
+
 def test_a_model_that_can_not_be_sent_to_ranks_is_no_excuse():
     def local():
         return Encoder()
