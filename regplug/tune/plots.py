@@ -133,8 +133,7 @@ def _strengths(ax: "Axes", x: NDArray[Any], key: str) -> None:
 
 def _wrapped(ax: "Axes", text: str, side: int) -> str:
     """Return a label in as many lines as it needs beside an axis: a long one would be cut off."""
-    figure = ax.get_figure(root=True)
-    assert figure is not None
+    figure = ax.figure.figure  # of a subfigure too; get_figure(root=True) is matplotlib 3.10's
     share = (ax.get_position().width, ax.get_position().height)[side]
     inches = figure.get_size_inches()[side] * share
     return "\n".join(textwrap.wrap(text, max(12, int(inches * 11))))  # a letter is about 1/13 inch
