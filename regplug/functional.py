@@ -70,7 +70,8 @@ class InUse:
         # FSDP2 computes with gathered weights, which the graph ends in instead of the shards.
         if not weights or any(map(distributed.is_dtensor, weights)):
             return
-        leaves = distributed.leaves(loss)
+        # A number that stands for a loss (0, where there is no data) is no weight of anybody's.
+        leaves = {leaf for leaf in distributed.leaves(loss) if leaf.ndim}
         if not leaves or leaves & own:
             return
         if _stand_for(leaves, weights):

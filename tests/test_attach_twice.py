@@ -220,7 +220,7 @@ def test_a_moving_rate_of_another_session_is_refused_with_the_line_that_takes_it
     model = network()
     old = sgd(model)  # which a notebook's last output, say, keeps alive
     regplug.attach(model, old, ["dropout(linear(0.5, 0.1, steps=9))"])
-    with pytest.raises(SpecError, match=r"2\.p is moved by session 'regplug' already") as refused:
+    with pytest.raises(SpecError, match="moved by session 'regplug' already") as refused:
         regplug.attach(model, sgd(model), ["dropout(linear(0.5, 0.1, steps=9))"])
     (line,) = re.findall("`(for .*)`", str(refused.value))
     exec(line, {"regplug": regplug, "model": model})

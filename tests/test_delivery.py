@@ -458,18 +458,17 @@ def test_loss_that_is_only_looked_at_settles_nothing():
     assert "step (auto)" in session.describe()
 
 
-def test_backward_of_the_loss_itself_is_not_one_through_the_loss_event():
-    """At strength 0 nothing is added, and the loop's own tensor must not be taken for ours."""
+def test_where_nothing_is_added_the_loss_itself_comes_back_and_nothing_is_left_on_it():
+    """At strength 0: its backward pass is one through the loss event, but no later one is."""
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     session = regplug.attach(model, optimizer, ["l1(0)"])
     loss = objective(model, *data())
-    session.loss(loss)
-    loss.backward()
+    assert session.loss(loss) is loss
     assert not session.gradients_through_loss
-    optimizer.zero_grad()
-    session.loss(objective(model, *data())).backward()
+    loss.backward(retain_graph=True)
     assert session.gradients_through_loss
+    assert not loss._backward_hooks
 
 
 def test_auto_settles_by_the_loop_also_where_the_strength_starts_at_zero():

@@ -115,18 +115,9 @@ class ScheduledRates(Plugin):
         twice = [target for target in targets if (id(target.module), target.attribute) in taken]
         if twice:
             raise SpecError(f"{self.name}: {_set_twice(twice, targets)}")
+        self._refuse_moved(session, targets)
         for target in targets:
-            module, attribute = target.module, target.attribute
-            if isinstance(target.own, Rate) and (holders := _taken.holders(module, attribute)):
-                here = sessions.on(session.model)
-                names = [s.name for s in here if any(p in s.plugins for p in holders)]
-                raise SpecError(
-                    f"{self.name}: {target.name} is moved by "
-                    f"{f'session {names[0]!r}' if names else 'another session'} already: take that "
-                    "one off first, `for old in regplug.sessions.on(model): old.detach()`, or "
-                    f"exclude it here, as with where=['*', '!{target.name}']"
-                )
-            target.own = _taken.own(module, attribute, target.own)
+            target.own = _taken.own(target.module, target.attribute, target.own)
         if all(self.ignored(target) for target in targets):
             warnings.warn(
                 f"{self.name} has no effect: {self._without_effect(targets)}", stacklevel=2
@@ -145,6 +136,24 @@ class ScheduledRates(Plugin):
         for i, target in enumerate(targets):
             value = self._rates[i] if self._rates else values[i]
             _taken.take(target.module, target.attribute, value, target.own, self)
+
+    def _refuse_moved(self, session: Session, targets: Sequence[Target]) -> None:
+        """Refuse rates that another session moves."""
+        moved: list[Target] = []
+        holders: list[Plugin] = []
+        for target in targets:
+            found = _taken.holders(target.module, target.attribute)
+            if isinstance(target.own, Rate) and found:
+                moved.append(target)
+                holders += found
+        if moved:
+            here = sessions.on(session.model)
+            names = [s.name for s in here if any(p in s.plugins for p in holders)]
+            by = f"moved by {f'session {names[0]!r}' if names else 'another session'}"
+            raise SpecError(
+                f"{self.name}: {_set_twice(moved, targets, by)}; or take that session off first, "
+                "`for old in regplug.sessions.on(model): old.detach()`"
+            )
 
     def _keep_to_the_session(self, targets: Sequence[Target]) -> None:
         undo: list[Callable[[], None]] = []
@@ -235,7 +244,9 @@ class ScheduledRates(Plugin):
         return lines
 
 
-def _set_twice(twice: Sequence[Target], targets: Sequence[Target]) -> str:
+def _set_twice(
+    twice: Sequence[Target], targets: Sequence[Target], by: str = "set by another plugin"
+) -> str:
     """Return what to say of rates that have a master already, with a line to copy."""
     count, names = len(twice), {target.name for target in twice}
     # One pattern that tells them from the rest, if there is one.
@@ -246,10 +257,7 @@ def _set_twice(twice: Sequence[Target], targets: Sequence[Target]) -> str:
     who = f"{twice[0].name} is" if count == 1 else f"{twice[0].name} and {count - 1} more are"
     them = "it" if count == 1 else "them"
     of_which = "the other" if count == len(targets) else "one of the two"
-    return (
-        f"{who} set by another plugin already: exclude {them} from {of_which}, as with "
-        f"where={['*', *exclude]!r}"
-    )
+    return f"{who} {by} already: exclude {them} from {of_which}, as with where={['*', *exclude]!r}"
 
 
 def _as_floats(attributes: dict[str, Any]) -> None:

@@ -181,13 +181,15 @@ def test_what_drop_path_leaves_is_still_its_kind() -> None:
 
 @pytest.mark.parametrize("second", ["dropout", "drop_path"])
 def test_the_hint_of_two_masters_works_as_it_stands_for_all_rates(second: str) -> None:
-    """Two sessions over one model don't know of each other, but of the rates that move."""
+    """Two sessions over one model know of each other, and of the rates that move."""
     first = {"dropout": "drop_path", "drop_path": "dropout"}[second]
     moving = "(linear(0.1, 0.2, steps=2))"
     model = Vit()
     with (
         regplug.attach(model, plugins=[first + moving]),
-        pytest.raises(SpecError, match="and 7 more are set by another plugin already") as refused,
+        pytest.raises(
+            SpecError, match="and 7 more are moved by session 'regplug' already"
+        ) as refused,
     ):
         regplug.attach(model, plugins=[second + moving])
     hint = re.search(r"where=\[.*\]", str(refused.value)).group()
