@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import nn
 
 from regplug import distributed
+from regplug.backend import others
 from regplug.errors import RegplugError
 
 if TYPE_CHECKING:
@@ -133,9 +134,7 @@ class Ranks:
         self.compared = True  # what is bare by now stays so
 
     def _store(self) -> Any:
-        from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
-
-        return PrefixStore(self._prefix, _get_default_store())
+        return dist.PrefixStore(self._prefix, others.default_store())
 
     def _compare(self, mine: dict[str, str]) -> str:
         """Return the verdict, which is the same on every rank: the first that any of them set."""
@@ -221,11 +220,10 @@ def _members(model: nn.Module, *, prepared: bool) -> tuple[int, ...]:
     for layer in distributed.layers(model):
         if isinstance(layer, nn.parallel.DistributedDataParallel):
             members = tuple(dist.get_process_group_ranks(layer.process_group))
-        prepared = prepared or getattr(layer, "_is_accelerate_prepared", False)
     if not members:
         meshes = [distributed.mesh_ranks(p) for p in model.parameters()]
         members = max(meshes, key=len, default=())
-    if not members and prepared:
+    if not members and (prepared or others.is_prepared(list(distributed.layers(model)))):
         members = tuple(range(dist.get_world_size()))
     return members if len(members) > 1 and dist.get_rank() in members else ()
 

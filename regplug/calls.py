@@ -10,6 +10,7 @@ import pluggy
 import torch
 
 from regplug import hookspecs
+from regplug.backend import stack
 from regplug.errors import PluginError
 from regplug.hookspecs import PROJECT
 from regplug.plugin import Plugin, failure
@@ -164,7 +165,7 @@ class Calls:
             for impl in (caller.get_hookimpls() if caller else ())
         }
         for frame, _ in traceback.walk_tb(error.__traceback__):
-            plugin = by_instance.get(id(frame.f_locals.get("self"))) or by_code.get(frame.f_code)
+            plugin = by_instance.get(id(stack.of_traceback(frame))) or by_code.get(frame.f_code)
             if plugin is not None:
                 return plugin
         return None

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from regplug import distributed
+from regplug.backend.private import flattened, unflattened
 from regplug.blocks import BLOCK, TINY, batches
 from regplug.layouts import Layout
 from regplug.optimizers import Group, UpdateRule
@@ -241,11 +241,11 @@ def _joined_proximal(
     columns: Sequence[Sequence[torch.Tensor]],
 ) -> None:
     """Do so for tiny weights as one flat tensor: the calls for each would cost far more."""
-    flat, *rest = (_flatten_dense_tensors(column) for column in (weights, *columns))
+    flat, *rest = (flattened(column) for column in (weights, *columns))
     used, moments = (rest[0], rest[1:]) if rule.uses_gradient else (flat, rest)
     tensors = dict(zip(rule.tensors(group), moments, strict=True))
     penalty.proximal_([flat], rule.step(group, {**state, **tensors}, used))
-    torch._foreach_copy_(list(weights), _unflatten_dense_tensors(flat, weights))
+    torch._foreach_copy_(list(weights), unflattened(flat, weights))
 
 
 def _proximal_(

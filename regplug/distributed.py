@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from regplug.backend.private import compiled_inside
 from regplug.blocks import PLAIN
 from regplug.errors import UnsupportedError
 
@@ -169,7 +170,7 @@ def layers(model: nn.Module) -> Iterator[nn.Module]:
         yield model
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+        elif (inner := compiled_inside(model)) is not None:
             model = inner
         else:
             return

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import torch
-from torch._compile import _disable_dynamo
+
+from regplug.backend import private
 
 __all__ = ["called_by_a_graph", "eagerly"]
 
@@ -49,8 +50,7 @@ def eagerly(function: Callable[P, R]) -> Callable[P, R]:
         finally:
             _graphs.callers -= 1
 
-    # Not torch.compiler.disable, which imports the compiler, a second or so, before it is needed.
-    untraced: Callable[P, R] = _disable_dynamo(from_a_graph)
+    untraced = private.untraced(from_a_graph)
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:

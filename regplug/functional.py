@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from regplug import distributed
+from regplug.backend.private import in_transform
 from regplug.errors import UnsupportedError
 from regplug.objective import Term
 
@@ -29,7 +30,7 @@ def refuse_transforms() -> None:
     Raises:
         UnsupportedError: one is at work.
     """
-    if torch._C._are_functorch_transforms_active():
+    if in_transform():
         raise UnsupportedError(
             "session.loss was called inside a transform of torch.func (grad, vmap, jacrev, …), "
             "which would not differentiate the penalties of the module's own weights: call it "

@@ -22,10 +22,10 @@ def without_grad(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) ->
     """
     grad = torch.is_grad_enabled()
     try:
-        torch._C._set_grad_enabled(False)
+        torch.set_grad_enabled(False)
         result = function(*args, **kwargs)
-        torch._C._set_grad_enabled(grad)
+        torch.set_grad_enabled(grad)
     except BaseException:
-        torch._C._set_grad_enabled(grad)
+        torch.set_grad_enabled(grad)
         raise
     return result

@@ -5,9 +5,12 @@ had them, before any other post-hook looks (an average of the weights). torch ca
 order of registration, and global ones outside of an optimizer's own.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
@@ -33,9 +36,9 @@ class StepHooks:
 
     def __init__(self, optimizer: Optimizer, enter: Before, leave: After) -> None:
         self._enter, self._leave = enter, leave
-        self._pre: Any = optimizer._optimizer_step_pre_hooks
         pre = optimizer.register_step_pre_hook(self._before)
         post = optimizer.register_step_post_hook(self._after)
+        self._pre, posts = _table(pre), _table(post)
         self._key: int = pre.id
         self._handles: list[RemovableHandle] = [pre, post]
         # The last key of which it is known that no hook of others comes after ours, up to it.
@@ -43,7 +46,10 @@ class StepHooks:
         self._overtaken = False
         self._turn: object = None
         self._undo: Callable[[], None] | None = None
-        _to_the_front(optimizer._optimizer_step_post_hooks)
+        if self._pre is None or posts is None:
+            _warn_of_order()
+        else:
+            _to_the_front(posts)
 
     def remove(self, *, stepping: bool = False) -> None:
         """Remove the hooks; ``stepping`` says that a step is at work. May be called twice."""
@@ -61,8 +67,7 @@ class StepHooks:
 
     @eagerly
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        last = next(reversed(self._pre))
-        if last != self._last and self._wait():
+        if self._pre and next(reversed(self._pre)) != self._last and self._wait():
             return None
         return self._enter(optimizer, args, kwargs)
 
@@ -117,6 +122,22 @@ def _is_own(hook: object) -> bool:
     return isinstance(getattr(hook, "__self__", None), StepHooks)
 
 
+def _table(handle: RemovableHandle) -> Any:
+    """Return the hooks that are called together with this one, in their order; None if unknown."""
+    table = getattr(handle, "hooks_dict_ref", lambda: None)()
+    return table if isinstance(table, dict) and handle.id in table else None
+
+
+@lru_cache
+def _warn_of_order() -> None:
+    warnings.warn(
+        f"torch {torch.__version__} does not show the order of an optimizer's step hooks: those "
+        "that the loop registers after regplug.attach get gradients that already have the "
+        "penalties in them, so register them (clipping ones, say) before",
+        stacklevel=5,
+    )
+
+
 def _to_the_front(table: Any) -> None:
     for key in [key for key, hook in table.items() if not _is_own(hook)]:
         table[key] = table.pop(key)
@@ -124,7 +145,7 @@ def _to_the_front(table: Any) -> None:
 
 def _is_last(handle: RemovableHandle) -> bool:
     """Whether a hook is the last of its kind, or is gone."""
-    hooks = handle.hooks_dict_ref()
+    hooks = getattr(handle, "hooks_dict_ref", lambda: None)()
     return not hooks or handle.id not in hooks or next(reversed(hooks)) == handle.id
 
 

@@ -24,6 +24,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from regplug import distributed
+from regplug.named import own_parameters
 from regplug.parameters import Coverage, Covered
 
 __all__ = ["in_use", "notes"]
@@ -72,7 +73,7 @@ def _beside(entry: Covered, name: str) -> str:
 def _use(entry: Covered) -> _Use | None:
     module, own = entry.module, entry.parameter
     local = entry.name.rpartition(".")[2]
-    if local not in module._parameters and parametrize.is_parametrized(module, local):
+    if local not in dict(own_parameters(module)) and parametrize.is_parametrized(module, local):
         if distributed.is_dtensor(own):
             return None
         return _Use(module, local, "parametrized", partial(_parametrized, module, local))
@@ -80,13 +81,20 @@ def _use(entry: Covered) -> _Use | None:
     mask = None if base == local else getattr(module, f"{base}_mask", None)
     if isinstance(mask, torch.Tensor):
         return _Use(module, base, "pruned", partial(_masked, own, mask))
-    for hook in getattr(module, "_forward_pre_hooks", {}).values():
+    for hook in _hooks(module):
         if isinstance(hook, WeightNorm) and local in (f"{hook.name}_g", f"{hook.name}_v"):
             return _Use(module, hook.name, "normalized", partial(hook.compute_weight, module))
         if isinstance(hook, SpectralNorm) and local == f"{hook.name}_orig":
             made = partial(hook.compute_weight, module, do_power_iteration=False)
             return _Use(module, hook.name, "normalized", made)
     return None
+
+
+def _hooks(module: nn.Module) -> Iterator[object]:
+    """Yield what the tables of ``module`` hold: its hooks of every kind among that."""
+    for table in vars(module).values():
+        if isinstance(table, dict):
+            yield from table.values()
 
 
 def _masked(original: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -5,13 +5,13 @@ saved or copied meanwhile is the user's own at any moment, in the middle of a st
 plugins may give one number back in any order: the last one brings the user's own back.
 """
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 from torch.optim import Optimizer
+
+from regplug.backend import stack
 
 __all__ = [
     "Lent",
@@ -146,19 +146,11 @@ def around(optimizer: Optimizer) -> list[Optimizer]:
     One that wraps another (SAM does) packs these groups into a state dict of its own.
     """
     groups = {id(group) for group in optimizer.param_groups}
-    found: dict[int, Optimizer] = {}
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        # A look at a frame's locals keeps them alive until the frame ends: only where that is soon.
-        if "step" in frame.f_code.co_name and "self" in frame.f_code.co_varnames:
-            caller = frame.f_locals.get("self")
-            if (
-                isinstance(caller, Optimizer)
-                and caller is not optimizer
-                and any(id(group) in groups for group in caller.param_groups)
-            ):
-                found[id(caller)] = caller
-        frame = frame.f_back
+    found = {
+        id(outer): outer
+        for outer in stack.surrounding(optimizer)
+        if any(id(group) in groups for group in outer.param_groups)
+    }
     return list(found.values())
 
 

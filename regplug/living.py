@@ -15,6 +15,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from regplug import distributed
+from regplug.backend import private, stack
+from regplug.named import own_parameters
 
 __all__ = [
     "Bare",
@@ -24,7 +26,6 @@ __all__ = [
     "optimizers",
     "parameters_of",
     "passes_on",
-    "stepping",
 ]
 
 _INTERNAL = {"torch", "regplug", "accelerate", "pluggy", "contextlib", "runpy"}
@@ -63,7 +64,7 @@ def passes_on(optimizer: Optimizer) -> bool:
 
 def _is_whole(optimizer: Optimizer) -> bool:
     # A wrapper may skip Optimizer.__init__, and then has neither groups nor hooks of its own.
-    return {"param_groups", "_optimizer_step_pre_hooks"} <= vars(optimizer).keys()
+    return "param_groups" in vars(optimizer) and private.is_hooked(optimizer, step=False)
 
 
 def _ids(optimizer: Optimizer) -> set[int]:
@@ -74,17 +75,6 @@ def _held_by(outer: Optimizer) -> Iterator[Optimizer]:
     for value in list(vars(outer).values()):
         parts = value if type(value) in (list, tuple) else [value]
         yield from (part for part in parts if isinstance(part, Optimizer) and part is not outer)
-
-
-def stepping() -> Iterator[Optimizer]:
-    """Yield the optimizers whose ``step`` is on this thread's stack, innermost first."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == "wrapper" and frame.f_code.co_filename.endswith("optimizer.py"):
-            optimizer = frame.f_locals.get("self")
-            if isinstance(optimizer, Optimizer):
-                yield optimizer
-        frame = frame.f_back  # type: ignore[assignment]
 
 
 class Bare(nn.ModuleDict):
@@ -156,13 +146,12 @@ class _Parents:
             for candidate in gc.get_objects()
             if issubclass(type(candidate), nn.Module)
             and not isinstance(candidate, Bare)
-            and "_modules" in vars(candidate)
+            and private.is_made(candidate)
         ]
         self._of: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
         for module in self.modules:
-            for name, child in module._modules.items():
-                if child is not None:
-                    self._of[id(child)].append((module, name))
+            for name, child in private.children(module):
+                self._of[id(child)].append((module, name))
 
     def of(self, module: nn.Module) -> list[nn.Module]:
         return [parent for parent, _ in self._of[id(module)]]
@@ -175,7 +164,7 @@ class _Parents:
         return [
             module
             for module in self.modules
-            if any(id(p) in own for p in module._parameters.values() if p is not None)
+            if any(id(p) in own for _, p in own_parameters(module))
         ]
 
     def above(self, modules: Iterable[nn.Module]) -> list[nn.Module]:
@@ -212,7 +201,7 @@ def _together(optimizer: Optimizer, called: Sequence[nn.Module], parents: _Paren
             break
         # In the optimizer's order, so that it is the same on all ranks.
         first = next(key for key in left if any(key in _held(m, left) for m in owners))
-        above = parents.above(m for m in owners if first in {id(p) for p in m._parameters.values()})
+        above = parents.above(m for m in owners if first in {id(p) for _, p in own_parameters(m)})
         part = max(above, key=lambda module: len(left.keys() & _held(module, left)))
         same = [m for m in above if left.keys() & _held(m, left) == left.keys() & _held(part, left)]
         parts.append(_outermost(same, parents))
@@ -220,12 +209,11 @@ def _together(optimizer: Optimizer, called: Sequence[nn.Module], parents: _Paren
     whole = Bare()
     for module in parts:
         names = [*names_of(module), *parents.name(module), type(module).__name__.lower()]
-        name = next((n for n in names if n not in whole._modules), f"{names[-1]}_{len(whole)}")
-        whole._modules[name] = module
+        name = next((n for n in names if not hasattr(whole, n)), f"{names[-1]}_{len(whole)}")
+        whole[name] = module
     for place, tensor in enumerate(parameters_of(optimizer)):
         if id(tensor) in left:
-            # Not register_parameter, which refuses a tensor that is no nn.Parameter.
-            whole._parameters[f"param_{place}"] = tensor  # type: ignore[assignment]
+            private.put_parameter(whole, f"param_{place}", tensor)
     return whole
 
 
@@ -248,7 +236,7 @@ def names_of(thing: Any) -> list[str]:
 
 def _layers(thing: Any) -> set[int]:
     kind = type(thing)
-    if issubclass(kind, nn.Module) and "_modules" in vars(thing):
+    if issubclass(kind, nn.Module) and private.is_made(thing):
         return {id(layer) for layer in distributed.layers(thing)}
     if issubclass(kind, Optimizer):
         return {id(thing), id(vars(thing).get("optimizer", thing))}
@@ -257,15 +245,8 @@ def _layers(thing: Any) -> set[int]:
 
 def _scopes() -> Iterator[dict[str, Any]]:
     yield vars(sys.modules["__main__"])
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_globals.get("__name__", "").partition(".")[0] not in _INTERNAL:
-            yield frame.f_locals
-            owner = frame.f_locals.get("self")
-            if (
-                owner is not None
-                and not isinstance(owner, nn.Module)
-                and hasattr(owner, "__dict__")
-            ):
-                yield vars(owner)
-        frame = frame.f_back  # type: ignore[assignment]
+    for scope in stack.scopes(_INTERNAL):
+        yield scope
+        owner = scope.get("self")
+        if owner is not None and not isinstance(owner, nn.Module) and hasattr(owner, "__dict__"):
+            yield vars(owner)

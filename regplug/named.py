@@ -9,17 +9,16 @@ import re
 from dataclasses import dataclass
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
-__all__ = ["Named", "clean_name", "is_normalization", "named_parameters"]
+from regplug.backend import private
+
+__all__ = ["Named", "clean_name", "is_normalization", "named_parameters", "own_parameters"]
 
 # What wrappers put into qualified names; none of it is the user's.
-_WRAPPERS = re.compile(
-    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
-)
+_WRAPPERS = re.compile(rf"(?:^|(?<=\.))(?:{'|'.join(private.PREFIXES)})\.")
 _PARAMETRIZED = re.compile(r"(?:^|(?<=\.))parametrizations\.([^.]+)\.original\d*$")
 _NORMALIZATION = (
-    _NormBase,
+    *private.normalizations(),
     nn.LayerNorm,
     nn.GroupNorm,
     nn.LocalResponseNorm,
@@ -50,6 +49,14 @@ def clean_name(name: str) -> str:
     return _WRAPPERS.sub("", name)
 
 
+def own_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Return what ``module`` holds itself, under each of its names.
+
+    A class may have a ``named_parameters`` of its own, which says less than this.
+    """
+    return list(nn.Module.named_parameters(module, recurse=False, remove_duplicate=False))
+
+
 def named_parameters(model: nn.Module) -> list[Named]:
     """Return each parameter of ``model`` once, with all its names: tied weights have several.
 
@@ -59,9 +66,7 @@ def named_parameters(model: nn.Module) -> list[Named]:
     found: dict[int, tuple[nn.Parameter, list[str], list[nn.Module]]] = {}
     modules = dict(model.named_modules(remove_duplicate=False))
     for path, module in modules.items():
-        for local, parameter in module._parameters.items():
-            if parameter is None:
-                continue
+        for local, parameter in own_parameters(module):
             name = clean_name(f"{path}.{local}" if path else local)
             _, names, owners = found.setdefault(id(parameter), (parameter, [], []))
             plain = _PARAMETRIZED.sub(r"\1", name)

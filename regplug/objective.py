@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
-from torch._utils import _flatten_dense_tensors
 
 from regplug import distributed
+from regplug.backend.private import flattened
 from regplug.blocks import BLOCK, TINY, batches
 from regplug.deliveries import (
     FEW,
@@ -96,7 +96,7 @@ def _values(node: _Node) -> list[tuple["Penalty", torch.Tensor | float]]:
     if node.small:
         pieces = node.weights
         if len(pieces) > FEW:
-            pieces = [_flatten_dense_tensors(node.weights)]
+            pieces = [flattened(node.weights)]
         return [
             (penalty, _value(penalty, piece) * factor)
             for penalty, factor in node.shares

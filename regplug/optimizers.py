@@ -5,14 +5,16 @@ and sign a parameter has, and what an optimizer multiplies a constant gradient b
 """
 
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
 from torch.optim import Optimizer
 
+from regplug import distributed
+from regplug.backend import private, stack
 from regplug.blocks import scratch
 from regplug.errors import RegplugError, UnsupportedError
 from regplug.gradmode import without_grad
@@ -57,21 +59,25 @@ class StepEvents:
         self.optimizer = optimizer
         self._listener: StepListener | None = listener
         self._depth = 0
+        # The call that the outermost step is within, to know one that raised from one at work.
+        self._call: FrameType | None = None
         self._real = False
+        stack.require()
+        private.check_grad_scaler(optimizer)
         self._hooks = StepHooks(optimizer, self._enter, self._leave)
 
     def disconnect(self) -> None:
         """Remove the hooks. May be called twice."""
-        self._listener = None
-        self._hooks.remove(stepping=bool(_steps_on_stack(self.optimizer)))
+        self._listener = self._call = None
+        self._hooks.remove(stepping=any(o is self.optimizer for o in stack.stepping()))
 
     def _enter(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         # A subclass whose step calls super().step() gets here twice; only the outer call counts.
-        # A step that raised left the depth behind: the stack tells the two cases apart.
-        if self._depth and _steps_on_stack(optimizer) > 1:
+        # A step that raised left the depth behind: whether its call goes on tells the two apart.
+        if self._depth and stack.is_running(self._call):
             self._depth += 1
             return None
-        self._depth, self._real = 1, False
+        self._depth, self._real, self._call = 1, False, stack.caller()
         listener, grad = self._listener, torch.is_grad_enabled()
         try:
             closure = args[1] if len(args) > 1 else kwargs.get("closure")
@@ -89,20 +95,23 @@ class StepEvents:
             elif listener is not None and not has_gradients(optimizer):
                 listener.no_gradients()
         except BaseException:
-            self._depth = 0
-            torch._C._set_grad_enabled(grad)  # whatever was interrupted
+            self._depth, self._call = 0, None
+            torch.set_grad_enabled(grad)  # whatever was interrupted
             raise
         return None
 
     def _leave(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._depth -= 1
-        if self._depth == 0 and self._real and self._listener is not None:
+        if self._depth:
+            return
+        self._call = None
+        if self._real and self._listener is not None:
             self._real = False
             grad = torch.is_grad_enabled()
             try:
                 self._listener.after_update()
             except BaseException:
-                torch._C._set_grad_enabled(grad)
+                torch.set_grad_enabled(grad)
                 raise
 
     def _wrap(self, closure: Callable[[], Any]) -> Callable[[], Any]:
@@ -124,15 +133,6 @@ class StepEvents:
             return loss if loss is None or not value else loss + value
 
         return penalized
-
-
-def _steps_on_stack(optimizer: Optimizer) -> int:
-    count, frame = 0, sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == "wrapper" and frame.f_code.co_filename.endswith("optimizer.py"):
-            count += frame.f_locals.get("self") is optimizer
-        frame = frame.f_back  # type: ignore[assignment]
-    return count
 
 
 def has_gradients(optimizer: Optimizer) -> bool:
@@ -163,16 +163,17 @@ def is_real(optimizer: Optimizer) -> bool:
 def _is_dummy(optimizer: Optimizer) -> bool:
     if any(group.get("lr", 1.0) != 0 for group in optimizer.param_groups):
         return False
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == "_init_optim_state":
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    gradients = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
-    # A shard may be zero, or empty, on one rank alone: ranks must not judge by it.
-    if any(hasattr(gradient, "to_local") for gradient in gradients):
+    own = [p for group in optimizer.param_groups for p in group["params"]]
+    # A shard may be zero, or empty, on one rank alone. So all ranks, which are in this step too,
+    # count together, also what has no gradient here.
+    shared = [(p, _is_nonzero(p.grad)) for p in own if distributed.is_dtensor(p)]
+    if shared and distributed.resolve([distributed.Sum(shared)])[0]:
         return False
-    return not any(bool(gradient.any()) for gradient in gradients)
+    return not any(_is_nonzero(p.grad) for p in own if not distributed.is_dtensor(p))
+
+
+def _is_nonzero(gradient: torch.Tensor | None) -> bool:
+    return gradient is not None and bool(distributed.local(gradient).any())
 
 
 def is_torchs(optimizer: Optimizer) -> bool:
@@ -193,14 +194,22 @@ def check_not_in_backward(optimizer: Optimizer, *, hooked: bool = False) -> None
         UnsupportedError: torch's ``_apply_optimizer_in_backward``, or a hook to that effect.
     """
     for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-        others = getattr(parameter, "_in_backward_optimizers", ())
-        in_backward = others and not any(other is optimizer for other in others)
-        if in_backward or (hooked and getattr(parameter, "_post_accumulate_grad_hooks", None)):
+        if private.updated_in_backward(parameter, optimizer) or (hooked and _has_hook(parameter)):
             raise UnsupportedError(
                 f"the weights of this {type(optimizer).__name__} are updated inside backward by "
                 "other optimizers, so that its own step finds no gradient: attach to each of those "
                 "(attach(model, optimizer_of_one_parameter, …, name='…')), or step after backward"
             )
+
+
+def _has_hook(parameter: torch.Tensor) -> bool:
+    """Whether a hook is called once the gradient of ``parameter`` is accumulated."""
+    if not (parameter.requires_grad and parameter.is_leaf):
+        return False
+    handle = parameter.register_post_accumulate_grad_hook(lambda gradient: None)
+    beside = len(handle.hooks_dict_ref() or ())
+    handle.remove()
+    return beside > 1
 
 
 def gradient_scale(optimizer: Optimizer | None) -> float:

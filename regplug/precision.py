@@ -11,6 +11,8 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
+from regplug.backend.private import is_any_autocast_enabled
+
 __all__ = ["as_outside", "autocast_is_on", "without_autocast"]
 
 P = ParamSpec("P")
@@ -30,10 +32,7 @@ def _enabled() -> list[str]:
     return found
 
 
-# torch's own is a look at the dispatch keys; the other is asked where a version has it not.
-autocast_is_on: Callable[[], bool] = getattr(
-    torch._C, "_is_any_autocast_enabled", lambda: bool(_enabled())
-)
+autocast_is_on: Callable[[], bool] = is_any_autocast_enabled(_enabled)
 """Whether autocast is on, for any kind of device."""
 
 
@@ -47,8 +46,8 @@ def without_autocast() -> Iterator[None]:
     """
     with ExitStack() as stack:
         for device in _enabled():
-            own = device == "privateuseone"
-            name = torch._C._get_privateuse1_backend_name() if own else device
+            # By the name that the backend has been given.
+            name = torch.device(device).type if device == "privateuseone" else device
             stack.enter_context(torch.autocast(name, enabled=False))
         yield
 

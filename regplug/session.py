@@ -654,11 +654,11 @@ class Session:
         # torch.no_grad() without its own five microseconds, which are a tenth of a small step.
         grad = torch.is_grad_enabled()
         try:
-            torch._C._set_grad_enabled(False)
+            torch.set_grad_enabled(False)
             self._calls.all(event, self)
-            torch._C._set_grad_enabled(grad)
+            torch.set_grad_enabled(grad)
         except BaseException:  # an interruption may strike at the first try to set it back
-            torch._C._set_grad_enabled(grad)
+            torch.set_grad_enabled(grad)
             raise
 
     def _advance_to(self, steps: int) -> None:

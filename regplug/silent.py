@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.parameter import is_lazy
 
+from regplug.backend.private import version
+
 if TYPE_CHECKING:
     from regplug.optimizers import Group
     from regplug.session import Session
@@ -67,7 +69,7 @@ class Silence:
         ]
         # The last, since the first layers are what is frozen and embeddings may not be used.
         self._witness = trained[-1] if trained else None
-        self._version = 0 if self._witness is None else self._witness._version
+        self._version = _version_of(self._witness)
 
     def in_loss(self, session: "Session") -> None:
         """A loss event with a graph behind it."""
@@ -88,7 +90,7 @@ class Silence:
         self._events = 0
         self._without += 1
         if self._witness is not None:
-            self._version = self._witness._version
+            self._version = _version_of(self._witness)
         if self._without >= self._limit:
             self._limit *= 2  # nobody may need it now, and somebody later
             if needy := self._needy(session):
@@ -135,7 +137,7 @@ class Silence:
 
     def _moves(self) -> int:
         """Return how often the witness was changed in place since the last step."""
-        return 0 if self._witness is None else self._witness._version - self._version
+        return _version_of(self._witness) - self._version
 
     def _is_left(self, session: "Session") -> bool:
         """Whether others train the weights, as far as it can be told without a loss event."""
@@ -201,3 +203,7 @@ def _sample(w: torch.Tensor) -> torch.Tensor:
     from regplug import distributed
 
     return distributed.local(w).detach().reshape(-1)[:64].clone()
+
+
+def _version_of(witness: torch.Tensor | None) -> int:
+    return 0 if witness is None else version(witness) or 0

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from regplug import distributed
+from regplug.backend.private import version
 from regplug.blocks import BLOCK
 from regplug.errors import StateError
 from regplug.plugin import Plugin
@@ -83,10 +84,10 @@ class Memory:
         self._inside(tensor, ())
         own = distributed.local(tensor).detach()
         # In the host's memory, where there is more of it, as a state that is saved would be.
-        content, version = own.to("cpu", copy=True), tensor._version
+        content, before = own.to("cpu", copy=True), version(tensor)
 
         def undo() -> None:
-            if tensor._version != version:
+            if before is None or version(tensor) != before:
                 with torch.no_grad():
                     own.copy_(content)
 
@@ -111,7 +112,7 @@ class Ghost:
     def __init__(self, plugin: Plugin) -> None:
         self._module = type(plugin).__module__
         self._copies: dict[int, tuple[object, Any]] = {}
-        self._shared: list[tuple[torch.Tensor, int]] = []
+        self._shared: list[tuple[torch.Tensor, int | None]] = []
         self.plugin: Plugin = object.__new__(type(plugin))
         vars(self.plugin).update({k: self._copied(v) for k, v in vars(plugin).items()})
         self._copies.clear()
@@ -122,7 +123,7 @@ class Ghost:
         Raises:
             StateError: another session, to which the plugin was attached since, overwrote it.
         """
-        if any(tensor._version != version for tensor, version in self._shared):
+        if any(version(tensor) != before for tensor, before in self._shared):
             raise StateError(
                 f"{self.plugin.name} was attached to another session since, and has overwritten "
                 "what it knew of this one: ask before that, or make an instance for each session"
@@ -161,5 +162,5 @@ class Ghost:
             value = value.detach()  # the graph behind it is not to live on
         if type(value) is torch.Tensor and value.numel() <= BLOCK:
             return value.detach().clone()
-        self._shared.append((value, value._version))
+        self._shared.append((value, version(value)))
         return value

@@ -21,7 +21,9 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as optim_module
 
 from regplug import distributed, living
+from regplug.backend import private, stack
 from regplug.errors import RegplugError, SelectionError
+from regplug.named import own_parameters
 from regplug.orders import Order, checked, fitting
 from regplug.session import Session, attach
 
@@ -69,7 +71,7 @@ def _title(session: Session) -> str:
     model = session.model
     kind = _kind(model)
     if isinstance(model, living.Bare):
-        parts = [*map(_kind, model.children()), *model._parameters]
+        parts = [*map(_kind, model.children()), *(name for name, _ in own_parameters(model))]
         kind = " and ".join(parts[:4]) + (f" and {len(parts) - 4} more" if len(parts) > 4 else "")
     return f"{kind} with {type(session.optimizer).__name__}"
 
@@ -134,14 +136,9 @@ class Watch:
     def _register_compile(self) -> None:
         # A model compiled in place, or inside a compiled function, calls no hook before its graph
         # is traced. torch tells of that too, though by no documented name.
-        try:
-            from torch._dynamo.callback import callback_handler
-
-            callback_handler.register_start_callback(self._on_compile)
-            remove = callback_handler.remove_start_callback
-        except (ImportError, AttributeError):
-            return  # then its optimizer gets its session at the first step
-        self._undo.append(lambda: remove(self._on_compile))
+        undo = private.on_compile_start(self._on_compile)
+        if undo is not None:  # else its optimizer gets its session at the first step
+            self._undo.append(undo)
 
     def __exit__(self, *error: object) -> None:
         self._disarm()
@@ -207,7 +204,7 @@ class Watch:
         if optimizer in self._known:
             return
         own = {id(p) for p in living.parameters_of(optimizer)}
-        for outer in living.stepping():
+        for outer in stack.stepping():
             if outer in self._known and own & {id(p) for p in living.parameters_of(outer)}:
                 return  # it works for one that has its session
         if living.passes_on(optimizer):
@@ -316,7 +313,7 @@ class Watch:
 def _class_names(model: nn.Module) -> list[str]:
     """Return the class names of ``model`` and of what it wraps, the user's own first."""
     if isinstance(model, living.Bare):
-        return ["+".join(model._modules) or "parameters", *map(_kind, model.children())]
+        return ["+".join(model.keys()) or "parameters", *map(_kind, model.children())]
     return [_kind(layer) for layer in reversed(list(distributed.layers(model)))]
 
 

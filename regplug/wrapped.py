@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from regplug.backend.private import is_hooked
 from regplug.distributed import local
 from regplug.errors import SpecError, UnsupportedError
 
@@ -41,7 +42,7 @@ def unwrap(optimizer: object) -> Optimizer:
         SpecError: ``optimizer`` is no torch optimizer at all.
     """
     *_, last = wrappers(optimizer)
-    if not isinstance(last, Optimizer) or not _has_step_hooks(last):
+    if not isinstance(last, Optimizer) or not is_hooked(last):
         raise _nothing_inside(optimizer, last)
     return last
 
@@ -56,7 +57,7 @@ def wrappers(optimizer: object) -> list[object]:
     for _ in range(8):
         seen = found[-1]
         _refuse_deepspeed(seen)
-        hooked = isinstance(seen, Optimizer) and _has_step_hooks(seen)
+        hooked = isinstance(seen, Optimizer) and is_hooked(seen)
         inner = _passes_on_to(seen) if hooked else _named(seen)  # type: ignore[arg-type]
         if inner is None:
             break
@@ -75,13 +76,6 @@ def parts(optimizer: Optimizer) -> list[Optimizer]:
     if _is_zero(optimizer) or sum(len(_ids(other)) for other in inner) != len(own):
         return []
     return inner if set().union(*map(_ids, inner)) == own else []
-
-
-def _has_step_hooks(optimizer: Optimizer) -> bool:
-    # Set by Optimizer.__init__ on the class, so absent where a wrapper skipped it.
-    return getattr(type(optimizer).step, "hooked", False) and hasattr(
-        optimizer, "_optimizer_step_pre_hooks"
-    )
 
 
 def _refuse_deepspeed(seen: object) -> None:
@@ -209,7 +203,7 @@ class Doubt:
         self._alone = 0
         self._handles: list[Any] = []
         for outer in wrappers(optimizer):
-            if outer is not inner and isinstance(outer, Optimizer) and _has_step_hooks(outer):
+            if outer is not inner and isinstance(outer, Optimizer) and is_hooked(outer):
                 self._handles += [
                     outer.register_step_pre_hook(self._begins),
                     outer.register_step_post_hook(self._ends),

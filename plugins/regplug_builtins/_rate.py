@@ -43,7 +43,7 @@ class Rate(Tensor):
 
     def __new__(cls, value: float) -> "Rate":
         tensor = torch.tensor(value, dtype=torch.float32, device="cpu")
-        self = Tensor._make_subclass(cls, tensor)
+        self = tensor.as_subclass(cls)
         self.value, self.tensor = value, tensor  # both tensors share one memory
         return self
 

@@ -1,18 +1,16 @@
 """Activity regularization: L1 and L2 of what chosen modules put out."""
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.autograd.function import FunctionCtx
 
 from regplug import Plugin, Scheduled, Session, hookimpl
 from regplug.errors import RegplugError, SelectionError, UnsupportedError
 from regplug.schedules import ScheduleLike
+from regplug_builtins import _private
 from regplug_builtins._copies import in_copies, not_scripted
 from regplug_builtins._rates import patterns
 
@@ -88,6 +86,7 @@ class Activity(Plugin):
     @hookimpl
     def on_attach(self, session: Session) -> None:
         """Find the modules and watch their outputs."""
+        _private.check_backward_is_told(self.name)
         named = {path: module for path, module in session.model.named_modules() if path}
         chosen = {path: module for path, module in named.items() if self._takes(path, module)}
         if not chosen:
@@ -115,7 +114,7 @@ class Activity(Plugin):
     def saw(self, path: str, output: Any) -> None:
         """Keep what the module at ``path`` put out, in training mode, until the next loss event."""
         if not torch.is_grad_enabled():
-            if not torch.compiler.is_compiling() and _in_autograd_function():
+            if not torch.compiler.is_compiling() and _private.in_autograd_function():
                 raise UnsupportedError(
                     f"{self.name}: {path} runs in an autograd function's forward pass, which keeps "
                     "no graph; if it is torch.utils.checkpoint, pass use_reentrant=False "
@@ -124,14 +123,14 @@ class Activity(Plugin):
                     f"where={[*self.where, '!' + path]!r}"
                 )
         # Checkpointed activations are computed again in the backward pass, by when they counted.
-        elif not _in_backward() and not _is_tracing():
+        elif not _private.in_backward() and not _is_tracing():
             self._outputs += [a for a in _tensors(output) if a.requires_grad]
 
     @hookimpl
     def on_loss(self, session: Session) -> torch.Tensor | None:
         """Return the term of what was put out since the last loss event."""
         # torch.export runs the model on tensors that hold nothing.
-        outputs = [a for a in self._outputs if not isinstance(a, FakeTensor)]
+        outputs = [a for a in self._outputs if not _private.is_fake(a)]
         self._outputs = []
         l1, l2 = self.l1_strength, self.l2_strength
         if not outputs:
@@ -220,33 +219,17 @@ def _ignoring() -> Callable[..., None]:
 
 
 def _unwatched(attributes: dict[str, Any]) -> None:
-    hooks = attributes.get("_forward_hooks", {})
-    if any(isinstance(hook, _Watch) for hook in hooks.values()):
-        attributes["_forward_hooks"] = type(hooks)(
-            (key, hook) for key, hook in hooks.items() if not isinstance(hook, _Watch)
-        )
+    for name, hooks in list(attributes.items()):
+        if isinstance(hooks, dict) and any(isinstance(hook, _Watch) for hook in hooks.values()):
+            attributes[name] = type(hooks)(
+                (key, hook) for key, hook in hooks.items() if not isinstance(hook, _Watch)
+            )
 
 
 def _is_activation(module: nn.Module) -> bool:
     return type(module).__module__ == "torch.nn.modules.activation" and not isinstance(
         module, nn.MultiheadAttention | nn.Softmax | nn.LogSoftmax | nn.Softmax2d | nn.Softmin
     )
-
-
-def _in_backward() -> bool:
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-
-
-def _in_autograd_function() -> bool:
-    """Whether this runs in the ``forward`` of an ``autograd.Function``, as in a checkpoint's."""
-    frame = sys._getframe()
-    while frame := frame.f_back:  # type: ignore[assignment]
-        code = frame.f_code
-        if code.co_name == "forward" and code.co_argcount:
-            first = frame.f_locals.get(code.co_varnames[0])
-            if isinstance(first, FunctionCtx):
-                return True
-    return False
 
 
 def _is_tracing() -> bool:

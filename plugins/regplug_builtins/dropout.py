@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from torch import nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from regplug import Scheduled, Session, hookimpl
 from regplug.errors import SpecError
 from regplug.schedules import Schedule, ScheduleLike
+from regplug_builtins._private import is_dropout
 from regplug_builtins._rates import ScheduledRates, Target, is_rate, patterns
 from regplug_builtins.drop_path import DropPath, is_stochastic_depth
 
@@ -163,7 +163,7 @@ class Dropout(ScheduledRates):
 
 
 def _attributes(module: nn.Module) -> Iterator[str]:
-    if isinstance(module, _DropoutNd):
+    if is_dropout(module):
         yield "p"
     elif isinstance(module, nn.MultiheadAttention | nn.RNNBase):
         yield "dropout"

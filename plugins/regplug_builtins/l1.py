@@ -3,6 +3,7 @@
 import torch
 
 from regplug import Penalty, scratch
+from regplug_builtins import _private
 
 __all__ = ["L1", "signs", "soft_threshold", "soft_threshold_"]
 
@@ -39,7 +40,7 @@ def soft_threshold_(
             high = torch.add(w, step, alpha=strength, out=step if step.ndim else None)
             torch.clamp(w.new_zeros(()), low, high, out=w)
         else:
-            torch._C._nn.softshrink(w, step * strength, out=w)  # type: ignore[call-arg]
+            _private.soft_threshold_(w, step * strength)
 
 
 def signs(weights: list[torch.Tensor]) -> list[torch.Tensor]:

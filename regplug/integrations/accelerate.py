@@ -6,7 +6,6 @@ too. ``accelerator.load_state(folder)`` reads them before anything else is loade
 nothing: ``accelerator.log(session.metrics(), step=session.steps)`` goes to any tracker.
 """
 
-import gc
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -18,6 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from regplug import distributed
+from regplug.backend import others
 from regplug.errors import SpecError, StateError
 
 if TYPE_CHECKING:
@@ -47,14 +47,7 @@ def owners(optimizer: object) -> "list[Accelerator]":
     The wrapper knows nothing of its Accelerator, so they are looked for among all living objects,
     once, at attach: tens of milliseconds. One that is not alive can't save a checkpoint either.
     """
-    from accelerate import Accelerator
-
-    return [
-        candidate
-        for candidate in gc.get_objects()
-        if issubclass(type(candidate), Accelerator)
-        and any(own is optimizer for own in getattr(candidate, "_optimizers", ()))
-    ]
+    return others.prepared_by(optimizer)
 
 
 def connect(session: "Session", accelerator: Any, optimizer: object) -> "Callable[[], None]":

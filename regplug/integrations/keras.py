@@ -24,6 +24,7 @@ import keras
 import numpy as np
 import torch
 
+from regplug.backend.others import UpdateStep
 from regplug.errors import SpecError, UnsupportedError
 from regplug.plugin import Plugin
 from regplug.session import Session, attach
@@ -33,7 +34,7 @@ __all__ = ["Regularized"]
 _KEY = "regplug"
 
 
-class Regularized:
+class Regularized(UpdateStep):
     """Mix-in for a Keras optimizer, to stand before it among the bases.
 
     Attributes:
@@ -51,7 +52,8 @@ class Regularized:
 
         Raises:
             SpecError: the model is not built, or attached already.
-            UnsupportedError: another backend than torch, or a proximal operator under an optimizer
+            UnsupportedError: another backend than torch, a version of Keras whose updates can't
+                be seen, or a proximal operator under an optimizer
                 whose step is not known.
             RegplugError: as :func:`regplug.attach`.
         """
@@ -60,6 +62,7 @@ class Regularized:
                 f"Keras runs on {keras.backend.backend()}, and regplug on torch: set "
                 "KERAS_BACKEND=torch"
             )
+        self.check_update_step()
         if not model.built:
             raise SpecError("the model has no weights yet: call it once, or model.build(shape)")
         if self.session is not None:
@@ -80,8 +83,8 @@ class Regularized:
             session.load_state_dict(self._saved_session)
         return session
 
-    def _backend_update_step(self, grads: Any, variables: Any, learning_rate: Any) -> None:
-        update: Any = super()._backend_update_step  # type: ignore[misc]
+    def around_update(self, update: Any, grads: Any, variables: Any, learning_rate: Any) -> None:
+        """Fire the step events around Keras' own update."""
         if self.session is None:
             update(grads, variables, learning_rate)
             return

@@ -48,7 +48,7 @@ def _compilations(subject: Subject, setup: Setup | None) -> tuple[int, int]:
         counted += 1
         return graph.forward
 
-    torch._dynamo.reset()
+    torch.compiler.reset()
     try:
         rig: Rig = subject.rig(
             setup, calm=False, wrap=lambda model: torch.compile(model, backend=backend)
@@ -59,5 +59,5 @@ def _compilations(subject: Subject, setup: Setup | None) -> tuple[int, int]:
             rig.step(step)
         rig.detach()
     finally:
-        torch._dynamo.reset()
+        torch.compiler.reset()
     return early, counted - early

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import TCPStore
+from torch.distributed import TCPStore
 
 __all__ = ["RANKS", "Processes", "ProcessesError", "processes", "stop_processes"]
 

@@ -28,8 +28,7 @@ def structure(rig: Rig) -> dict[str, Any]:
     for name, p in rig.model.named_parameters(remove_duplicate=False):
         found[f"{name}: identity"] = id(p)
         found[f"{name}: requires_grad"] = p.requires_grad
-        for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
-            found[f"{name}: {hooks}"] = len(getattr(p, hooks, None) or ())
+        found[f"{name}: hooks"] = _hooks(p)
     for name, buffer in rig.model.named_buffers():
         found[f"{name}: buffer"] = id(buffer)
     for index, group in enumerate(rig.optimizer.param_groups):
@@ -39,6 +38,20 @@ def structure(rig: Rig) -> dict[str, Any]:
         if name.endswith("_hooks"):
             found[f"the optimizer's {name}"] = len(value)
     return found
+
+
+def _hooks(p: torch.Tensor) -> list[int]:
+    """Return how many hooks of either kind there are, beside one that is put there to ask."""
+    if not p.requires_grad:
+        return [0, 0]  # none can be
+    handles = [
+        p.register_hook(lambda gradient: None),
+        p.register_post_accumulate_grad_hook(lambda parameter: None),
+    ]
+    beside = [len(handle.hooks_dict_ref() or ()) - 1 for handle in handles]
+    for handle in handles:
+        handle.remove()
+    return beside
 
 
 def check_restored(rig: Rig, before: dict[str, Any], when: str) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.model_selection import check_cv
-from sklearn.utils import _safe_indexing
 
+from regplug.backend.others import rows_of
 from regplug.errors import SpecError
 
 __all__ = [
@@ -105,7 +105,7 @@ def rows(data: Any, index: NDArray[np.intp]) -> Any:
     """Return the rows of an array, a tensor or a data frame, as a copy of the same kind."""
     if isinstance(data, torch.Tensor):
         return data[torch.as_tensor(index, device=data.device)]
-    return _safe_indexing(data, index)
+    return rows_of(data, index)
 
 
 def as_numpy(data: Any) -> NDArray[Any]:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 
+from regplug.backend.private import compiled_inside
 from regplug.errors import RegplugError
 from regplug.tune.data import Kind, length, rows
 from regplug.tune.losses import Tells, last_operation
@@ -104,7 +105,7 @@ class _Classifier(ClassifierMixin, Trained):
     def _last(self) -> str:
         """Which operation a predictor ends in; "" where it shows none."""
         X = self._seen
-        predict = getattr(module_of(self.raw), "_orig_mod", None) or self.raw  # not compiled
+        predict = compiled_inside(module_of(self.raw)) or self.raw  # not compiled
         try:
             few = rows(X, np.arange(min(2, length(X))))
             return last_operation(lambda: output(predict, few, plain=False))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import get_scorer
 
+from regplug.backend.others import module_of_metric
 from regplug.errors import SpecError
 from regplug.tune.data import Kind, as_numpy, kind_of
 from regplug.tune.estimator import Reading
@@ -34,7 +35,7 @@ def judged(train: Train, X: Any, y: Any, scoring: Any) -> tuple[Reading, Scorer,
     kind = _kind(y, form)
     if scoring is not None:
         scorer, name = _scorer(scoring)
-        about = getattr(getattr(scorer, "_score_func", None), "__module__", "")
+        about = module_of_metric(scorer)
         if about.endswith("_regression"):
             kind = "regression"  # counts and ratings are whole numbers, but not classes
         elif about.endswith("_classification") and _discrete(y):

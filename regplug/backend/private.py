@@ -1,0 +1,353 @@
+"""Every private name of torch that is used, and what is done where a version has it not.
+
+A private name may go in any release. So each is looked up here, when it is needed, and nowhere
+else: where it is gone, a public way is taken, or :class:`UnsupportedError` names it and a way out.
+Nothing is left out in silence. What frames tell is in :mod:`regplug.backend.stack`, the names of
+other libraries are in :mod:`regplug.backend.others`.
+"""
+
+import importlib
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from regplug.errors import UnsupportedError
+
+__all__ = [
+    "PREFIXES",
+    "check_grad_scaler",
+    "children",
+    "compiled_inside",
+    "flattened",
+    "in_transform",
+    "is_any_autocast_enabled",
+    "is_hooked",
+    "is_made",
+    "normalizations",
+    "on_compile_start",
+    "put_parameter",
+    "unflattened",
+    "untraced",
+    "updated_in_backward",
+    "version",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Where the names are; a test that renames one sees what is done without it.
+_FLATTEN, _UNFLATTEN = "_utils._flatten_dense_tensors", "_utils._unflatten_dense_tensors"
+_UNTRACED = "_compile._disable_dynamo"
+_COMPILE_START = "_dynamo.callback.callback_handler"
+_INNER, _COMPILED_CLASS = "_orig_mod", "OptimizedModule"
+_TRANSFORMS = "_C._are_functorch_transforms_active"
+_ANY_AUTOCAST = "_C._is_any_autocast_enabled"
+_STEP_HOOKS, _HOOKED = "_optimizer_step_pre_hooks", "hooked"
+_IN_BACKWARD = "_in_backward_optimizers"
+_AMP_MARK, _OVERFLOW, _SCALE = "_step_supports_amp_scaling", "found_inf", "grad_scale"
+_VERSION = "_version"
+_CHILDREN, _PARAMETERS = "_modules", "_parameters"
+_NORMALIZATION = "nn.modules.batchnorm._NormBase"
+
+PREFIXES = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""What wrappers put into qualified names. One that is unknown stays there, and a selection by name
+then matches nothing, which is an error."""
+
+
+def _found(path: str) -> Any:
+    """Return ``torch.path``, None where this torch has it not."""
+    found: Any = torch
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def _missing(name: str, what: str, way_out: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"torch {torch.__version__} has no {name}, by which regplug knows {what}: {way_out}"
+    )
+
+
+# --- tensors -----------------------------------------------------------------------------------
+
+
+def flattened(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the elements of ``tensors`` one after another, in one call for a thousand of them.
+
+    Without torch's own function: by ``torch.cat``, at the cost of a view of each.
+    """
+    private = _found(_FLATTEN)
+    if private is None:
+        return torch.cat([tensor.reshape(-1) for tensor in tensors])
+    return private(tensors)  # type: ignore[no-any-return]
+
+
+def unflattened(flat: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return ``flat`` cut into pieces shaped as ``like``: the reverse of :func:`flattened`."""
+    private = _found(_UNFLATTEN)
+    if private is None:
+        pieces = flat.split([tensor.numel() for tensor in like])
+        return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
+    return list(private(flat, like))
+
+
+@lru_cache
+def _warn_of_versions() -> None:
+    warnings.warn(
+        f"torch {torch.__version__} has no Tensor.{_VERSION}, by which regplug sees that a tensor "
+        "was written to: it can't tell of a loop that trains with another optimizer than the "
+        "attached one, nor of one instance of a plugin that two sessions write to",
+        stacklevel=4,
+    )
+
+
+def version(tensor: torch.Tensor) -> int | None:
+    """Return how often ``tensor`` was written to.
+
+    Without the counter: None, and a warning says once what is not noticed then.
+    """
+    found: int | None = getattr(tensor, _VERSION, None)
+    if found is None:
+        _warn_of_versions()
+    return found
+
+
+# --- compiling and transforms ------------------------------------------------------------------
+
+
+def untraced(function: Callable[P, R]) -> Callable[P, R]:
+    """Return ``function`` so that ``torch.compile`` breaks its graph there.
+
+    Without the private decorator: by the public one, which imports the compiler at once, a second
+    or so.
+    """
+    wrapped: Callable[P, R] = (_found(_UNTRACED) or torch.compiler.disable)(function)
+    return wrapped
+
+
+def compiled_inside(model: object) -> nn.Module | None:
+    """Return the module inside one that ``torch.compile`` returned, None for any other.
+
+    Without the attribute: by what it is, the only child of a module of that class.
+    """
+    inner = getattr(model, _INNER, None)
+    if isinstance(inner, nn.Module):
+        return inner
+    if isinstance(model, nn.Module) and any(
+        base.__name__ == _COMPILED_CLASS for base in type(model).__mro__
+    ):
+        held = [child for _, child in nn.Module.named_children(model)]
+        if len(held) != 1:
+            raise _missing(
+                f"{_COMPILED_CLASS}.{_INNER}",
+                "the module inside a compiled one",
+                "attach to that module, or compile it in place, model.compile()",
+            )
+        return held[0]
+    return None
+
+
+def on_compile_start(callback: Callable[..., Any]) -> Callable[[], Any] | None:
+    """Call ``callback`` whenever a compilation starts, and return what undoes it.
+
+    Returns None where torch does not tell: a compiled model's optimizer is then found at its first
+    step, and the model is compiled once more.
+    """
+    try:  # not imported by torch itself
+        name, _, attribute = _COMPILE_START.rpartition(".")
+        handler = getattr(importlib.import_module(f"torch.{name}"), attribute)
+        handler.register_start_callback(callback)
+        remove = handler.remove_start_callback
+    except (ImportError, AttributeError):
+        return None
+    return lambda: remove(callback)
+
+
+class _OldStyle(torch.autograd.Function):
+    """What transforms of ``torch.func`` refuse, as is documented: it has no ``setup_context``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return gradient
+
+
+def in_transform() -> bool:
+    """Whether a transform of ``torch.func`` (grad, vmap, …) is at work.
+
+    Without torch's own answer: by an autograd function that no transform takes.
+    """
+    private = _found(_TRANSFORMS)
+    if private is not None:
+        return bool(private())
+    try:
+        _OldStyle.apply(torch.zeros((), device="cpu"))
+    except RuntimeError:
+        return True
+    return False
+
+
+def is_any_autocast_enabled(enabled: Callable[[], Iterable[str]]) -> Callable[[], bool]:
+    """Return what tells whether autocast is on: torch's look at the dispatch keys.
+
+    Without it: the answer of ``enabled``, which asks of one kind of device after another.
+    """
+    return _found(_ANY_AUTOCAST) or (lambda: bool(enabled()))  # type: ignore[no-any-return]
+
+
+# --- modules -----------------------------------------------------------------------------------
+
+
+def is_made(module: nn.Module) -> bool:
+    """Whether the ``__init__`` of ``nn.Module`` is through with ``module``."""
+    if _CHILDREN in vars(module):
+        return True
+    try:
+        next(nn.Module.named_children(module), None)
+    except AttributeError:
+        return False
+    return True
+
+
+def children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the children under each of their names.
+
+    Without the table: by the public method, which yields a child under its first name alone.
+    """
+    table = vars(module).get(_CHILDREN)
+    if table is not None:
+        yield from ((name, child) for name, child in table.items() if child is not None)
+    else:
+        yield from nn.Module.named_children(module)
+
+
+def put_parameter(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    """Have ``tensor`` be a parameter of ``module``, though it may be no ``nn.Parameter``.
+
+    Raises:
+        UnsupportedError: it is none, and torch keeps parameters elsewhere by now.
+    """
+    table = vars(module).get(_PARAMETERS)
+    if table is not None:
+        table[name] = tensor
+    elif isinstance(tensor, nn.Parameter):
+        module.register_parameter(name, tensor)
+    else:
+        raise _missing(
+            f"Module.{_PARAMETERS}",
+            "how to hold a plain tensor that an optimizer updates",
+            "make it an nn.Parameter",
+        )
+
+
+def normalizations() -> tuple[type[nn.Module], ...]:
+    """Return the base of batch and instance norm; without it the public classes made of it."""
+    base = _found(_NORMALIZATION)
+    if base is not None:
+        return (base,)
+    return (
+        *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+        *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+    )
+
+
+# --- optimizers --------------------------------------------------------------------------------
+
+
+def _sample() -> Optimizer:
+    return torch.optim.SGD([torch.zeros(1, device="cpu")], lr=0.1)
+
+
+@lru_cache
+def _torch_marks(table: str, mark: str) -> tuple[bool, bool]:
+    """Whether optimizers of this torch have such a table of hooks, and their steps such a mark."""
+    sample = _sample()
+    return table in vars(sample), hasattr(type(sample).step, mark)
+
+
+def _nothing(*arguments: Any) -> None:
+    """A hook that does nothing."""
+
+
+def is_hooked(optimizer: Optimizer, *, step: bool = True) -> bool:
+    """Whether ``optimizer`` has step hooks, which a class that skips its base's __init__ has not.
+
+    Without the private table: by registering one. Without the mark on a wrapped ``step``: by what
+    ``functools.wraps`` leaves there; and where torch wraps nothing any more it is taken for
+    granted, and a session whose optimizer never tells of a step says that it saw none.
+
+    Args:
+        optimizer: any.
+        step: whether its ``step`` is to call them, too.
+    """
+    has_table, has_mark = _torch_marks(_STEP_HOOKS, _HOOKED)
+    if has_table:
+        if not hasattr(optimizer, _STEP_HOOKS):
+            return False
+    else:
+        try:
+            optimizer.register_step_pre_hook(_nothing).remove()
+        except AttributeError:
+            return False
+    if not step:
+        return True
+    mark = _HOOKED if has_mark else "__wrapped__"
+    taken = not has_mark and not hasattr(type(_sample()).step, mark)
+    return taken or bool(getattr(type(optimizer).step, mark, False))
+
+
+def updated_in_backward(parameter: torch.Tensor, optimizer: Optimizer) -> bool:
+    """Whether another optimizer updates ``parameter`` inside the backward pass.
+
+    That is torch's ``_apply_optimizer_in_backward``, itself private, which leaves its mark on the
+    parameter. Without it: no, and a session whose steps find no gradient says that it saw none.
+    """
+    others = getattr(parameter, _IN_BACKWARD, ())
+    return bool(others) and not any(other is optimizer for other in others)
+
+
+def check_grad_scaler(optimizer: Optimizer) -> None:
+    """Check, once, that a GradScaler tells fused optimizers of an overflow before their hooks.
+
+    They skip the step inside their kernel, so nothing else tells of it.
+
+    Raises:
+        UnsupportedError: it does not, and ``optimizer`` is such a one.
+    """
+    fused = any(group.get("fused") for group in optimizer.param_groups)
+    if not (fused or getattr(optimizer, _AMP_MARK, False)):
+        return
+    for name, told in zip((_OVERFLOW, _SCALE), _told_by_scaler(_OVERFLOW, _SCALE), strict=True):
+        if not told:
+            raise _missing(
+                f"Optimizer.{name} under a GradScaler",
+                "the steps that a fused optimizer skips and what its gradients are scaled by",
+                "make the optimizer with fused=False",
+            )
+
+
+@lru_cache
+def _told_by_scaler(*names: str) -> list[bool]:
+    """Return whether a GradScaler leaves each of these at a fused optimizer that overflowed."""
+    weight = torch.zeros(1, device="cpu")
+    weight.grad = torch.full_like(weight, torch.inf)
+    sample: Any = torch.optim.SGD([weight], lr=0.1, fused=True)
+    seen = [True] * len(names)
+
+    def step(*args: Any, **kwargs: Any) -> None:
+        seen[:] = [getattr(sample, name, None) is not None for name in names]
+
+    sample.step = step  # of this instance alone, so that nobody's hooks see it
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(torch.zeros((), device="cpu"))
+    scaler.step(sample)  # which calls no step at all where it skips it by itself
+    del sample.step
+    return seen

@@ -1,0 +1,103 @@
+"""What the frames on this thread's stack tell, by no name of a library's own.
+
+The guard against a step that fires twice rests on frames as objects: an inner step is one within
+the very call of the outer one, whatever torch calls the functions in between.
+"""
+
+import inspect
+from collections.abc import Collection, Iterator
+from types import FrameType
+from typing import Any
+
+from torch.optim import Optimizer
+
+from regplug.errors import UnsupportedError
+
+__all__ = ["caller", "is_running", "of_traceback", "require", "scopes", "stepping", "surrounding"]
+
+_OWN = __name__.partition(".")[0]
+
+
+def require() -> None:
+    """Check that this Python shows its frames.
+
+    Raises:
+        UnsupportedError: it does not, as ``inspect.currentframe`` says.
+    """
+    if inspect.currentframe() is None:
+        raise UnsupportedError(
+            "this Python shows no frames (inspect.currentframe() is None), by which regplug tells "
+            "a step inside another from one after a step that raised: use CPython, or attach "
+            "without the optimizer and write `with session.step(lr=…): optimizer.step()`"
+        )
+
+
+def _frames() -> Iterator[FrameType]:
+    frame = inspect.currentframe()
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _module(frame: FrameType) -> str:
+    name = frame.f_globals.get("__name__", "")
+    return name if isinstance(name, str) else ""
+
+
+def caller() -> FrameType | None:
+    """Return the innermost frame of others: of who called regplug.
+
+    Private modules of torch are passed over: what a compiled caller has in between is gone as soon
+    as it returns.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        name = frame.f_globals.get("__name__") or ""
+        if name.partition(".")[0] != _OWN and not name.startswith("torch._"):
+            return frame
+        frame = frame.f_back
+    return None
+
+
+def is_running(wanted: FrameType | None) -> bool:
+    """Whether this very call is still under way in this thread."""
+    frame = inspect.currentframe() if wanted is not None else None
+    while frame is not None:
+        if frame is wanted:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def stepping() -> Iterator[Optimizer]:
+    """Yield the optimizers whose ``step`` calls this, innermost first.
+
+    They are what functions of ``torch.optim``, as which each step runs, have in hand.
+    """
+    for frame in _frames():
+        if _module(frame).startswith("torch.optim."):
+            held = next((v for v in frame.f_locals.values() if isinstance(v, Optimizer)), None)
+            if held is not None:
+                yield held
+
+
+def surrounding(optimizer: Optimizer) -> Iterator[Optimizer]:
+    """Yield the other optimizers of which a method named like ``step`` calls this one's."""
+    for frame in _frames():
+        # A look at a frame's locals keeps them alive until the frame ends: only where that is soon.
+        if "step" in frame.f_code.co_name and "self" in frame.f_code.co_varnames:
+            holder = frame.f_locals.get("self")
+            if isinstance(holder, Optimizer) and holder is not optimizer:
+                yield holder
+
+
+def scopes(internal: Collection[str]) -> Iterator[dict[str, Any]]:
+    """Yield the local variables of each frame, inner before outer, but of ``internal`` packages."""
+    for frame in _frames():
+        if _module(frame).partition(".")[0] not in internal:
+            yield frame.f_locals
+
+
+def of_traceback(frame: FrameType) -> object:
+    """Return what ``self`` is in a frame of a traceback, None where it has none."""
+    return frame.f_locals.get("self")
