@@ -134,7 +134,7 @@ class Ranks:
         self.compared = True  # what is bare by now stays so
 
     def _store(self) -> Any:
-        return dist.PrefixStore(self._prefix, others.default_store())
+        return others.prefixed_store(self._prefix)
 
     def _compare(self, mine: dict[str, str]) -> str:
         """Return the verdict, which is the same on every rank: the first that any of them set."""

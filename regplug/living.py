@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from regplug import distributed
-from regplug.backend import private, stack
+from regplug.backend import optimizer_names, private, stack
 from regplug.named import own_parameters
 
 __all__ = [
@@ -64,7 +64,7 @@ def passes_on(optimizer: Optimizer) -> bool:
 
 def _is_whole(optimizer: Optimizer) -> bool:
     # A wrapper may skip Optimizer.__init__, and then has neither groups nor hooks of its own.
-    return "param_groups" in vars(optimizer) and private.is_hooked(optimizer, step=False)
+    return "param_groups" in vars(optimizer) and optimizer_names.is_hooked(optimizer, step=False)
 
 
 def _ids(optimizer: Optimizer) -> set[int]:

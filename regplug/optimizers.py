@@ -14,7 +14,7 @@ import torch
 from torch.optim import Optimizer
 
 from regplug import distributed
-from regplug.backend import private, stack
+from regplug.backend import optimizer_names, stack
 from regplug.blocks import scratch
 from regplug.errors import RegplugError, UnsupportedError
 from regplug.gradmode import without_grad
@@ -63,7 +63,7 @@ class StepEvents:
         self._call: FrameType | None = None
         self._real = False
         stack.require()
-        private.check_grad_scaler(optimizer)
+        optimizer_names.check_grad_scaler(optimizer)
         self._hooks = StepHooks(optimizer, self._enter, self._leave)
 
     def disconnect(self) -> None:
@@ -194,7 +194,9 @@ def check_not_in_backward(optimizer: Optimizer, *, hooked: bool = False) -> None
         UnsupportedError: torch's ``_apply_optimizer_in_backward``, or a hook to that effect.
     """
     for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-        if private.updated_in_backward(parameter, optimizer) or (hooked and _has_hook(parameter)):
+        if optimizer_names.updated_in_backward(parameter, optimizer) or (
+            hooked and _has_hook(parameter)
+        ):
             raise UnsupportedError(
                 f"the weights of this {type(optimizer).__name__} are updated inside backward by "
                 "other optimizers, so that its own step finds no gradient: attach to each of those "

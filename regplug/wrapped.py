@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from regplug.backend.private import is_hooked
+from regplug.backend.optimizer_names import is_hooked
 from regplug.distributed import local
 from regplug.errors import SpecError, UnsupportedError
 

@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
@@ -23,6 +24,7 @@ __all__ = [
     "default_store",
     "is_prepared",
     "module_of_metric",
+    "prefixed_store",
     "prepared_by",
     "rows_of",
 ]
@@ -37,6 +39,11 @@ _UPDATE = "_backend_update_step"
 # --- torch.distributed -------------------------------------------------------------------------
 
 _own_stores: dict[int, Any] = {}
+
+
+def prefixed_store(prefix: str) -> Any:
+    """Return a key-value store that all ranks see, of keys under ``prefix`` alone."""
+    return dist.PrefixStore(prefix, default_store())  # type: ignore[attr-defined]
 
 
 def default_store(patience: float = 60.0) -> Any:
@@ -56,12 +63,13 @@ def default_store(patience: float = 60.0) -> Any:
         first, wait = dist.get_rank() == 0, timedelta(seconds=patience)
         host = os.environ.get("MASTER_ADDR") or socket.gethostname()
         store = None
+        make: Any = partial(dist.TCPStore, timeout=wait, wait_for_workers=False)  # type: ignore[attr-defined]
         if first:
-            store = dist.TCPStore(host, 0, None, True, wait, wait_for_workers=False)
+            store = make(host, 0, is_master=True)
         where: list[Any] = [(host, store.port) if store is not None else None]
         dist.broadcast_object_list(where, src=0)
         if store is None:
-            store = dist.TCPStore(*where[0], None, False, wait, wait_for_workers=False)
+            store = make(*where[0], is_master=False)
         # With the group, so that another one, made after this is gone, can't be taken for it.
         _own_stores.clear()
         _own_stores[id(group)] = (group, store)

@@ -2,8 +2,9 @@
 
 A private name may go in any release. So each is looked up here, when it is needed, and nowhere
 else: where it is gone, a public way is taken, or :class:`UnsupportedError` names it and a way out.
-Nothing is left out in silence. What frames tell is in :mod:`regplug.backend.stack`, the names of
-other libraries are in :mod:`regplug.backend.others`.
+Nothing is left out in silence. The names of torch's optimizers are in
+:mod:`regplug.backend.optimizer_names`, what frames tell is in :mod:`regplug.backend.stack`, and the
+names of other libraries are in :mod:`regplug.backend.others`.
 """
 
 import importlib
@@ -14,26 +15,23 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from regplug.errors import UnsupportedError
 
 __all__ = [
     "PREFIXES",
-    "check_grad_scaler",
     "children",
     "compiled_inside",
     "flattened",
     "in_transform",
     "is_any_autocast_enabled",
-    "is_hooked",
     "is_made",
+    "missing",
     "normalizations",
     "on_compile_start",
     "put_parameter",
     "unflattened",
     "untraced",
-    "updated_in_backward",
     "version",
 ]
 
@@ -47,9 +45,6 @@ _COMPILE_START = "_dynamo.callback.callback_handler"
 _INNER, _COMPILED_CLASS = "_orig_mod", "OptimizedModule"
 _TRANSFORMS = "_C._are_functorch_transforms_active"
 _ANY_AUTOCAST = "_C._is_any_autocast_enabled"
-_STEP_HOOKS, _HOOKED = "_optimizer_step_pre_hooks", "hooked"
-_IN_BACKWARD = "_in_backward_optimizers"
-_AMP_MARK, _OVERFLOW, _SCALE = "_step_supports_amp_scaling", "found_inf", "grad_scale"
 _VERSION = "_version"
 _CHILDREN, _PARAMETERS = "_modules", "_parameters"
 _NORMALIZATION = "nn.modules.batchnorm._NormBase"
@@ -67,7 +62,8 @@ def _found(path: str) -> Any:
     return found
 
 
-def _missing(name: str, what: str, way_out: str) -> UnsupportedError:
+def missing(name: str, what: str, way_out: str) -> UnsupportedError:
+    """Return the error that names what this torch has not, what it is for, and a way out."""
     return UnsupportedError(
         f"torch {torch.__version__} has no {name}, by which regplug knows {what}: {way_out}"
     )
@@ -143,7 +139,7 @@ def compiled_inside(model: object) -> nn.Module | None:
     ):
         held = [child for _, child in nn.Module.named_children(model)]
         if len(held) != 1:
-            raise _missing(
+            raise missing(
                 f"{_COMPILED_CLASS}.{_INNER}",
                 "the module inside a compiled one",
                 "attach to that module, or compile it in place, model.compile()",
@@ -172,11 +168,11 @@ class _OldStyle(torch.autograd.Function):
     """What transforms of ``torch.func`` refuse, as is documented: it has no ``setup_context``."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
         return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         return gradient
 
 
@@ -189,7 +185,8 @@ def in_transform() -> bool:
     if private is not None:
         return bool(private())
     try:
-        _OldStyle.apply(torch.zeros((), device="cpu"))
+        apply: Any = _OldStyle.apply
+        apply(torch.zeros((), device="cpu"))
     except RuntimeError:
         return True
     return False
@@ -200,7 +197,7 @@ def is_any_autocast_enabled(enabled: Callable[[], Iterable[str]]) -> Callable[[]
 
     Without it: the answer of ``enabled``, which asks of one kind of device after another.
     """
-    return _found(_ANY_AUTOCAST) or (lambda: bool(enabled()))  # type: ignore[no-any-return]
+    return _found(_ANY_AUTOCAST) or (lambda: bool(enabled()))
 
 
 # --- modules -----------------------------------------------------------------------------------
@@ -241,7 +238,7 @@ def put_parameter(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
     elif isinstance(tensor, nn.Parameter):
         module.register_parameter(name, tensor)
     else:
-        raise _missing(
+        raise missing(
             f"Module.{_PARAMETERS}",
             "how to hold a plain tensor that an optimizer updates",
             "make it an nn.Parameter",
@@ -257,97 +254,3 @@ def normalizations() -> tuple[type[nn.Module], ...]:
         *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
         *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
     )
-
-
-# --- optimizers --------------------------------------------------------------------------------
-
-
-def _sample() -> Optimizer:
-    return torch.optim.SGD([torch.zeros(1, device="cpu")], lr=0.1)
-
-
-@lru_cache
-def _torch_marks(table: str, mark: str) -> tuple[bool, bool]:
-    """Whether optimizers of this torch have such a table of hooks, and their steps such a mark."""
-    sample = _sample()
-    return table in vars(sample), hasattr(type(sample).step, mark)
-
-
-def _nothing(*arguments: Any) -> None:
-    """A hook that does nothing."""
-
-
-def is_hooked(optimizer: Optimizer, *, step: bool = True) -> bool:
-    """Whether ``optimizer`` has step hooks, which a class that skips its base's __init__ has not.
-
-    Without the private table: by registering one. Without the mark on a wrapped ``step``: by what
-    ``functools.wraps`` leaves there; and where torch wraps nothing any more it is taken for
-    granted, and a session whose optimizer never tells of a step says that it saw none.
-
-    Args:
-        optimizer: any.
-        step: whether its ``step`` is to call them, too.
-    """
-    has_table, has_mark = _torch_marks(_STEP_HOOKS, _HOOKED)
-    if has_table:
-        if not hasattr(optimizer, _STEP_HOOKS):
-            return False
-    else:
-        try:
-            optimizer.register_step_pre_hook(_nothing).remove()
-        except AttributeError:
-            return False
-    if not step:
-        return True
-    mark = _HOOKED if has_mark else "__wrapped__"
-    taken = not has_mark and not hasattr(type(_sample()).step, mark)
-    return taken or bool(getattr(type(optimizer).step, mark, False))
-
-
-def updated_in_backward(parameter: torch.Tensor, optimizer: Optimizer) -> bool:
-    """Whether another optimizer updates ``parameter`` inside the backward pass.
-
-    That is torch's ``_apply_optimizer_in_backward``, itself private, which leaves its mark on the
-    parameter. Without it: no, and a session whose steps find no gradient says that it saw none.
-    """
-    others = getattr(parameter, _IN_BACKWARD, ())
-    return bool(others) and not any(other is optimizer for other in others)
-
-
-def check_grad_scaler(optimizer: Optimizer) -> None:
-    """Check, once, that a GradScaler tells fused optimizers of an overflow before their hooks.
-
-    They skip the step inside their kernel, so nothing else tells of it.
-
-    Raises:
-        UnsupportedError: it does not, and ``optimizer`` is such a one.
-    """
-    fused = any(group.get("fused") for group in optimizer.param_groups)
-    if not (fused or getattr(optimizer, _AMP_MARK, False)):
-        return
-    for name, told in zip((_OVERFLOW, _SCALE), _told_by_scaler(_OVERFLOW, _SCALE), strict=True):
-        if not told:
-            raise _missing(
-                f"Optimizer.{name} under a GradScaler",
-                "the steps that a fused optimizer skips and what its gradients are scaled by",
-                "make the optimizer with fused=False",
-            )
-
-
-@lru_cache
-def _told_by_scaler(*names: str) -> list[bool]:
-    """Return whether a GradScaler leaves each of these at a fused optimizer that overflowed."""
-    weight = torch.zeros(1, device="cpu")
-    weight.grad = torch.full_like(weight, torch.inf)
-    sample: Any = torch.optim.SGD([weight], lr=0.1, fused=True)
-    seen = [True] * len(names)
-
-    def step(*args: Any, **kwargs: Any) -> None:
-        seen[:] = [getattr(sample, name, None) is not None for name in names]
-
-    sample.step = step  # of this instance alone, so that nobody's hooks see it
-    scaler = torch.amp.GradScaler("cpu")
-    scaler.scale(torch.zeros((), device="cpu"))
-    scaler.step(sample)  # which calls no step at all where it skips it by itself
-    del sample.step
-    return seen

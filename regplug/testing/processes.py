@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import TCPStore
 
 __all__ = ["RANKS", "Processes", "ProcessesError", "processes", "stop_processes"]
 
@@ -49,14 +48,16 @@ class Processes:
     def __init__(self) -> None:
         self._processes: list[Any] = []
         self._pipes: list[Any] = []
-        self._store: TCPStore | None = None
+        self._store: Any = None
         self._ready = False
 
     def start(self) -> None:
         """Start the processes without waiting until they are ready."""
         if self._processes:
             return
-        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self._store = dist.TCPStore(  # type: ignore[attr-defined]
+            "127.0.0.1", 0, is_master=True, wait_for_workers=False
+        )
         context = multiprocessing.get_context("spawn")
         for rank in range(RANKS):
             ours, theirs = context.Pipe()

@@ -1,0 +1,107 @@
+"""The private names of torch's optimizers and their GradScaler; see :mod:`.private`."""
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from regplug.backend.private import missing
+
+__all__ = ["check_grad_scaler", "is_hooked", "updated_in_backward"]
+
+# Where the names are; a test that renames one sees what is done without it.
+_STEP_HOOKS, _HOOKED = "_optimizer_step_pre_hooks", "hooked"
+_IN_BACKWARD = "_in_backward_optimizers"
+_AMP_MARK, _OVERFLOW, _SCALE = "_step_supports_amp_scaling", "found_inf", "grad_scale"
+
+
+def _sample() -> Optimizer:
+    return torch.optim.SGD([torch.zeros(1, device="cpu")], lr=0.1)
+
+
+@lru_cache
+def _torch_marks(table: str, mark: str) -> tuple[bool, bool]:
+    """Whether optimizers of this torch have such a table of hooks, and their steps such a mark."""
+    sample = _sample()
+    return table in vars(sample), hasattr(type(sample).step, mark)
+
+
+def _nothing(*arguments: Any) -> None:
+    """A hook that does nothing."""
+
+
+def is_hooked(optimizer: Optimizer, *, step: bool = True) -> bool:
+    """Whether ``optimizer`` has step hooks, which a class that skips its base's __init__ has not.
+
+    Without the private table: by registering one. Without the mark on a wrapped ``step``: by what
+    ``functools.wraps`` leaves there; and where torch wraps nothing any more it is taken for
+    granted, and a session whose optimizer never tells of a step says that it saw none.
+
+    Args:
+        optimizer: any.
+        step: whether its ``step`` is to call them, too.
+    """
+    has_table, has_mark = _torch_marks(_STEP_HOOKS, _HOOKED)
+    if has_table:
+        if not hasattr(optimizer, _STEP_HOOKS):
+            return False
+    else:
+        try:
+            optimizer.register_step_pre_hook(_nothing).remove()
+        except AttributeError:
+            return False
+    if not step:
+        return True
+    mark = _HOOKED if has_mark else "__wrapped__"
+    taken = not has_mark and not hasattr(type(_sample()).step, mark)
+    return taken or bool(getattr(type(optimizer).step, mark, False))
+
+
+def updated_in_backward(parameter: torch.Tensor, optimizer: Optimizer) -> bool:
+    """Whether another optimizer updates ``parameter`` inside the backward pass.
+
+    That is torch's ``_apply_optimizer_in_backward``, itself private, which leaves its mark on the
+    parameter. Without it: no, and a session whose steps find no gradient says that it saw none.
+    """
+    others = getattr(parameter, _IN_BACKWARD, ())
+    return bool(others) and not any(other is optimizer for other in others)
+
+
+def check_grad_scaler(optimizer: Optimizer) -> None:
+    """Check, once, that a GradScaler tells fused optimizers of an overflow before their hooks.
+
+    They skip the step inside their kernel, so nothing else tells of it.
+
+    Raises:
+        UnsupportedError: it does not, and ``optimizer`` is such a one.
+    """
+    fused = any(group.get("fused") for group in optimizer.param_groups)
+    if not (fused or getattr(optimizer, _AMP_MARK, False)):
+        return
+    for name, told in zip((_OVERFLOW, _SCALE), _told_by_scaler(_OVERFLOW, _SCALE), strict=True):
+        if not told:
+            raise missing(
+                f"Optimizer.{name} under a GradScaler",
+                "the steps that a fused optimizer skips and what its gradients are scaled by",
+                "make the optimizer with fused=False",
+            )
+
+
+@lru_cache
+def _told_by_scaler(*names: str) -> list[bool]:
+    """Return whether a GradScaler leaves each of these at a fused optimizer that overflowed."""
+    weight = torch.zeros(1, device="cpu")
+    weight.grad = torch.full_like(weight, torch.inf)
+    sample: Any = torch.optim.SGD([weight], lr=0.1, fused=True)
+    seen = [True] * len(names)
+
+    def step(*args: Any, **kwargs: Any) -> None:
+        seen[:] = [getattr(sample, name, None) is not None for name in names]
+
+    sample.step = step  # of this instance alone, so that nobody's hooks see it
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(torch.zeros((), device="cpu"))
+    scaler.step(sample)  # which calls no step at all where it skips it by itself
+    del sample.step
+    return seen
