@@ -51,10 +51,16 @@ class StepHooks:
         else:
             _to_the_front(posts)
 
-    def remove(self, *, stepping: bool = False) -> None:
-        """Remove the hooks; ``stepping`` says that a step is at work. May be called twice."""
-        if stepping and not all(map(_is_last, self._handles)):
-            # torch is going through hooks right now, of which none but the last can be removed.
+    def remove(self, *, stepping: bool = False, begun: bool = True) -> None:
+        """Remove the hooks. May be called twice.
+
+        Args:
+            stepping: whether a step is at work.
+            begun: whether it has come to these hooks; if not, one before them calls this.
+        """
+        if stepping and not (begun and all(map(_is_last, self._handles))):
+            # torch is going through hooks right now, of which none but the last can be removed,
+            # and that only by itself.
             _remove_after_step(self._handles)
         else:
             for handle in self._handles:

@@ -68,8 +68,10 @@ class StepEvents:
 
     def disconnect(self) -> None:
         """Remove the hooks. May be called twice."""
+        begun = self._depth > 0 and stack.is_running(self._call)
         self._listener = self._call = None
-        self._hooks.remove(stepping=any(o is self.optimizer for o in stack.stepping()))
+        stepping = any(o is self.optimizer for o in stack.stepping())
+        self._hooks.remove(stepping=stepping, begun=begun)
 
     def _enter(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         # A subclass whose step calls super().step() gets here twice; only the outer call counts.

@@ -22,7 +22,7 @@ __all__ = [
 _SOFTSHRINK = "_C._nn.softshrink"
 _BACKWARD = "_C._current_graph_task_id"
 _DROPOUT = "nn.modules.dropout._DropoutNd"
-_FAKE = "FakeTensor"
+_FAKE = "_subclasses.fake_tensor.FakeTensor"
 
 _DROPOUTS = (
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
@@ -66,10 +66,18 @@ def is_dropout(module: nn.Module) -> bool:
 def is_fake(tensor: torch.Tensor) -> bool:
     """Whether ``tensor`` is one that ``torch.export`` runs a model on, which holds nothing.
 
-    By the name of its class: one that goes by another meets real tensors in the loss, which torch
-    refuses aloud.
+    Without its class: by what it is, of no class of ours and with no memory that it could show.
     """
-    return any(base.__name__ == _FAKE for base in type(tensor).__mro__)
+    if type(tensor) in (torch.Tensor, nn.Parameter):
+        return False
+    kind = _found(_FAKE)
+    if kind is not None:
+        return isinstance(tensor, kind)
+    try:
+        tensor.data_ptr()
+    except RuntimeError:
+        return True
+    return False
 
 
 def check_backward_is_told(name: str) -> None:
