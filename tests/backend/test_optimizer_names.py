@@ -58,7 +58,9 @@ class SkipsInit(torch.optim.Optimizer):
         return self.optimizer.step(closure)
 
 
-@pytest.mark.parametrize("renamed", [(), ("_STEP_HOOKS",), ("_HOOKED",), ("_STEP_HOOKS", "_HOOKED")])
+@pytest.mark.parametrize(
+    "renamed", [(), ("_STEP_HOOKS",), ("_HOOKED",), ("_STEP_HOOKS", "_HOOKED")]
+)
 def test_who_has_hooks_is_known_without_the_table_and_the_mark(
     monkeypatch: pytest.MonkeyPatch, renamed: tuple[str, ...]
 ) -> None:

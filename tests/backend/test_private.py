@@ -1,25 +1,22 @@
 """Each private name that is used: without it a public way gives the same, or an error names it."""
 
 import copy
-import importlib
 import subprocess
 import sys
 import textwrap
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 import regplug
-from regplug import distributed, eager, living, named, parameters, precision, wrapped
-from regplug.backend import optimizer_names, private
+from regplug import distributed, eager, living, named, parameters, precision
+from regplug.backend import private
 from regplug.errors import RegplugError, UnsupportedError
 from regplug.functional import refuse_transforms
-from regplug_builtins import L1, Activity, _private
+from regplug_builtins import Activity, _private
 
 GONE = "_no_such_name"
 
@@ -58,7 +55,9 @@ def test_without_flattening_views_are_joined(
         torch.manual_seed(0)
         model = nn.ParameterList([torch.randn(3, k % 4 + 1) for k in range(40)])
         optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
-        with regplug.attach(model, optimizer, [f"l1(0.3, where='all', delivery='{delivery}')"]) as s:
+        with regplug.attach(
+            model, optimizer, [f"l1(0.3, where='all', delivery='{delivery}')"]
+        ) as s:
             for _ in range(3):
                 optimizer.zero_grad()
                 s.loss(torch.stack([p.square().sum() for p in model]).sum()).backward()
