@@ -1,4 +1,4 @@
-"""Private names of other libraries are looked up in one place: anywhere else they are found here."""
+"""Private names of other libraries are looked up in one place; anywhere else they fail here."""
 
 import ast
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Private names of torch.distributed, Accelerate, scikit-learn and Keras, and what is done without."""
+"""Private names of torch.distributed, Accelerate, scikit-learn and Keras, taken away."""
 
 from __future__ import annotations
 
