@@ -220,7 +220,7 @@ def test_a_compiled_nested_step_fires_once() -> None:
 
     model, optimizer = linear(Outer)
     session = regplug.attach(model, optimizer, ["l2(0.5)"])
-    step = torch.compile(lambda: optimizer.step(), backend="eager")
+    step = torch.compile(optimizer.step, backend="eager")
     for steps in (1, 2):
         backward(model)
         step()
@@ -316,14 +316,18 @@ def test_weights_updated_in_backward_are_told_of_at_the_latest_where_no_step_was
         regplug.attach(model, optimizer, ["l2(0.5)"])
     monkeypatch.setattr(optimizer_names, "_IN_BACKWARD", GONE)
     session = regplug.attach(model, optimizer, ["l2(0.5)"])
-    with pytest.warns(UserWarning, match="no step was seen"):
+
+    def train() -> None:
         for _ in range(20):
             session.loss(model(torch.ones(1, 2)).sum()).backward()
             optimizer.step()
 
+    with pytest.warns(UserWarning, match="no step was seen"):
+        train()
+
 
 def test_a_hook_on_the_accumulated_gradient_is_found_by_public_ways() -> None:
-    model, optimizer = linear()
+    model, _ = linear()
     assert not optimizers._has_hook(model.weight)
     handle = model.weight.register_post_accumulate_grad_hook(lambda p: None)
     assert optimizers._has_hook(model.weight)

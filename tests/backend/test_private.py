@@ -146,7 +146,7 @@ def test_a_prefix_that_is_unknown_makes_selections_by_name_fail_aloud(
     model = torch.compile(nn.Sequential(nn.Linear(2, 2)), backend="eager")
     assert named.clean_name("_orig_mod.0.weight") == "0.weight"
     monkeypatch.setattr(named, "_WRAPPERS", named.re.compile(GONE))
-    with pytest.raises(RegplugError, match="nearest names are _orig_mod.0.weight"):
+    with pytest.raises(RegplugError, match=r"nearest names are _orig_mod\.0\.weight"):
         parameters.cover(parameters.Selection("0.weight"), model, [])  # type: ignore[arg-type]
 
 
