@@ -9,13 +9,16 @@ See :func:`attach`, :class:`Session`, and :class:`Penalty` to write a plugin.
 """
 
 from regplug import errors, schedules
-from regplug.blocks import scratch
-from regplug.distributed import Sum, full, like, local, part
+from regplug.backend.blocks import scratch
+from regplug.backend.shards import full, like, local, part
+from regplug.backend.sums import Sum
 from regplug.hookspecs import hookimpl, hookspec
-from regplug.parameters import Coverage, Selection
 from regplug.penalty import Penalty
 from regplug.plugin import Plugin, Scheduled
-from regplug.session import Session, attach
+from regplug.selection.coverage import Coverage
+from regplug.selection.where import Selection
+from regplug.session.session import Session, attach
+from regplug.view import SessionView
 
 __all__ = [
     "Coverage",
@@ -24,6 +27,7 @@ __all__ = [
     "Scheduled",
     "Selection",
     "Session",
+    "SessionView",
     "Sum",
     "attach",
     "errors",

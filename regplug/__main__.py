@@ -1,6 +1,6 @@
 """``python -m regplug``."""
 
-from regplug.cli import main
+from regplug.command.cli import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -37,13 +37,12 @@ names. Gradient mode is off in the step events; whoever needs autograd there tur
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pluggy
 import torch
 
-if TYPE_CHECKING:
-    from regplug.session import Session
+from regplug.view import SessionView
 
 __all__ = ["PROJECT", "hookimpl", "hookspec"]
 
@@ -54,7 +53,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 @hookspec
-def on_attach(session: "Session") -> None:
+def on_attach(session: SessionView) -> None:
     """Fires once, when the plugin is attached, before any step. Gradients may not exist.
 
     The place to check arguments against the model (raise a ``RegplugError``), to remember what
@@ -64,7 +63,7 @@ def on_attach(session: "Session") -> None:
 
 
 @hookspec
-def on_detach(session: "Session") -> None:
+def on_detach(session: SessionView) -> None:
     """Fires once, at ``session.detach()`` or when attaching failed, in reverse order.
 
     Must restore everything that the plugin changed, and may be called after an ``on_attach``
@@ -75,7 +74,7 @@ def on_detach(session: "Session") -> None:
 
 
 @hookspec
-def on_loss(session: "Session", loss: torch.Tensor) -> torch.Tensor | None:
+def on_loss(session: SessionView, loss: torch.Tensor) -> torch.Tensor | None:
     """Fires at each ``session.loss(loss)``, before backward: any number of times per step.
 
     Gradient mode is the caller's. ``loss`` is the caller's own, without the terms of the other
@@ -87,7 +86,7 @@ def on_loss(session: "Session", loss: torch.Tensor) -> torch.Tensor | None:
 
 
 @hookspec
-def on_gradients(session: "Session") -> None:
+def on_gradients(session: SessionView) -> None:
     """Fires once per real step, before the update; with a closure, after each evaluation of it.
 
     The gradients are final: accumulated, reduced over ranks, clipped. They are unscaled too,
@@ -98,7 +97,7 @@ def on_gradients(session: "Session") -> None:
 
 
 @hookspec
-def on_closure(session: "Session") -> torch.Tensor | float | None:
+def on_closure(session: SessionView) -> torch.Tensor | float | None:
     """Fires after ``on_gradients`` at each evaluation of a closure, and only there.
 
     Returns the value, a number or 0-d tensor, of the term whose gradient ``on_gradients`` added,
@@ -107,7 +106,7 @@ def on_closure(session: "Session") -> torch.Tensor | float | None:
 
 
 @hookspec
-def before_step(session: "Session") -> None:
+def before_step(session: SessionView) -> None:
     """Fires once per real step, after ``on_gradients`` and before the optimizer's update.
 
     Decoupled changes to the weights, in place. Gradients exist and should be left alone.
@@ -116,7 +115,7 @@ def before_step(session: "Session") -> None:
 
 
 @hookspec
-def after_step(session: "Session") -> None:
+def after_step(session: SessionView) -> None:
     """Fires once per real step, after the optimizer's update: proximal maps, constraints.
 
     Weights may be changed in place. ``session.updates`` still yields what took part in the step,
@@ -127,7 +126,7 @@ def after_step(session: "Session") -> None:
 
 
 @hookspec
-def on_metrics(session: "Session") -> "Mapping[str, Any] | None":
+def on_metrics(session: SessionView) -> "Mapping[str, Any] | None":
     """Fires at each ``session.metrics()``, on every rank.
 
     Returns a mapping of short names to a float, a 0-d tensor that is the same on all ranks, or a
@@ -137,7 +136,7 @@ def on_metrics(session: "Session") -> "Mapping[str, Any] | None":
 
 
 @hookspec
-def on_state(session: "Session") -> "Mapping[str, Any] | None":
+def on_state(session: SessionView) -> "Mapping[str, Any] | None":
     """Fires at each ``session.state_dict()``.
 
     Returns what the plugin must remember to go on after a restart: numbers, strings, tensors,
@@ -147,7 +146,7 @@ def on_state(session: "Session") -> "Mapping[str, Any] | None":
 
 
 @hookspec
-def on_load_state(session: "Session", state: "Mapping[str, Any]") -> None:
+def on_load_state(session: SessionView, state: "Mapping[str, Any]") -> None:
     """Fires at each ``session.load_state_dict()``, after ``session.steps`` was set.
 
     ``state`` is what ``on_state`` returned, an empty mapping for None. If any plugin raises, the

@@ -16,21 +16,23 @@ A whole one:
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 
-from regplug import deliveries, formulas, objective, optimizers
+from regplug.backend.groups import sign
+from regplug.backend.layouts import Layout
+from regplug.delivery import at_step, terms
+from regplug.delivery.proximal import each_proximal_, elementwise_proximal, proximal
 from regplug.errors import PluginError, RegplugError, SpecError, UnsupportedError
 from regplug.hookspecs import hookimpl
-from regplug.in_use import in_use, notes
-from regplug.layouts import Layout
-from regplug.parameters import Coverage, Selection, Where
+from regplug.kernels import formulas
 from regplug.plugin import Plugin, Scheduled
 from regplug.schedules import ScheduleLike
-
-if TYPE_CHECKING:
-    from regplug.session import Session
+from regplug.selection.coverage import Coverage
+from regplug.selection.in_use import in_use, notes
+from regplug.selection.where import Selection, Where
+from regplug.view import SessionView
 
 __all__ = ["DELIVERIES", "Penalty"]
 
@@ -44,7 +46,7 @@ class Penalty(Plugin):
 
     Args:
         strength: λ, a finite number ≥ 0 or a schedule of the step count.
-        where: the parameters, see :class:`regplug.parameters.Selection`.
+        where: the parameters, see :class:`regplug.selection.where.Selection`.
         delivery: how the penalty reaches the weights:
 
             - ``"step"``: its gradient is added to ``.grad`` when the gradients are final. Once per
@@ -208,14 +210,14 @@ class Penalty(Plugin):
         self, gradients: list[torch.Tensor], weights: list[torch.Tensor], factor: float
     ) -> None:
         """Add ``factor · gradient(w)`` to each of ``gradients``, in place."""
-        deliveries.add_each_gradient(self, gradients, weights, factor)
+        at_step.add_each_gradient(self, gradients, weights, factor)
 
     def proximal_(self, weights: list[torch.Tensor], step: "float | torch.Tensor") -> None:
         """Replace each weight by its proximal point, in place.
 
         ``step`` is a number for all of them, or a tensor like the only one, which may be used up.
         """
-        deliveries.each_proximal_(self, weights, step)
+        each_proximal_(self, weights, step)
 
     # --- settings -------------------------------------------------------------------------
 
@@ -271,7 +273,7 @@ class Penalty(Plugin):
         """Whether there is anything to do now. At strength 0 a penalty is as good as absent."""
         return self.strength != 0
 
-    def idle(self, session: "Session") -> Collection[str]:
+    def idle(self, session: SessionView) -> Collection[str]:
         """Return the events of deliveries that are not its own, but for hooks written anew."""
         if self._settled == "proximal":
             others = ["on_loss", "on_gradients", "on_closure"]
@@ -283,14 +285,14 @@ class Penalty(Plugin):
             others = ["after_step"]
         return [event for event in others if not self._writes(event)]
 
-    def waits_for_loss(self, session: "Session") -> bool:
+    def waits_for_loss(self, session: SessionView) -> bool:
         """Return whether it is delivered in the loss, and not at strength 0."""
         return self._settled == "loss" and self.active
 
     # --- events ---------------------------------------------------------------------------
 
     @hookimpl
-    def on_attach(self, session: "Session") -> None:
+    def on_attach(self, session: SessionView) -> None:
         """Check what can be known before the first step."""
         self._settled = None if self._delivery == "auto" else self._delivery
         self._told_rounding = False
@@ -312,7 +314,7 @@ class Penalty(Plugin):
                     f"delivery='proximal', or exclude it with where=[…, '!{entry.name}']"
                 )
 
-    def _check_proximal(self, session: "Session") -> None:
+    def _check_proximal(self, session: SessionView) -> None:
         rule = session.update_rule()
         if rule.elementwise and not self.separable and not self.elementwise_steps:
             raise UnsupportedError(
@@ -323,24 +325,24 @@ class Penalty(Plugin):
             )
 
     @hookimpl
-    def on_loss(self, session: "Session") -> objective.Term | None:
+    def on_loss(self, session: SessionView) -> terms.Term | None:
         """Return the penalty as a term of the loss, unless it is delivered elsewhere."""
         if self._settled not in (None, "loss") or not self.active:
             return None
         return self._term(session)
 
-    def _term(self, session: "Session") -> objective.Term:
+    def _term(self, session: SessionView) -> terms.Term:
         """Return λ, with the sign that each group's objective gives it, and the coverage."""
         strength, groups, coverage = (
             self.strength,
             session.groups,
             session.coverage(self._selection),
         )
-        factors = tuple([strength * optimizers.sign(groups[i]) for i in coverage.by_group])
-        return objective.Term(self, coverage, factors)
+        factors = tuple([strength * sign(groups[i]) for i in coverage.by_group])
+        return terms.Term(self, coverage, factors)
 
     @hookimpl
-    def on_gradients(self, session: "Session") -> None:
+    def on_gradients(self, session: SessionView) -> None:
         """Add the gradient to ``.grad``, if that is the delivery."""
         if self._settled != "step" and self._settle(session) != "step":
             return
@@ -349,12 +351,12 @@ class Penalty(Plugin):
         scale = self.strength * session.gradient_scale
         layouts = self._layouts(session)
         for index, weights, gradients in session.updates(self._selection):
-            factor = scale * optimizers.sign(session.groups[index])
+            factor = scale * sign(session.groups[index])
             if not self._told_rounding:
                 self._told_rounding = True
-                deliveries.tell_rounding(self, gradients, weights, factor)
+                at_step.tell_rounding(self, gradients, weights, factor)
             try:
-                deliveries.add_gradients(self, gradients, weights, factor, layouts)
+                at_step.add_gradients(self, gradients, weights, factor, layouts)
             except RuntimeError as error:
                 if any(g.layout != torch.strided for g in gradients):
                     raise UnsupportedError(
@@ -364,14 +366,14 @@ class Penalty(Plugin):
                 raise
 
     @hookimpl
-    def on_closure(self, session: "Session") -> "torch.Tensor | float | None":
+    def on_closure(self, session: SessionView) -> "torch.Tensor | float | None":
         """Return the value whose gradient was added, for a line search."""
         if self._settled != "step" or not self.active:
             return None
-        return objective.total(self._term(session))
+        return terms.total(self._term(session))
 
     @hookimpl
-    def after_step(self, session: "Session") -> None:
+    def after_step(self, session: SessionView) -> None:
         """Apply the proximal operator, if that is the delivery."""
         if self._settled != "proximal" or not self.active:
             return
@@ -382,28 +384,26 @@ class Penalty(Plugin):
             if rule.elementwise:
                 assert session.optimizer is not None
                 states = session.optimizer.state
-                deliveries.elementwise_proximal(
-                    self, rule, group, states, weights, gradients, layouts
-                )
+                elementwise_proximal(self, rule, group, states, weights, gradients, layouts)
             else:
                 step = rule.step(group, {}, gradients[0])
-                deliveries.proximal(self, weights, step, layouts)
+                proximal(self, weights, step, layouts)
 
-    def _layouts(self, session: "Session") -> Mapping[torch.Tensor, Layout]:
+    def _layouts(self, session: SessionView) -> Mapping[torch.Tensor, Layout]:
         return session.coverage(self._selection).layouts if self.orientation else {}
 
     @hookimpl
-    def on_metrics(self, session: "Session") -> Mapping[str, Any]:
+    def on_metrics(self, session: SessionView) -> Mapping[str, Any]:
         """Return value (strength included), strength and share of exact zeros."""
         coverage = session.coverage(self._selection)
         strengths = self.strengths()
         used = in_use(coverage)
         # Companions belong to the parameters themselves.
         valued = coverage if self._has_companions else used
-        value = objective.value(self, valued, factor=strengths.get("strength", 1.0))
-        return {"value": value, **strengths, "zeros": objective.zeros(used)}
+        value = terms.value(self, valued, factor=strengths.get("strength", 1.0))
+        return {"value": value, **strengths, "zeros": terms.zeros(used)}
 
-    def _settle(self, session: "Session") -> str:
+    def _settle(self, session: SessionView) -> str:
         if self._settled is None:
             self._settled = "loss" if session.gradients_through_loss else "step"
         elif self._settled == "loss" and not session.gradients_through_loss:
@@ -413,7 +413,7 @@ class Penalty(Plugin):
             )
         return self._settled
 
-    def agreement(self, session: "Session") -> Mapping[str, Any]:
+    def agreement(self, session: SessionView) -> Mapping[str, Any]:
         """Return the settings, and what they come to in this model."""
         return {
             **super().agreement(session),
@@ -421,21 +421,21 @@ class Penalty(Plugin):
             "covers": session.coverage(self._selection).names,
         }
 
-    def acts(self, session: "Session") -> str:
+    def acts(self, session: SessionView) -> str:
         """Return the delivery, with what ``"auto"`` became."""
         if self._delivery == "auto":
             return f"{self._settled} (auto)" if self._settled else "auto"
         return self._delivery
 
-    def covers(self, session: "Session") -> tuple[int, int] | None:
+    def covers(self, session: SessionView) -> tuple[int, int] | None:
         """Return how many tensors and weights are covered."""
         coverage: Coverage = session.coverage(self._selection)
         return len(coverage.trainable), coverage.weights
 
-    def covered(self, session: "Session") -> Sequence[str]:
+    def covered(self, session: SessionView) -> Sequence[str]:
         """Return the names of all that is covered, or may be once it has a shape."""
         return session.coverage(self._selection).names
 
-    def notes(self, session: "Session") -> Sequence[str]:
+    def notes(self, session: SessionView) -> Sequence[str]:
         """Return what is covered if it is little, and what is special about it."""
         return notes(session.coverage(self._selection))

@@ -19,14 +19,12 @@ step 0
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
-from regplug.distributions import distribution_of, entry_name_of
 from regplug.errors import NeverSetError, PluginError, RegplugError, SpecError
+from regplug.installed import distribution_of, entry_name_of
 from regplug.schedules import Schedule, ScheduleLike, as_schedule, checked, constant
-
-if TYPE_CHECKING:
-    from regplug.session import Session
+from regplug.view import SessionView
 
 __all__ = ["Plugin", "Scheduled", "failure"]
 
@@ -139,7 +137,7 @@ class Plugin:
         """The distribution that the plugin comes from, with its version."""
         return " ".join(distribution_of(type(self))).strip()
 
-    def acts(self, session: "Session") -> str:
+    def acts(self, session: SessionView) -> str:
         """Return in a few words where the plugin acts, for ``session.describe()``."""
         return (
             ", ".join(
@@ -150,14 +148,14 @@ class Plugin:
             or "nowhere"
         )
 
-    def idle(self, session: "Session") -> Collection[str]:
+    def idle(self, session: SessionView) -> Collection[str]:
         """Return the events in which there is nothing to do from here on, though hooks are there.
 
         Asked at attach and after the first step; the hooks are not called in these any more.
         """
         return ()
 
-    def waits_for_loss(self, session: "Session") -> bool:
+    def waits_for_loss(self, session: SessionView) -> bool:
         """Return whether all that it does now hangs on the loop's calling ``session.loss``.
 
         A loop that does not is told so. By default: whether ``on_loss`` is its only busy event.
@@ -167,7 +165,7 @@ class Plugin:
         hooks = {event: getattr(self, event, None) for event in events if event not in idle}
         return [e for e, hook in hooks.items() if hasattr(hook, "regplug_impl")] == ["on_loss"]
 
-    def covers(self, session: "Session") -> tuple[int, int] | None:
+    def covers(self, session: SessionView) -> tuple[int, int] | None:
         """Return how many tensors and weights are covered, or None if that is no question."""
         return None
 
@@ -181,11 +179,11 @@ class Plugin:
         }
         return {name: getattr(self, name) for name in scheduled}
 
-    def notes(self, session: "Session") -> Sequence[str]:
+    def notes(self, session: SessionView) -> Sequence[str]:
         """Return lines that ``session.describe()`` puts under the table."""
         return ()
 
-    def agreement(self, session: "Session") -> Mapping[str, Any]:
+    def agreement(self, session: SessionView) -> Mapping[str, Any]:
         """Return what all ranks must agree on, as plain values with a ``repr`` alike everywhere."""
         return {
             name: repr(value)

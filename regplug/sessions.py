@@ -5,29 +5,17 @@ name it had is the new session's. Here it can be found, and taken off.
 """
 
 import warnings
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 from torch import nn
-from torch.optim import Optimizer
 
-from regplug import distributed, wrapped
-from regplug.parameters import named_parameters
+from regplug.backend import wrapped, wrappers
 from regplug.plugin import Plugin
+from regplug.selection.where import named_parameters
+from regplug.view import SessionView
 
 __all__ = ["after", "changes", "enter", "leave", "on", "tell_doubles"]
-
-
-class Attached(Protocol):
-    """What is asked of a session here."""
-
-    name: str
-    model: nn.Module
-    optimizer: Optimizer | None
-    plugins: tuple[Plugin, ...]
-
-    def detach(self) -> None:
-        """Take it off."""
 
 
 # By weak references on both sides: a session holds its optimizer.
@@ -46,14 +34,13 @@ def on(thing: object) -> tuple[Any, ...]:
     >>> regplug.sessions.on(optimizer)
     ()
     """
-    if isinstance(thing, nn.Module):
-        thing = distributed.unwrap_model(thing)
-    else:
-        thing = wrapped.unwrap(thing)
-    return tuple(session for r in _living.get(thing, ()) if (session := r()) is not None)
+    unwrapped: object = (
+        wrappers.unwrap_model(thing) if isinstance(thing, nn.Module) else wrapped.unwrap(thing)
+    )
+    return tuple(session for r in _living.get(unwrapped, ()) if (session := r()) is not None)
 
 
-def after(session: Attached) -> tuple[Any, ...]:
+def after(session: SessionView) -> tuple[Any, ...]:
     """Return the sessions on the same optimizer whose events of a step come after this one's."""
     beside = () if session.optimizer is None else on(session.optimizer)
     return beside[beside.index(session) + 1 :] if session in beside else ()
@@ -64,14 +51,14 @@ def changes() -> int:
     return _changes[0]
 
 
-def enter(session: Attached) -> None:
+def enter(session: SessionView) -> None:
     """Note that ``session`` is attached."""
     _changes[0] += 1
     for thing in _things(session):
         _living[thing] = (*_living.get(thing, ()), ref(session))
 
 
-def leave(session: Attached) -> None:
+def leave(session: SessionView) -> None:
     """Note that ``session`` is detached. May be called twice."""
     _changes[0] += 1
     for thing in _things(session):
@@ -82,7 +69,7 @@ def leave(session: Attached) -> None:
             _living.pop(thing, None)
 
 
-def _things(session: Attached) -> list[object]:
+def _things(session: SessionView) -> list[object]:
     return [session.model] if session.optimizer is None else [session.model, session.optimizer]
 
 

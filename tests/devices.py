@@ -8,7 +8,7 @@ from narrow_device import DEVICE, Narrow, narrow
 from torch import nn
 
 import regplug
-from regplug.report import Recorder
+from regplug.report.recorder import Recorder
 
 SPECS = [
     *("l1(0.1, delivery='proximal')", "l2(0.01)", "weight_decay(0.1)", "group_lasso(0.1)"),

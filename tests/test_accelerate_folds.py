@@ -70,7 +70,7 @@ def test_detaching_at_the_end_of_each_fold_is_a_line_of_the_message(
     line, _ = message(accelerator, tmp_path)
     assert line == "session.detach()"
     accelerator._save_model_state_pre_hook.clear()
-    from regplug.integrations.accelerate import _sessions
+    from regplug.session.accelerate import _sessions
 
     _sessions.clear()  # a program that was corrected starts anew
     sessions = run(accelerator, tmp_path, end=line)

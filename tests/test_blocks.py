@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import regplug
-from regplug.blocks import BLOCK, scratch
+from regplug.backend.blocks import BLOCK, scratch
 
 LARGE = BLOCK // 2
 

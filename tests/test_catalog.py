@@ -11,10 +11,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import regplug
-from regplug import catalog
-from regplug.catalog import parse
-from regplug.distributions import offers
+from regplug.discovery import catalog
+from regplug.discovery.specs import parse
 from regplug.errors import PluginError, PluginNotFoundError, RegplugError, SpecError
+from regplug.installed import offers
 from regplug.schedules import constant, cosine, exponential, linear, piecewise, warmup
 
 # The grammar

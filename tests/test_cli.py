@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import regplug
-from regplug.cli import main
+from regplug.command.cli import main
 
 
 def blocks(out):

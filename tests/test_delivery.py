@@ -13,7 +13,7 @@ from torch import nn
 
 import regplug
 from regplug import hookimpl
-from regplug.blocks import BLOCK
+from regplug.backend.blocks import BLOCK
 from regplug.errors import PluginError, RegplugError, SpecError, UnsupportedError
 from regplug.schedules import linear
 from regplug_builtins import L1, L2, ElasticNet

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 import regplug
-from regplug import distributed
-from regplug.objective import Objective, Term, total
+from regplug.backend.sums import Sum, resolve
+from regplug.delivery.in_loss import Objective
+from regplug.delivery.terms import Term, total
 from regplug_builtins import L2
 
 F64 = torch.float64
@@ -186,4 +187,4 @@ def test_sums_are_never_made_in_float64_on_a_device() -> None:
     """Where it is not the CPU: the meta device stands for one, and counts as refusing it."""
     w = nn.Parameter(torch.ones(3, device="meta"))
     with NoDouble(), pytest.raises((NotImplementedError, RuntimeError), match="meta"):
-        distributed.resolve([distributed.Sum([(w, w.sum())])])
+        resolve([Sum([(w, w.sum())])])

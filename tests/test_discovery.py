@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import regplug
-from regplug import catalog
-from regplug.distributions import offers
+from regplug.discovery import catalog
 from regplug.errors import PluginNotFoundError
+from regplug.installed import offers
 
 PLAIN = "import regplug\nclass Plain(regplug.Plugin): pass\n"
 

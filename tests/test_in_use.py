@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import regplug
-from regplug.report import Recorder
+from regplug.report.recorder import Recorder
 from regplug_builtins import L1, L2SP, GroupLasso, MaxNorm, NonNegative
 
 F64 = torch.float64

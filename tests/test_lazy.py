@@ -7,7 +7,7 @@ from torch import nn
 import regplug
 from regplug import Selection
 from regplug.errors import PluginError, RegplugError, SelectionError
-from regplug.report import Recorder
+from regplug.report.recorder import Recorder
 from regplug_builtins import L1, L2, L2SP, GroupLasso, NonNegative
 
 

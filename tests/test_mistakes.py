@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import regplug
-from regplug import catalog
+from regplug.discovery import catalog
 from regplug.errors import PluginNotFoundError, RegplugError, SpecError
 from regplug_builtins import L1
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import regplug
-from regplug.config import read
+from regplug.command.run.config import read
 from regplug.errors import RegplugError, SpecError, StateError
 from regplug.tune.fits import Fit, Outcome
 from regplug.tune.journal import Journal

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations, parametrize
 import regplug
 from regplug import Selection
 from regplug.errors import PluginError, RegplugError, SelectionError, UnsupportedError
-from regplug.parameters import named_parameters
+from regplug.selection.where import named_parameters
 from regplug_builtins import L1, L2
 
 

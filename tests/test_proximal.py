@@ -7,8 +7,8 @@ from sklearn.linear_model import Lasso
 from torch import nn, optim
 
 import regplug
+from regplug.backend.update_rules import update_rule
 from regplug.errors import UnsupportedError
-from regplug.optimizers import update_rule
 from regplug_builtins import L1, ElasticNet
 
 # Learning rates at which each converges within a few hundred steps. Centered RMSprop divides by a

@@ -23,7 +23,8 @@ from torch.distributed.run import get_args_parser
 from torch.nn.parallel import DistributedDataParallel
 
 import regplug
-from regplug import catalog, errors, schedules
+from regplug import errors, schedules
+from regplug.discovery import catalog
 from regplug.penalty import DELIVERIES
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,7 @@ from torch import nn
 
 import regplug
 from regplug.errors import SpecError
-from regplug.report import Recorder
+from regplug.report.recorder import Recorder
 
 
 def loop(plugins, **options):

@@ -13,7 +13,7 @@ import torch
 from test_report import loop
 
 from regplug.errors import SpecError
-from regplug.report import Recorder
+from regplug.report.recorder import Recorder
 
 
 def table(path):

@@ -235,7 +235,7 @@ class Bowl(regplug.Penalty):
 @pytest.fixture
 def formulas(monkeypatch):
     """Make the classes above known by their names in specs."""
-    from regplug import catalog
+    from regplug.discovery import catalog
     from regplug.tune import loading
 
     known = {"rows": Rows, "branching": Branching, "bowl": Bowl}

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from regplug import catalog
+from regplug.discovery import catalog
 from regplug.errors import RegplugError, SpecError
 from regplug.tune import Auto, rules
 from regplug.tune.grid import Grid

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from regplug import Plugin, Selection, Session, Sum, full, hookimpl, local, part
-from regplug.in_use import in_use, notes
-from regplug.layouts import Layout
+from regplug import Plugin, Selection, SessionView, Sum, full, hookimpl, local, part
+from regplug.backend.layouts import Layout
+from regplug.selection.in_use import in_use, notes
 
 __all__ = ["Constraint"]
 
@@ -38,12 +38,12 @@ class Constraint(Plugin):
         raise NotImplementedError
 
     @hookimpl
-    def on_attach(self, session: Session) -> None:
+    def on_attach(self, session: SessionView) -> None:
         """Check the selection. The weights are first changed by the first step."""
         session.coverage(self.selection)
 
     @hookimpl
-    def after_step(self, session: Session) -> None:
+    def after_step(self, session: SessionView) -> None:
         """Put the weights that took part in the step back into the set."""
         layouts = session.coverage(self.selection).layouts if self.orientation else {}
         for _, weights, _ in session.updates(self.selection):
@@ -65,7 +65,7 @@ class Constraint(Plugin):
         return layout.restored(found, self.orientation)
 
     @hookimpl
-    def on_metrics(self, session: Session) -> Mapping[str, Any]:
+    def on_metrics(self, session: SessionView) -> Mapping[str, Any]:
         """Return the bound, and the share of the covered weights that are exactly 0."""
         coverage = in_use(session.coverage(self.selection))
         zeros = []
@@ -74,16 +74,16 @@ class Constraint(Plugin):
             zeros.append((entry.parameter, own.numel() - torch.count_nonzero(own)))
         return {**self.strengths(), "zeros": Sum(zeros, factor=1 / max(coverage.weights, 1))}
 
-    def covers(self, session: Session) -> tuple[int, int]:
+    def covers(self, session: SessionView) -> tuple[int, int]:
         """Return how many tensors and weights are covered."""
         coverage = session.coverage(self.selection)
         return len(coverage.trainable), coverage.weights
 
-    def notes(self, session: Session) -> list[str]:
+    def notes(self, session: SessionView) -> list[str]:
         """Return what is covered if it is little, and what is special about it."""
         return notes(session.coverage(self.selection))
 
-    def agreement(self, session: Session) -> Mapping[str, Any]:
+    def agreement(self, session: SessionView) -> Mapping[str, Any]:
         """Return the settings, and what they come to in this model."""
         covered = session.coverage(self.selection).names
         return {**super().agreement(session), "covers": covered}

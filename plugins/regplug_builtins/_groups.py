@@ -4,7 +4,7 @@ A *row* holds the weights that lead to one output: ``w[i]`` of a linear layer's 
 filter of a convolution's ``(out, in, height, width)``, the vector of one entry of an embedding, one
 gate of one unit of a recurrent layer. A *column* holds those that come from one input: ``w[:, j]``.
 A session gives the weights of transposed convolutions, ``(in, out, …)``, and of grouped ones
-arranged so that this holds for them too (:mod:`regplug.layouts`): the columns of a grouped
+arranged so that this holds for them too (:mod:`regplug.backend.layouts`): the columns of a grouped
 convolution have the outputs of their own group alone. Keras' kernels are transposed, ``(in, out)``
 and ``(height, width, in, out)``: a row here is Keras' ``axis=0`` there, and ``axis=[0, 1, 2]`` for
 a convolution.
@@ -12,7 +12,7 @@ a convolution.
 
 import torch
 
-from regplug import Selection, Session
+from regplug import Selection, SessionView
 from regplug.errors import SelectionError, SpecError
 
 __all__ = ["GROUPS", "as_matrix", "check_dimensions", "checked_groups", "norms"]
@@ -60,7 +60,7 @@ def _check(w: torch.Tensor) -> None:
         )
 
 
-def check_dimensions(plugin: str, session: Session, selection: Selection) -> None:
+def check_dimensions(plugin: str, session: SessionView, selection: Selection) -> None:
     """Refuse parameters that have no rows and columns.
 
     Raises:

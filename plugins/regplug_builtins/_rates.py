@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from regplug import Plugin, Session, hookimpl, sessions
+from regplug import Plugin, SessionView, hookimpl, sessions
 from regplug.errors import SelectionError, SpecError
 from regplug.schedules import Schedule
 from regplug_builtins import _taken
@@ -70,7 +70,7 @@ class ScheduledRates(Plugin):
         """Yield every rate of the model that this plugin knows."""
         raise NotImplementedError
 
-    def leaves(self, session: Session, target: Target) -> bool:
+    def leaves(self, session: SessionView, target: Target) -> bool:
         """Whether a target is another plugin's business in this session."""
         return False
 
@@ -98,7 +98,7 @@ class ScheduledRates(Plugin):
         )
 
     @hookimpl
-    def on_attach(self, session: Session) -> None:
+    def on_attach(self, session: SessionView) -> None:
         """Find the rates, remember them, and set those of the first step."""
         found = list(self.find(session.model))
         matched = [target for target in found if self._takes(target)]
@@ -137,7 +137,7 @@ class ScheduledRates(Plugin):
             value = self._rates[i] if self._rates else values[i]
             _taken.take(target.module, target.attribute, value, target.own, self)
 
-    def _refuse_moved(self, session: Session, targets: Sequence[Target]) -> None:
+    def _refuse_moved(self, session: SessionView, targets: Sequence[Target]) -> None:
         """Refuse rates that another session moves."""
         moved: list[Target] = []
         holders: list[Plugin] = []
@@ -185,17 +185,17 @@ class ScheduledRates(Plugin):
             rate.set(self._checked(step, i, self._targets[i]))
 
     @hookimpl
-    def after_step(self, session: Session) -> None:
+    def after_step(self, session: SessionView) -> None:
         """Set the rates of the next step."""
         self._set(session.steps + 1)
 
     @hookimpl
-    def on_load_state(self, session: Session) -> None:
+    def on_load_state(self, session: SessionView) -> None:
         """Set the rates of the step that the session goes on from."""
         self._set(session.steps)
 
     @hookimpl
-    def on_detach(self, session: Session) -> None:
+    def on_detach(self, session: SessionView) -> None:
         """Give each module its own rate back."""
         for target in self._targets:
             _taken.give_back(target.module, target.attribute, self)
@@ -203,14 +203,14 @@ class ScheduledRates(Plugin):
             undo()
         self._targets, self._rates, self._undo = (), (), ()
 
-    def covers(self, session: Session) -> None:
+    def covers(self, session: SessionView) -> None:
         """Rates are of modules, not of weights."""
 
-    def agreement(self, session: Session) -> Mapping[str, Any]:
+    def agreement(self, session: SessionView) -> Mapping[str, Any]:
         """Return the settings, and the rates that they come to in this model."""
         return {**super().agreement(session), "covers": [target.name for target in self._targets]}
 
-    def acts(self, session: Session) -> str:
+    def acts(self, session: SessionView) -> str:
         """Return how many rates are set."""
         count = len(self._targets)
         idle = sum(self.ignored(target) is not None for target in self._targets)
@@ -228,7 +228,7 @@ class ScheduledRates(Plugin):
                 names.setdefault(why, []).append(target.name)
         return "; ".join(f"{', '.join(those)} {why}" for why, those in names.items())
 
-    def notes(self, session: Session) -> list[str]:
+    def notes(self, session: SessionView) -> list[str]:
         """Return the rates that are set, and which of them torch can't compile."""
         lines = []
         if self._targets:

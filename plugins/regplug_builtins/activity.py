@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from regplug import Plugin, Scheduled, Session, hookimpl
+from regplug import Plugin, Scheduled, SessionView, hookimpl
 from regplug.errors import RegplugError, SelectionError, UnsupportedError
 from regplug.schedules import ScheduleLike
 from regplug_builtins import _private
@@ -84,7 +84,7 @@ class Activity(Plugin):
         self._seen = False
 
     @hookimpl
-    def on_attach(self, session: Session) -> None:
+    def on_attach(self, session: SessionView) -> None:
         """Find the modules and watch their outputs."""
         _private.check_backward_is_told(self.name)
         named = {path: module for path, module in session.model.named_modules() if path}
@@ -127,7 +127,7 @@ class Activity(Plugin):
             self._outputs += [a for a in _tensors(output) if a.requires_grad]
 
     @hookimpl
-    def on_loss(self, session: Session) -> torch.Tensor | None:
+    def on_loss(self, session: SessionView) -> torch.Tensor | None:
         """Return the term of what was put out since the last loss event."""
         # torch.export runs the model on tensors that hold nothing.
         outputs = [a for a in self._outputs if not _private.is_fake(a)]
@@ -152,7 +152,7 @@ class Activity(Plugin):
         return torch.stack([term.to(terms[0]) for term in terms]).sum()
 
     @hookimpl
-    def on_gradients(self, session: Session) -> None:
+    def on_gradients(self, session: SessionView) -> None:
         """Check that the outputs reached a loss, and forget what is left of them."""
         left, self._outputs = self._outputs, []
         if left and not self._seen and (self.l1_strength or self.l2_strength):
@@ -162,33 +162,33 @@ class Activity(Plugin):
             )
 
     @hookimpl
-    def on_detach(self, session: Session) -> None:
+    def on_detach(self, session: SessionView) -> None:
         """Stop watching."""
         for undo in self._undo:
             undo()
         self._undo, self._outputs = [], []
 
     @hookimpl
-    def on_metrics(self, session: Session) -> Mapping[str, float]:
+    def on_metrics(self, session: SessionView) -> Mapping[str, float]:
         """Return both strengths; the value is each rank's own, and in its loss."""
         return self.strengths()
 
-    def waits_for_loss(self, session: Session) -> bool:
+    def waits_for_loss(self, session: SessionView) -> bool:
         """Return whether there is a strength: all of it acts in the loss."""
         return bool(self.l1_strength or self.l2_strength)
 
-    def covers(self, session: Session) -> None:
+    def covers(self, session: SessionView) -> None:
         """It covers outputs, not weights."""
 
-    def agreement(self, session: Session) -> Mapping[str, Any]:
+    def agreement(self, session: SessionView) -> Mapping[str, Any]:
         """Return the settings, and the modules that they come to in this model."""
         return {**super().agreement(session), "covers": self._modules}
 
-    def acts(self, session: Session) -> str:
+    def acts(self, session: SessionView) -> str:
         """Return how many modules are watched."""
         return f"loss, outputs of {len(self._modules)} modules"
 
-    def notes(self, session: Session) -> list[str]:
+    def notes(self, session: SessionView) -> list[str]:
         """Return the modules that are watched."""
         return ["watches " + ", ".join(self._modules)]
 

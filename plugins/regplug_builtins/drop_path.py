@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
-from regplug import Scheduled, Session, hookimpl
+from regplug import Scheduled, SessionView, hookimpl
 from regplug.errors import SpecError
 from regplug.schedules import ScheduleLike
 from regplug_builtins._rates import ScheduledRates, Target, is_rate, patterns
@@ -122,7 +122,7 @@ class DropPath(ScheduledRates):
         return self._factors[index]
 
     @hookimpl
-    def on_metrics(self, session: Session) -> Mapping[str, float]:
+    def on_metrics(self, session: SessionView) -> Mapping[str, float]:
         """Return the rate of the deepest block."""
         return {"rate": self.rate}
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from torch import nn
 
-from regplug import Scheduled, Session, hookimpl
+from regplug import Scheduled, SessionView, hookimpl
 from regplug.errors import SpecError
 from regplug.schedules import Schedule, ScheduleLike
 from regplug_builtins._private import is_dropout
@@ -110,7 +110,7 @@ class Dropout(ScheduledRates):
                 own = getattr(module, attribute)
                 yield Target(module, attribute, f"{path}.{attribute}" if path else attribute, own)
 
-    def leaves(self, session: Session, target: Target) -> bool:
+    def leaves(self, session: SessionView, target: Target) -> bool:
         """Leave stochastic depth to a :class:`DropPath` of the same session."""
         return is_stochastic_depth(target.module) and any(
             isinstance(plugin, DropPath) for plugin in session.plugins
@@ -154,7 +154,7 @@ class Dropout(ScheduledRates):
         return target.own if self.relative else None
 
     @hookimpl
-    def on_metrics(self, session: Session) -> Mapping[str, float]:
+    def on_metrics(self, session: SessionView) -> Mapping[str, float]:
         """Return the rate, or with ``relative`` the mean rate of the modules."""
         if not self.relative:
             return {"rate": self.rate}

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from regplug import Plugin, Scheduled, Selection, Session, hookimpl, local, part
+from regplug import Plugin, Scheduled, Selection, SessionView, hookimpl, local, part
 from regplug.errors import SpecError
-from regplug.in_use import notes
 from regplug.schedules import ScheduleLike
+from regplug.selection.in_use import notes
 
 __all__ = ["GradientNoise"]
 
@@ -76,12 +76,12 @@ class GradientNoise(Plugin):
         return float((self.eta / (1 + self._step) ** self.gamma) ** 0.5)
 
     @hookimpl
-    def on_attach(self, session: Session) -> None:
+    def on_attach(self, session: SessionView) -> None:
         """Check the selection."""
         session.coverage(self.selection)
 
     @hookimpl
-    def on_gradients(self, session: Session) -> None:
+    def on_gradients(self, session: SessionView) -> None:
         """Add the noise of this step."""
         scale = self.deviation * session.gradient_scale
         if scale == 0:
@@ -102,20 +102,20 @@ class GradientNoise(Plugin):
         return torch.randn(w.shape, generator=generator, dtype=torch.float32, device=w.device)
 
     @hookimpl
-    def on_metrics(self, session: Session) -> Mapping[str, float]:
+    def on_metrics(self, session: SessionView) -> Mapping[str, float]:
         """Return η and σ now."""
         return {"eta": self.eta, "deviation": self.deviation}
 
-    def covers(self, session: Session) -> tuple[int, int]:
+    def covers(self, session: SessionView) -> tuple[int, int]:
         """Return how many tensors and weights are covered."""
         coverage = session.coverage(self.selection)
         return len(coverage.trainable), coverage.weights
 
-    def notes(self, session: Session) -> list[str]:
+    def notes(self, session: SessionView) -> list[str]:
         """Return what is covered if it is little, and what is special about it."""
         return notes(session.coverage(self.selection))
 
-    def agreement(self, session: Session) -> Mapping[str, Any]:
+    def agreement(self, session: SessionView) -> Mapping[str, Any]:
         """Return the settings, and what they come to in this model."""
         covered = session.coverage(self.selection).names
         return {**super().agreement(session), "covers": covered}

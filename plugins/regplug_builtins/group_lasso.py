@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from regplug import Penalty, Session, hookimpl
+from regplug import Penalty, SessionView, hookimpl
 from regplug.schedules import ScheduleLike
 from regplug_builtins._groups import as_matrix, check_dimensions, checked_groups, norms
 
@@ -118,7 +118,7 @@ class GroupLasso(Penalty):
         return self.groups
 
     @hookimpl
-    def on_attach(self, session: Session) -> None:
+    def on_attach(self, session: SessionView) -> None:
         """Check the shapes, and what every penalty checks."""
         check_dimensions(self.name, session, self._selection)
         super().on_attach(session)

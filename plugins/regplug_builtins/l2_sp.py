@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from regplug import Penalty, Session, full, hookimpl, like, part
+from regplug import Penalty, SessionView, full, hookimpl, like, part
 from regplug.errors import StateError
 from regplug.schedules import ScheduleLike
 
@@ -109,13 +109,13 @@ class L2SP(Penalty):
     # --- the anchors ----------------------------------------------------------------------
 
     @hookimpl
-    def on_attach(self, session: Session) -> None:
+    def on_attach(self, session: SessionView) -> None:
         """Remember the weights."""
         self._anchors, self._waiting, self._bound = {}, {}, None
         self._bind(session)
         super().on_attach(session)
 
-    def _bind(self, session: Session) -> None:
+    def _bind(self, session: SessionView) -> None:
         """Follow the optimizer's parameters when they are replaced, as FSDP2 does."""
         coverage = session.coverage(self._selection)
         if coverage is self._bound:
@@ -148,32 +148,32 @@ class L2SP(Penalty):
         return () if name is None else (self._anchors[name],)
 
     @hookimpl
-    def on_loss(self, session: Session) -> Any:
+    def on_loss(self, session: SessionView) -> Any:
         """Return the penalty as a term of the loss, unless it is delivered elsewhere."""
         self._bind(session)
         return super().on_loss(session)
 
     @hookimpl
-    def on_gradients(self, session: Session) -> None:
+    def on_gradients(self, session: SessionView) -> None:
         """Add the gradient to ``.grad``, if that is the delivery."""
         self._bind(session)
         super().on_gradients(session)
 
     @hookimpl
-    def on_metrics(self, session: Session) -> Mapping[str, Any]:
+    def on_metrics(self, session: SessionView) -> Mapping[str, Any]:
         """Return value (strength included), strength and share of exact zeros."""
         self._bind(session)
         return super().on_metrics(session)
 
     @hookimpl
-    def on_state(self, session: Session) -> Mapping[str, Any]:
+    def on_state(self, session: SessionView) -> Mapping[str, Any]:
         """Return the anchors, whole."""
         self._bind(session)
         anchors = {**self._waiting, **self._anchors}
         return {"anchors": {name: full(anchor).cpu() for name, anchor in anchors.items()}}
 
     @hookimpl
-    def on_load_state(self, session: Session, state: Mapping[str, Any]) -> None:
+    def on_load_state(self, session: SessionView, state: Mapping[str, Any]) -> None:
         """Take the anchors of the run that goes on."""
         self._bind(session)
         saved = state.get("anchors", {})
@@ -198,6 +198,6 @@ class L2SP(Penalty):
         self._waiting = {name: anchor for name, anchor in saved.items() if name in lazy}
 
     @hookimpl
-    def on_detach(self, session: Session) -> None:
+    def on_detach(self, session: SessionView) -> None:
         """Let go of the anchors."""
         self._anchors, self._waiting, self._names, self._bound = {}, {}, {}, None

@@ -2,7 +2,7 @@
 
 import torch
 
-from regplug import Scheduled, Session, hookimpl
+from regplug import Scheduled, SessionView, hookimpl
 from regplug.schedules import ScheduleLike
 from regplug_builtins._constraint import Constraint
 from regplug_builtins._groups import check_dimensions, checked_groups, norms
@@ -59,7 +59,7 @@ class MaxNorm(Constraint):
         return self.groups
 
     @hookimpl
-    def on_attach(self, session: Session) -> None:
+    def on_attach(self, session: SessionView) -> None:
         """Check the shapes."""
         check_dimensions(self.name, session, self.selection)
 

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from regplug import Penalty, Session, hookimpl
+from regplug import Penalty, SessionView, hookimpl
 from regplug.schedules import ScheduleLike
 from regplug_builtins._groups import as_matrix, check_dimensions, checked_groups
 
@@ -61,7 +61,7 @@ class Orthogonal(Penalty):
         return self.groups
 
     @hookimpl
-    def on_attach(self, session: Session) -> None:
+    def on_attach(self, session: SessionView) -> None:
         """Check the shapes, and what every penalty checks."""
         check_dimensions(self.name, session, self._selection)
         super().on_attach(session)

@@ -2,7 +2,7 @@
 
 import torch
 
-from regplug import Penalty, Session, hookimpl
+from regplug import Penalty, SessionView, hookimpl
 from regplug_builtins._groups import as_matrix, check_dimensions
 
 __all__ = ["SpectralNorm"]
@@ -39,7 +39,7 @@ class SpectralNorm(Penalty):
     orientation = "rows"
 
     @hookimpl
-    def on_attach(self, session: Session) -> None:
+    def on_attach(self, session: SessionView) -> None:
         """Check the shapes, and what every penalty checks."""
         check_dimensions(self.name, session, self._selection)
         super().on_attach(session)

@@ -2,7 +2,7 @@
 
 import torch
 
-from regplug import Session, hookimpl
+from regplug import SessionView, hookimpl
 from regplug_builtins._constraint import Constraint
 from regplug_builtins._groups import check_dimensions, checked_groups, norms
 
@@ -48,7 +48,7 @@ class UnitNorm(Constraint):
         return self.groups
 
     @hookimpl
-    def on_attach(self, session: Session) -> None:
+    def on_attach(self, session: SessionView) -> None:
         """Check the shapes."""
         check_dimensions(self.name, session, self.selection)
 

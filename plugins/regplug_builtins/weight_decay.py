@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
-from regplug import Coverage, Plugin, Scheduled, Selection, Session, hookimpl, lent, local, sessions
-from regplug.eager import called_by_a_graph
-from regplug.in_use import notes
+from regplug import Coverage, Plugin, Scheduled, Selection, SessionView, hookimpl, local, sessions
+from regplug.backend import lent
+from regplug.backend.eager import called_by_a_graph
 from regplug.schedules import ScheduleLike, constant
+from regplug.selection.in_use import notes
 from regplug_builtins._existing import Existing
 
 __all__ = ["WeightDecay"]
@@ -89,7 +90,7 @@ class WeightDecay(Plugin):
         self._coarse = self._first = False
 
     @hookimpl
-    def on_attach(self, session: Session) -> None:
+    def on_attach(self, session: SessionView) -> None:
         """Check what the optimizer decays by itself, and take it over if so told."""
         self._take_over(session)
         optimizer = session.optimizer
@@ -103,14 +104,14 @@ class WeightDecay(Plugin):
                 ).remove,
             ]
 
-    def _take_over(self, session: Session) -> None:
+    def _take_over(self, session: SessionView) -> None:
         self._checked = coverage = session.coverage(self.selection)
         self._coarse = any(entry.parameter.dtype in _HALVES for entry in coverage)
         self._hand_over(session)
         kind = type(session.optimizer).__name__
         self._own.begin(session.groups, coverage.by_group, self.name, kind)
 
-    def _hand_over(self, session: Session) -> None:
+    def _hand_over(self, session: SessionView) -> None:
         """Find the groups that the optimizer's own update is to decay."""
         self._sessions = sessions.changes()
         self._handed = []
@@ -128,7 +129,7 @@ class WeightDecay(Plugin):
         by_group = session.coverage(self.selection).by_group
         self._handed = [index for index in by_group if self._can_hand_over(session, index)]
 
-    def _can_hand_over(self, session: Session, index: int) -> bool:
+    def _can_hand_over(self, session: SessionView, index: int) -> bool:
         """Whether the optimizer's own update would do just the same to this group, at no cost."""
         group, coverage = session.groups[index], session.coverage(self.selection)
         exact = type(session.optimizer) is torch.optim.AdamW or (
@@ -138,7 +139,7 @@ class WeightDecay(Plugin):
         return exact and whole and all(p.requires_grad for p in group["params"])
 
     @hookimpl
-    def after_step(self, session: Session) -> None:
+    def after_step(self, session: SessionView) -> None:
         """Decay cautiously, if so told."""
         before, self._before = self._before, []
         for weights, earlier, decay in before:
@@ -154,7 +155,7 @@ class WeightDecay(Plugin):
             self._lent.pop()
 
     @hookimpl
-    def on_detach(self, session: Session) -> None:
+    def on_detach(self, session: SessionView) -> None:
         """Give the optimizer its own weight_decay back."""
         while self._undo:
             self._undo[-1]()
@@ -165,7 +166,7 @@ class WeightDecay(Plugin):
         self._checked, self._first = None, False
 
     @hookimpl
-    def before_step(self, session: Session) -> None:
+    def before_step(self, session: SessionView) -> None:
         """Decay the weights that take part in this step."""
         self._take_back()  # the optimizer's update may have raised last time
         self._before = []
@@ -197,7 +198,7 @@ class WeightDecay(Plugin):
             torch._foreach_mul_(parts, 1 - lr * strength)
 
     def _lends(
-        self, session: Session, index: int, weights: Sequence[torch.Tensor], by: float
+        self, session: SessionView, index: int, weights: Sequence[torch.Tensor], by: float
     ) -> bool:
         """Have the optimizer decay the group by ``by`` in its update, if it can."""
         group = session.groups[index]
@@ -224,21 +225,21 @@ class WeightDecay(Plugin):
                 )
                 self._coarse = False  # told once
 
-    def idle(self, session: Session) -> tuple[str, ...]:
+    def idle(self, session: SessionView) -> tuple[str, ...]:
         """After the update only the cautious kind acts."""
         return () if self.cautious else ("after_step",)
 
     @hookimpl
-    def on_metrics(self, session: Session) -> Mapping[str, Any]:
+    def on_metrics(self, session: SessionView) -> Mapping[str, Any]:
         """Return the strength."""
         return {"strength": self.strength}
 
-    def covers(self, session: Session) -> tuple[int, int]:
+    def covers(self, session: SessionView) -> tuple[int, int]:
         """Return how many tensors and weights are covered."""
         coverage = session.coverage(self.selection)
         return len(coverage.trainable), coverage.weights
 
-    def acts(self, session: Session) -> str:
+    def acts(self, session: SessionView) -> str:
         """Return when it acts, and on what terms."""
         if self._checked is not None and self._sessions != sessions.changes():
             self._hand_over(session)
@@ -248,11 +249,11 @@ class WeightDecay(Plugin):
         when = "after_step, cautiously" if self.cautious else "before_step"
         return when + (f", replacing {', '.join(sorted(took))}" if took else "")
 
-    def notes(self, session: Session) -> list[str]:
+    def notes(self, session: SessionView) -> list[str]:
         """Return what is covered if it is little, and what is special about it."""
         return notes(session.coverage(self.selection))
 
-    def agreement(self, session: Session) -> Mapping[str, Any]:
+    def agreement(self, session: SessionView) -> Mapping[str, Any]:
         """Return the settings, and what they come to in this model."""
         covered = session.coverage(self.selection).names
         return {**super().agreement(session), "covers": covered}

@@ -12,8 +12,8 @@ from typing import Any
 
 from skorch.callbacks import Callback
 
-from regplug.session import Session, attach
-from regplug.wrapped import unwrap
+from regplug.backend.wrapped import unwrap
+from regplug.session.session import Session, attach
 
 __all__ = ["RegplugCallback"]
 

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 import regplug
-from regplug.catalog import load, parse
+from regplug.discovery.catalog import load
+from regplug.discovery.specs import parse
 from regplug.plugin import Plugin
 
 __all__ = [

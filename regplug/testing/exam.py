@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from regplug.backend.words import nearest
 from regplug.errors import RegplugError, SpecError
-from regplug.parameters import nearest
 from regplug.testing import (  # noqa: F401 - each registers its checks
     compiling,
     coverage,

@@ -14,14 +14,14 @@ import torch
 
 from regplug import Penalty, Plugin, hookimpl
 from regplug.errors import RegplugError, SpecError
-from regplug.parameters import Selection
+from regplug.selection.where import Selection
 from regplug.tune.fits import Work, failed
 from regplug.tune.grid import Auto, Axis, Grid
 from regplug.tune.loading import new_plugin
 from regplug.tune.seeding import seed_for, seeded
 
 if TYPE_CHECKING:
-    from regplug.session import Session
+    from regplug.session.session import Session
 
 __all__ = ["AtZero", "check_automatic", "found", "smallest_zeroing"]
 

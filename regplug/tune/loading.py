@@ -3,18 +3,19 @@
 import functools
 
 from regplug import Plugin
-from regplug.catalog import load, load_class, parse
+from regplug.discovery.catalog import load, load_class
+from regplug.discovery.specs import parse
 
 __all__ = ["new_plugin"]
 
 
 def new_plugin(spec: str) -> Plugin:
-    """Return what :func:`regplug.catalog.load` returns, looking a name up once in a process.
+    """Return what ``catalog.load`` returns, looking a name up once in a process.
 
     A look-up reads the metadata of every installed distribution, which takes as long as many a fit.
 
     Raises:
-        RegplugError: as :func:`regplug.catalog.load` says.
+        RegplugError: as :func:`regplug.discovery.catalog.load` says.
 
     >>> new_plugin("l1(0.5)").strength
     0.5

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from regplug.errors import RegplugError, SpecError
-from regplug.parameters import Selection
+from regplug.selection.where import Selection
 from regplug.tune.data import as_numpy, length
 
 __all__ = [

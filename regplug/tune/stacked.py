@@ -17,9 +17,9 @@ from torch.optim import Optimizer
 
 import regplug
 from regplug import Plugin
-from regplug.composition import in_order
 from regplug.errors import RegplugError, SpecError
-from regplug.parameters import Selection
+from regplug.selection.where import Selection
+from regplug.session.composition import in_order
 from regplug.tune.data import as_numpy
 from regplug.tune.estimator import wrap
 from regplug.tune.fits import Fit, Outcome, Work, failed, plugins_of, score

@@ -9,8 +9,9 @@ from torch.func import grad, vmap
 from torch.optim import Optimizer
 
 from regplug import Penalty, Plugin, Scheduled
-from regplug.deliveries import widened
-from regplug.optimizers import sign, update_rule
+from regplug.backend.groups import sign
+from regplug.backend.update_rules import update_rule
+from regplug.kernels.pieces import widened
 from regplug.schedules import constant
 
 __all__ = ["StackedPenalty", "why_not_stacked"]

@@ -15,8 +15,8 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import regplug
-from regplug import hook_order, living, optimizers, wrapped
-from regplug.backend import optimizer_names, stack
+from regplug.backend import hook_order, optimizer_names, stack, update_rules, wrapped
+from regplug.command.run import living
 from regplug.errors import UnsupportedError
 
 GONE = "_no_such_name"
@@ -298,9 +298,9 @@ def test_the_dummy_step_is_known_without_a_name_on_the_stack() -> None:
     optimizer.state.clear()
     optimizer.param_groups[0]["lr"] = 0.0
     model.weight.grad = torch.zeros_like(model.weight)
-    assert optimizers._is_dummy(optimizer)  # called by no function of torch's
+    assert update_rules._is_dummy(optimizer)  # called by no function of torch's
     model.weight.grad[0, 0] = 1e-30
-    assert not optimizers._is_dummy(optimizer)
+    assert not update_rules._is_dummy(optimizer)
 
 
 def test_weights_updated_in_backward_are_told_of_at_the_latest_where_no_step_was_seen(
@@ -328,11 +328,11 @@ def test_weights_updated_in_backward_are_told_of_at_the_latest_where_no_step_was
 
 def test_a_hook_on_the_accumulated_gradient_is_found_by_public_ways() -> None:
     model, _ = linear()
-    assert not optimizers._has_hook(model.weight)
+    assert not update_rules._has_hook(model.weight)
     handle = model.weight.register_post_accumulate_grad_hook(lambda p: None)
-    assert optimizers._has_hook(model.weight)
+    assert update_rules._has_hook(model.weight)
     handle.remove()
-    assert not optimizers._has_hook(model.weight)
+    assert not update_rules._has_hook(model.weight)
 
 
 # --- under a GradScaler ------------------------------------------------------------------------

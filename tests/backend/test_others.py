@@ -20,9 +20,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import regplug
-from regplug import agreement, distributed
-from regplug.backend import others
+from regplug.backend import others, wrappers
 from regplug.errors import RegplugError, UnsupportedError
+from regplug.session import agreement
 
 GONE = "_no_such_name"
 
@@ -71,7 +71,7 @@ def members_with_and_without_the_mark(rank: int) -> list[tuple[int, ...]]:
         others._PREPARED = marked
         try:
             found += [
-                (rank,) if others.is_prepared(list(distributed.layers(model))) else (),
+                (rank,) if others.is_prepared(list(wrappers.layers(model))) else (),
                 (rank,) if others.is_prepared([bare]) else (),
             ]
         finally:

@@ -12,10 +12,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import regplug
-from regplug import distributed, eager, living, named, parameters, precision
-from regplug.backend import private
+from regplug.backend import eager, names, precision, private, wrappers
+from regplug.command.run import living
 from regplug.errors import RegplugError, UnsupportedError
-from regplug.functional import refuse_transforms
+from regplug.selection import where
+from regplug.session.functional import refuse_transforms
 from regplug_builtins import Activity, _private
 
 GONE = "_no_such_name"
@@ -133,7 +134,7 @@ def test_without_its_attribute_a_compiled_module_is_known_by_its_class(
     assert private.compiled_inside(model) is None
     monkeypatch.setattr(private, "_INNER", GONE)
     assert private.compiled_inside(compiled) is model
-    assert distributed.unwrap_model(compiled) is model  # type: ignore[arg-type]
+    assert wrappers.unwrap_model(compiled) is model  # type: ignore[arg-type]
     assert private.compiled_inside(model) is None  # which has but one child, too
     nn.Module.add_module(compiled, "another", nn.Linear(1, 1))  # type: ignore[arg-type]
     with pytest.raises(UnsupportedError, match=rf"OptimizedModule\.{GONE}.*compile it in place"):
@@ -144,10 +145,10 @@ def test_a_prefix_that_is_unknown_makes_selections_by_name_fail_aloud(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = torch.compile(nn.Sequential(nn.Linear(2, 2)), backend="eager")
-    assert named.clean_name("_orig_mod.0.weight") == "0.weight"
-    monkeypatch.setattr(named, "_WRAPPERS", named.re.compile(GONE))
+    assert names.clean_name("_orig_mod.0.weight") == "0.weight"
+    monkeypatch.setattr(names, "_WRAPPERS", names.re.compile(GONE))
     with pytest.raises(RegplugError, match=r"nearest names are _orig_mod\.0\.weight"):
-        parameters.cover(parameters.Selection("0.weight"), model, [])  # type: ignore[arg-type]
+        coverage.cover(where.Selection("0.weight"), model, [])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", [GONE, "_dynamo.callback.no_handler", "_no.such.module"])

@@ -18,8 +18,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import regplug
-from regplug import agreement
 from regplug.schedules import warmup
+from regplug.session import agreement
 from regplug_builtins import L1
 
 

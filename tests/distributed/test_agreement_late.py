@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import regplug
-from regplug import agreement
+from regplug.session import agreement
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import regplug
-from regplug.cli import main
+from regplug.command.cli import main
 from regplug.errors import PluginError, SpecError
 
 

@@ -96,8 +96,8 @@ def environment(folder):
     "text",
     [
         (ROOT / "README.md").read_text("utf-8"),
-        (ROOT / "regplug" / "templates" / "README.md.txt").read_text("utf-8"),
-        (ROOT / "regplug" / "templates" / "ci.yml.txt").read_text("utf-8"),
+        (ROOT / "regplug" / "command" / "templates" / "README.md.txt").read_text("utf-8"),
+        (ROOT / "regplug" / "command" / "templates" / "ci.yml.txt").read_text("utf-8"),
         (EXAMPLE / "README.md").read_text("utf-8"),
     ],
     ids=["README", "new README", "new CI", "example"],

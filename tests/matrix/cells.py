@@ -9,7 +9,7 @@ from typing import Any
 from regimes import REGIMES, Regime
 
 import regplug
-from regplug import catalog
+from regplug.discovery import catalog
 
 SCHEDULE = "linear(0.02, 0.06, steps=4)"
 """Given for each positional argument, its strengths, so that the count of real steps shows."""

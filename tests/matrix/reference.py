@@ -17,7 +17,7 @@ from regimes import Outcome, Task, loop, outcome
 from torch import nn
 
 import regplug
-from regplug.parameters import Selection
+from regplug.selection.where import Selection
 
 
 def reference(task: Task, plugin: regplug.Plugin, delivery: str) -> Outcome:

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 import regplug
-from regplug import catalog
+from regplug.discovery import catalog
 
 BATCH = 8
 
@@ -207,7 +207,7 @@ def outcome(model: nn.Module, metrics: list[dict[str, float]]) -> Outcome:
     for module in model.modules():
         if hasattr(module, "reshard") and hasattr(module, "unshard"):
             module.reshard()
-    named = regplug.parameters.named_parameters(model)
+    named = regplug.selection.where.named_parameters(model)
     return Outcome({n.name.removeprefix("module."): whole(n.parameter) for n in named}, metrics)
 
 

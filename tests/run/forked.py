@@ -13,7 +13,13 @@ from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["torch._dynamo", "accelerate", "regplug.cli", "regplug.watch", "regplug_builtins.l1"]
+    [
+        "torch._dynamo",
+        "accelerate",
+        "regplug.command.cli",
+        "regplug.command.run.watch",
+        "regplug_builtins.l1",
+    ]
 )
 
 
@@ -65,7 +71,7 @@ def _prepare(cwd, out, err):
 
 def _command(arguments, *where):
     _prepare(*where)
-    from regplug.cli import main
+    from regplug.command.cli import main
 
     sys.argv = ["regplug", *arguments]
     sys.exit(main(arguments))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import regplug
-from regplug.blocks import BLOCK
+from regplug.backend.blocks import BLOCK
 from regplug.errors import StateError
 from regplug_builtins import L2SP
 

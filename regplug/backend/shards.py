@@ -1,0 +1,78 @@
+"""Shards and ranks: what one rank holds of a parameter, and sums over all that the others hold.
+
+A parameter is a plain tensor, alike on all ranks, or a ``DTensor`` (FSDP2, tensor parallelism) of
+which each rank holds a part. Element-wise work is done on the parts alone, with no communication.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from regplug.backend.blocks import PLAIN
+
+__all__ = ["full", "is_sharded", "like", "local", "part"]
+
+
+def is_dtensor(tensor: torch.Tensor) -> bool:
+    """Whether ``tensor`` is a ``DTensor``, told without importing that machinery."""
+    return type(tensor) not in PLAIN and hasattr(tensor, "device_mesh")
+
+
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether each rank holds a part of ``tensor`` only."""
+    return is_dtensor(tensor) and any(p.is_shard() for p in placements(tensor))
+
+
+def placements(tensor: torch.Tensor) -> Sequence[Any]:
+    return tensor.placements  # type: ignore[attr-defined,no-any-return]
+
+
+def mesh_ranks(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Return the global ranks over which ``tensor`` is spread; nothing for a plain one."""
+    if not is_dtensor(tensor):
+        return ()
+    return tuple(sorted(tensor.device_mesh.mesh.flatten().tolist()))  # type: ignore[attr-defined]
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """Return this rank's part as a plain tensor that shares its memory; no communication."""
+    if not is_dtensor(tensor):
+        return tensor
+    with torch.no_grad():
+        return tensor.to_local()  # type: ignore[attr-defined,no-any-return]
+
+
+def full(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the whole tensor on each rank: a collective for a ``DTensor``, nothing otherwise."""
+    if not is_dtensor(tensor):
+        return tensor
+    with torch.no_grad():
+        return tensor.full_tensor()  # type: ignore[attr-defined,no-any-return]
+
+
+def part(whole: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
+    """Return this rank's part of ``whole``, a tensor alike on all ranks, sharded as ``of`` is."""
+    if not is_dtensor(of):
+        return whole
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = of.device_mesh  # type: ignore[attr-defined]
+    replicated = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return replicated.redistribute(placements=placements(of)).to_local()
+
+
+def like(part: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
+    """Return ``part``, this rank's part of a tensor like ``of``, as a ``DTensor`` if ``of`` is."""
+    if not is_dtensor(of):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        part,
+        of.device_mesh,  # type: ignore[attr-defined]
+        placements(of),
+        run_check=False,
+        shape=of.shape,
+        stride=of.stride(),
+    )

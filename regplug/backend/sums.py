@@ -1,0 +1,91 @@
+"""Sums over weights of which each rank holds a part."""
+
+import math
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from regplug.backend.shards import is_dtensor, placements
+
+__all__ = ["Sum", "resolve", "wide"]
+
+
+class Sum:
+    """A sum over weights, of which each rank has computed its own part.
+
+    The session adds the parts up over the ranks, all sums of all plugins in one collective per
+    process group, and over the sharded dimensions of the mesh only: what is replicated counts
+    once.
+
+    Args:
+        terms: pairs of a parameter and a number or 0-d tensor, the sum over this rank's part of it.
+        factor: what the total is multiplied by.
+
+    >>> w = torch.nn.Parameter(torch.tensor([[1.0, 0.0]]))
+    >>> resolve([Sum([(w, (w == 0).sum())], factor=0.5)])
+    [0.5]
+    """
+
+    def __init__(
+        self, terms: Iterable[tuple[torch.Tensor, torch.Tensor | float]], factor: float = 1.0
+    ) -> None:
+        self.factor = factor
+        self.by_groups: dict[tuple[Any, ...], list[tuple[torch.Tensor | float, torch.device]]] = {}
+        for parameter, term in terms:
+            own = term.detach() if isinstance(term, torch.Tensor) else term
+            self.by_groups.setdefault(_shard_groups(parameter), []).append((own, parameter.device))
+
+
+def _shard_groups(parameter: torch.Tensor) -> tuple[Any, ...]:
+    """Return the process groups over whose ranks the parts of ``parameter`` are spread."""
+    if not is_dtensor(parameter):
+        return ()
+    mesh = parameter.device_mesh  # type: ignore[attr-defined]
+    return tuple(mesh.get_group(dim) for dim, p in enumerate(placements(parameter)) if p.is_shard())
+
+
+def resolve(sums: Sequence[Sum]) -> list[float]:
+    """Return the totals over all ranks, with one collective per process group for all together."""
+    totals = [0.0] * len(sums)
+    keys = list(dict.fromkeys(key for total in sums for key in total.by_groups))
+    for groups in keys:
+        own = [total.by_groups.get(groups, ()) for total in sums]
+        # Added up in the host's memory: some devices have no float64.
+        vector = torch.tensor([_summed(terms) for terms in own], dtype=torch.float64, device="cpu")
+        if groups:
+            device = next(device for terms in own for _, device in terms)
+            vector = vector.to(device, _widest(device))
+        for group in groups:
+            dist.all_reduce(vector, group=group)
+        totals = [a + b for a, b in zip(totals, vector.tolist(), strict=True)]
+    return [total * s.factor for total, s in zip(totals, sums, strict=True)]
+
+
+def _summed(terms: Sequence[tuple[torch.Tensor | float, torch.device]]) -> float:
+    numbers = [term for term, _ in terms if not isinstance(term, torch.Tensor)]
+    alike: dict[object, list[torch.Tensor]] = {}
+    for term, _ in terms:
+        if isinstance(term, torch.Tensor):
+            alike.setdefault((term.device, term.dtype), []).append(term)
+    # One wait for the device for all of them.
+    parts = [torch.stack(tensors).cpu().double().sum().item() for tensors in alike.values()]
+    return sum(parts, math.fsum(numbers))
+
+
+def wide(tensor: torch.Tensor) -> torch.Tensor:
+    """Return ``tensor`` in float64, or in float32 on a device that has no wider type (MPS)."""
+    return tensor.to(_widest(tensor.device))
+
+
+@lru_cache
+def _widest(device: torch.device) -> torch.dtype:
+    if device.type in ("cpu", "cuda", "meta"):
+        return torch.float64
+    try:  # some refuse to make them, others to work with them
+        torch.ones(2, dtype=torch.float64, device=device).sum().item()
+    except (RuntimeError, TypeError):
+        return torch.float32
+    return torch.float64

@@ -1,0 +1,80 @@
+"""What stands around a model: DDP, compilation, FSDP2; and the user's own module inside."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from regplug.backend.private import compiled_inside
+from regplug.errors import UnsupportedError
+
+__all__ = ["finds_unused", "layers", "leaves", "reshard", "unwrap_model"]
+
+
+def layers(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield ``model`` and what it wraps, from the outside in: DDP, compiled, the user's own."""
+    while True:
+        yield model
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif (inner := compiled_inside(model)) is not None:
+            model = inner
+        else:
+            return
+
+
+def finds_unused(model: nn.Module) -> bool:
+    """Whether ``model`` is in a DDP that looks for parameters which took no part in forward."""
+    return any(
+        isinstance(layer, nn.parallel.DistributedDataParallel)
+        and layer.find_unused_parameters
+        and not layer.static_graph
+        for layer in layers(model)
+    )
+
+
+def leaves(tensor: torch.Tensor) -> set[torch.Tensor]:
+    """Return the leaves of the graph behind ``tensor`` that gradients will reach."""
+    found, seen, stack = set(), set(), [tensor.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (leaf := getattr(node, "variable", None)) is not None:
+            found.add(leaf)
+        stack += [following for following, _ in node.next_functions]
+    return found
+
+
+def unwrap_model(model: nn.Module) -> nn.Module:
+    """Return the user's own module from inside DDP, ``torch.compile`` and their like.
+
+    Raises:
+        UnsupportedError: FSDP1, which flattens parameters, or DeepSpeed's engine.
+    """
+    for layer in layers(model):
+        if type(layer).__module__.partition(".")[0] == "deepspeed":
+            raise UnsupportedError(
+                "DeepSpeed's engine keeps gradients out of .grad, where a penalty could be added; "
+                "use DDP or FSDP2"
+            )
+    for module in layer.modules():
+        if any(base.__name__ == "FullyShardedDataParallel" for base in type(module).__mro__):
+            raise UnsupportedError(
+                "FSDP1 (FullyShardedDataParallel) flattens parameters, so that neither their shape "
+                "nor their values are there to act on: use FSDP2 (torch.distributed.fsdp."
+                "fully_shard, or fsdp_version: 2 in Accelerate's configuration)"
+            )
+    return layer
+
+
+def reshard(model: nn.Module) -> None:
+    """Put the sharded parameters of FSDP2 modules back in place.
+
+    FSDP2 leaves the root's parameters gathered after a forward; the ones that the module then
+    shows are not the optimizer's.
+    """
+    for module in model.modules():
+        if hasattr(module, "reshard") and hasattr(module, "unshard"):
+            module.reshard()  # type: ignore[operator]

@@ -1,0 +1,1 @@
+"""``regplug run``: a script, unedited, with plugins attached to what it trains."""

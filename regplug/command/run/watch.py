@@ -1,0 +1,332 @@
+"""Attaching plugins to whatever a program trains, while it runs and without a word from it.
+
+Two of torch's global hooks are enough. The forward of an outermost module tells of a model: the
+optimizers of its parameters that live by then get their sessions before it runs, so that dropout
+rates hold from this first training forward on. A first ``step`` tells of an optimizer that none of
+them knew. The forward hook is taken off as soon as every living optimizer has its session, and put
+back when a new parameter is registered (the next fold's model), so the program runs at full speed.
+"""
+
+import shlex
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import nn
+from torch.nn.modules import module as nn_module
+from torch.optim import Optimizer
+from torch.optim import optimizer as optim_module
+
+from regplug.backend import private, stack, wrappers
+from regplug.backend.names import own_parameters
+from regplug.command.run import living
+from regplug.command.run.orders import Order, checked, fitting
+from regplug.errors import RegplugError, SelectionError
+from regplug.session.session import Session, attach
+
+__all__ = ["Order", "Stop", "Watch", "checked"]
+
+# So many forwards of outermost modules may pass before the forward hook gives up.
+_PATIENCE = 16
+# So often may new parameters bring it back in vain: a program may register some at every step.
+_RETURNS = 64
+
+
+class Stop(BaseException):
+    """Ends the program: a plugin can't be attached. The message says why."""
+
+
+class Entry:
+    """One session of the program, in as far as it is remembered when it is gone.
+
+    Attributes:
+        name: the session's name.
+        title: what model is trained by what optimizer.
+        steps: how many real steps it made.
+        final: what ``look`` saw of it last.
+        session: the session, or None once nothing but this entry would keep it alive.
+    """
+
+    def __init__(self, session: Session, look: Callable[[Session], Any]) -> None:
+        self.name, self.title, self.steps = session.name, _title(session), 0
+        self.final: Any = None
+        self.session: Session | None = session
+        self._look = look
+        session.after_each_step(self._stepped)
+
+    def _stepped(self, session: Session) -> None:
+        self.steps, self.session = session.steps, session
+
+    def settle(self) -> None:
+        """Look at the session once more, and keep it alive no longer unless it steps again."""
+        if self.session is not None:
+            self.final = self._look(self.session)
+            self.session = None
+
+
+def _title(session: Session) -> str:
+    model = session.model
+    kind = _kind(model)
+    if isinstance(model, living.Bare):
+        parts = [*map(_kind, model.children()), *(name for name, _ in own_parameters(model))]
+        kind = " and ".join(parts[:4]) + (f" and {len(parts) - 4} more" if len(parts) > 4 else "")
+    return f"{kind} with {type(session.optimizer).__name__}"
+
+
+def _kind(model: nn.Module) -> str:
+    """Return the name of the user's own class, not of the one that FSDP2 makes of it."""
+    bases = type(model).__mro__
+    made = [base for base in bases if any(b.__name__ == "FSDPModule" for b in base.__mro__)]
+    return next(base for base in bases if base not in made).__name__
+
+
+class Watch:
+    """Attaches plugins to every optimizer that steps while it is on. A context manager.
+
+    Args:
+        orders: the plugins, and the models that each is for.
+        look: called with a session that is about to be forgotten, and at the end.
+        attached: called with each new session.
+
+    Attributes:
+        entries: one for each session so far.
+        alone: the models that no plugin was for.
+        passed: what an order without a pattern was not attached to, for it selects nothing there.
+        failure: what ended the program, if a plugin could not be attached.
+    """
+
+    def __init__(
+        self,
+        orders: Sequence[Order],
+        *,
+        look: Callable[[Session], Any] = lambda session: None,
+        attached: Callable[[Session], None] = lambda session: None,
+    ) -> None:
+        self.orders = list(orders)
+        self.entries: list[Entry] = []
+        self.alone: list[str] = []
+        self.passed: list[str] = []
+        self._used: set[Order] = set()
+        self.failure: str | None = None
+        self.unmatched = {order for order in orders if order.scope is not None}
+        self._look, self._attached = look, attached
+        self._known: WeakSet[Optimizer] = WeakSet()
+        self._refused: WeakSet[Optimizer] = WeakSet()
+        self._called: list[weakref.ref[nn.Module]] = []
+        self._inside: set[int] = set()
+        self._forward: Any = None
+        self._patience, self._returns = _PATIENCE, _RETURNS
+        self._undo: list[Callable[[], Any]] = []
+        self._title = ""
+
+    def __enter__(self) -> "Watch":
+        self._undo = [
+            optim_module.register_optimizer_step_pre_hook(self._on_step).remove,
+            nn_module.register_module_parameter_registration_hook(self._on_parameter).remove,
+        ]
+        # torch.compile warns of any global hook; this one is off again before it could matter.
+        warnings.filterwarnings("ignore", "Using `torch.compile.module.` when there are global")
+        self._register_compile()
+        self._arm()
+        return self
+
+    def _register_compile(self) -> None:
+        # A model compiled in place, or inside a compiled function, calls no hook before its graph
+        # is traced. torch tells of that too, though by no documented name.
+        undo = private.on_compile_start(self._on_compile)
+        if undo is not None:  # else its optimizer gets its session at the first step
+            self._undo.append(undo)
+
+    def __exit__(self, *error: object) -> None:
+        self._disarm()
+        while self._undo:
+            self._undo.pop()()
+
+    def _arm(self) -> None:
+        self._patience = _PATIENCE if not self._known else 4
+        self._inside.clear()
+        if self._forward is None:
+            self._forward = nn_module.register_module_forward_pre_hook(self._on_forward)
+
+    def _disarm(self) -> None:
+        if self._forward is not None:
+            self._forward.remove()
+            self._forward = None
+
+    # --- torch's hooks ---------------------------------------------------------------------
+
+    def _on_parameter(self, module: nn.Module, name: str, parameter: Any) -> None:
+        if self._forward is None and self._returns > 0:
+            self._returns -= 1
+            self._arm()
+
+    def _on_forward(self, module: nn.Module, arguments: Any) -> None:
+        # Inside a graph that is being traced nothing can be looked for, and it is not needed:
+        # the outermost module was called from outside of it.
+        if torch.compiler.is_compiling() or id(module) in self._inside:
+            return
+        if not (module.training or torch.is_grad_enabled()):
+            return
+        own = {id(p) for p in module.parameters()}
+        if not own:
+            return
+        self._inside.update(id(child) for child in module.modules() if child is not module)
+        self._remember(module)
+        found = self._unknown()
+        served = [o for o in found if living.holds_any(module, o)]
+        self._try_to_attach(sorted(served, key=_order_in(module)))
+        self._patience = _PATIENCE if served else self._patience - 1
+        if (served and len(served) == len(found)) or self._patience <= 0:
+            self._disarm()
+
+    def _on_compile(self, *_: Any) -> None:
+        if self._forward is not None and (found := self._unknown()):
+            self._try_to_attach(found)
+            self._disarm()
+
+    def _unknown(self) -> list[Optimizer]:
+        return [o for o in living.optimizers() if o not in self._known | self._refused]
+
+    def _try_to_attach(self, optimizers: Sequence[Optimizer]) -> None:
+        for optimizer in optimizers:
+            try:
+                self._attach(optimizer)
+            except Exception:
+                # Perhaps it never steps, and then it is no error: its first step decides.
+                self._refused.add(optimizer)
+
+    def _on_step(self, optimizer: Optimizer, arguments: Any, keywords: Any) -> None:
+        if self.failure is not None:
+            raise Stop(self.failure)
+        if optimizer in self._known:
+            return
+        own = {id(p) for p in living.parameters_of(optimizer)}
+        for outer in stack.stepping():
+            if outer in self._known and own & {id(p) for p in living.parameters_of(outer)}:
+                return  # it works for one that has its session
+        if living.passes_on(optimizer):
+            return  # another one works for it, and gets the session
+        try:
+            self._attach(optimizer)
+        except RegplugError as error:
+            self.failure = f"{self._title}: {error}{self._way_out(optimizer)}"
+            raise Stop(self.failure) from None
+
+    # --- sessions --------------------------------------------------------------------------
+
+    def _remember(self, module: nn.Module) -> None:
+        self._called = [ref for ref in self._called if ref() not in (None, module)]
+        self._called.insert(0, weakref.ref(module))
+        del self._called[_PATIENCE:]
+
+    def _attach(self, optimizer: Optimizer) -> None:
+        model = living.model_of(optimizer, self._called_now())
+        names = [*living.names_of(model), *_class_names(model)]
+        self._title = f"{names[0]} with {type(optimizer).__name__}"
+        mine = [o for o in self.orders if o.fits([*names, *_names_of_optimizer(optimizer)])]
+        self.unmatched.difference_update(mine)
+        if not mine:
+            self._known.add(optimizer)
+            self._refused.discard(optimizer)
+            self.alone.append(self._title)
+            return
+        for entry in self.entries:
+            entry.settle()
+        try:
+            session = self._attach_to(model, optimizer, mine, names[0])
+        except SelectionError as error:
+            mine = self._narrowed(mine, model, optimizer, error)
+            if not mine:
+                self._known.add(optimizer)
+                self._refused.discard(optimizer)
+                return
+            session = self._attach_to(model, optimizer, mine, names[0])
+        self._used.update(mine)
+        self._known.add(optimizer)
+        self._refused.discard(optimizer)
+        self.entries.append(Entry(session, self._look))
+        self._attached(session)
+
+    def _attach_to(
+        self, model: nn.Module, optimizer: Optimizer, orders: Sequence[Order], name: str
+    ) -> Session:
+        specs = [order.spec for order in orders]
+        return attach(model, optimizer, specs, name=self._free_name(name))
+
+    def _narrowed(
+        self,
+        orders: Sequence[Order],
+        model: nn.Module,
+        optimizer: Optimizer,
+        error: SelectionError,
+    ) -> list[Order]:
+        """Return the orders that select something here, if the others do so somewhere else.
+
+        Nobody asked for a scalar of its own (a temperature, say) to be regularized; but a
+        selection that matches nothing anywhere is a mistake.
+        """
+        fit, unfit = fitting(orders, model, optimizer)
+        if any(order.scope is not None for order in unfit):
+            raise error
+        missed = [order for order in unfit if order not in self._used]
+        for other in self._others(optimizer) if missed else ():
+            found, _ = fitting(missed, living.model_of(other, self._called_now()), other)
+            missed = [order for order in missed if order not in found]
+        if missed or not unfit:
+            raise error
+        self.passed += [f"{order.spec} selects nothing of {self._title}" for order in unfit]
+        return fit
+
+    def _others(self, optimizer: Optimizer) -> list[Optimizer]:
+        """Return the other living optimizers, those of the most weights first, as on any rank."""
+        others = [o for o in living.optimizers() if o is not optimizer]
+        return sorted(others, key=lambda o: -sum(p.numel() for p in living.parameters_of(o)))
+
+    def _called_now(self) -> list[nn.Module]:
+        return [module for ref in self._called if (module := ref()) is not None]
+
+    def _way_out(self, optimizer: Optimizer) -> str:
+        """Say how a plugin is kept to the models that it is meant for, if there are several."""
+        names: dict[str, None] = {}
+        for other in self._others(optimizer):
+            found = living.names_of(living.model_of(other, self._called_now()))
+            names[(found or _names_of_optimizer(other))[0]] = None
+        spec = next((order.spec for order in self.orders if order.scope is None), None)
+        if spec is None or not names:
+            return ""
+        example = shlex.quote(f"{spec} @ {next(iter(names))}")
+        return f" (if it is for another model of this script, say for which, as in -p {example})"
+
+    def _free_name(self, name: str) -> str:
+        taken = {entry.name for entry in self.entries}
+        number = 1
+        free = name
+        while free in taken:
+            number += 1
+            free = f"{name}-{number}"
+        return free
+
+
+def _class_names(model: nn.Module) -> list[str]:
+    """Return the class names of ``model`` and of what it wraps, the user's own first."""
+    if isinstance(model, living.Bare):
+        return ["+".join(model.keys()) or "parameters", *map(_kind, model.children())]
+    return [_kind(layer) for layer in reversed(list(wrappers.layers(model)))]
+
+
+def _names_of_optimizer(optimizer: Optimizer) -> list[str]:
+    return [*living.names_of(optimizer), type(optimizer).__name__]
+
+
+def _order_in(module: nn.Module) -> Callable[[Optimizer], tuple[int, str]]:
+    """Return a key that sorts optimizers alike on all ranks: by their place in ``module``."""
+    places = {id(p): place for place, p in enumerate(module.parameters())}
+
+    def key(optimizer: Optimizer) -> tuple[int, str]:
+        first = min(places.get(id(p), len(places)) for p in living.parameters_of(optimizer))
+        return first, type(optimizer).__name__
+
+    return key

@@ -1,0 +1,1 @@
+"""How a formula reaches the loss, the gradients and the weights."""

@@ -1,0 +1,179 @@
+"""Penalties as a part of the objective: their value, and the term in the loss.
+
+Small weights that are alike are worked on together, since a small tensor costs what the calls for
+it cost; large ones in blocks, with no model-sized temporary.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from regplug.backend import shards
+from regplug.backend.blocks import TINY, batches
+from regplug.backend.precision import as_outside
+from regplug.delivery.at_step import add_gradients, whole_gradient
+from regplug.delivery.terms import Node, Share, Term, nodes_of, total_of
+from regplug.kernels.pieces import companions, whole_companions, widened
+from regplug.plugin import failure
+
+if TYPE_CHECKING:
+    from regplug.penalty import Penalty
+
+__all__ = ["Objective"]
+
+
+# --- values ------------------------------------------------------------------------------------
+
+
+# --- in the loss -------------------------------------------------------------------------------
+
+
+class Objective:
+    """The penalties in the loss of one loop.
+
+    What is worked on together is found out anew only when strengths, or the parameters, change.
+    """
+
+    def __init__(self) -> None:
+        self._terms: list[Term] = []
+        self._weights: list[torch.Tensor] = []
+        self._kinds: list[Any] = []
+        self._nodes: list[Node] = []
+
+    def penalized(self, loss: torch.Tensor, terms: list[Term]) -> torch.Tensor:
+        """Return ``loss`` with ``terms`` added, whose gradients are those that penalties state.
+
+        A node of the graph saves no intermediate result, and keeps ``DTensor`` gradients as such,
+        so that penalties of sharded weights may be added to a plain loss. Its gradients are made
+        together, and have been accumulated before those of the next are made.
+        """
+        if terms != self._terms or _kinds(self._weights) != self._kinds:
+            weights = (w for term in terms for ws in term.coverage.by_group.values() for w in ws)
+            self._nodes = nodes_of(terms)
+            self._terms, self._weights = terms, list(dict.fromkeys(weights))
+            self._kinds = _kinds(self._weights)
+        whole: list[Node] | None = self._nodes
+        for node in self._nodes:
+            loss = _Penalized.apply(node, whole, loss, *node.weights)  # type: ignore[no-untyped-call]
+            whole = None
+        return loss
+
+
+def _kinds(weights: Sequence[torch.Tensor]) -> list[Any]:
+    """Return what may change about parameters that stay the same objects."""
+    return [(w.requires_grad, w.dtype, w.device, w.numel()) for w in weights]
+
+
+class _Penalized(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        node: Node,
+        whole: Sequence[Node] | None,
+        loss: torch.Tensor,
+        *weights: torch.Tensor,
+    ) -> torch.Tensor:
+        ctx.node = node
+        ctx.save_for_backward(*weights)
+        added = 0.0 if whole is None else total_of(whole)
+        return loss + (added.to(loss) if isinstance(added, torch.Tensor) else added)
+
+    @staticmethod
+    @as_outside
+    def backward(ctx: Any, *outputs: torch.Tensor) -> Any:
+        (upstream,) = outputs
+        node, weights = ctx.node, list(ctx.saved_tensors)
+        loss_gradient, device = upstream, weights[0].device
+        if upstream.device != device:  # the loss may be on another than its weights
+            upstream = upstream.to(device)
+        if torch.is_grad_enabled():  # create_graph: the gradient will be differentiated in turn
+            own = [
+                _differentiable(w, of, node, upstream)
+                for w, of in zip(weights, node.weights, strict=True)
+            ]
+            return None, None, loss_gradient, *own
+        # Elsewhere than on a CPU, reading a value waits for the device.
+        scale = upstream.item() if device.type == "cpu" else upstream
+        if not node.small:
+            own = [_gradient(weights[0], node, node.shares, scale)]
+        elif node.size < TINY * len(weights):
+            own = _small_gradients(weights, node.shares, scale)
+        else:  # one after another, while it is in the cache
+            own = [g for w in weights for g in _small_gradients([w], node.shares, scale)]
+        return None, None, loss_gradient, *own
+
+
+def _differentiable(
+    w: torch.Tensor, of: torch.Tensor, node: Node, scale: torch.Tensor
+) -> torch.Tensor:
+    gradients: list[torch.Tensor] = []
+    for p, factor in node.shares:
+        given = [p._arranged(t, node.layout) for t in (w, *p.companions(of))]
+        found = p._restored(_blamed(p, p._shaped_gradient, *given), node.layout)
+        gradients.append(found * (factor * scale))
+    return sum(gradients[1:], start=gradients[0])
+
+
+def _small_gradients(
+    weights: list[torch.Tensor], shares: Sequence[Share], scale: torch.Tensor | float
+) -> list[torch.Tensor]:
+    """Return scale·Σ factor·gradient(w) for each weight, by few calls for all."""
+    number, waits = (1.0, scale) if isinstance(scale, torch.Tensor) else (scale, None)
+    (penalty, factor), *others = shares
+    gradients = _blamed(penalty, penalty.gradients, weights, factor * number)
+    for penalty, factor in others:
+        _blamed(penalty, penalty.add_gradients, gradients, weights, factor * number)
+    if waits is not None:
+        torch._foreach_mul_(gradients, waits)
+    return list(gradients)
+
+
+def _gradient(
+    w: torch.Tensor, node: Node, shares: Sequence[Share], scale: torch.Tensor | float
+) -> torch.Tensor:
+    """Return scale·Σ factor·gradient(w), written in place block by block where it can be.
+
+    ``w`` is what was saved of the node's only parameter: a copy of it, if hooks are at work.
+    """
+    of = node.weights[0]
+    (penalty, own_factor), *others = shares
+    first: Any = own_factor * scale
+    if penalty.separable:
+        own = shards.local(w)
+        part = torch.empty_like(own)
+        for (out,), (piece,), *cs in batches([[part], [own], *companions(penalty, [of])]):
+            beside = [column[0] for column in cs]
+            _blamed(penalty, _scaled, penalty, piece, first, beside, out)
+    else:
+        whole = shards.full(w)
+        beside = whole_companions(penalty, of)
+        found = _blamed(penalty, whole_gradient, penalty, whole, beside, node.layout) * first
+        part = shards.part(found, w).to(w.dtype)
+    gradient = shards.like(part, w)
+    for penalty, factor in others:
+        if isinstance(scale, torch.Tensor) or penalty._has_companions:
+            part.add_(shards.local(_gradient(w, node, [(penalty, factor)], scale)))
+        else:
+            layouts = {} if node.layout is None else {w: node.layout}
+            _blamed(penalty, add_gradients, penalty, [gradient], [w], factor * scale, layouts)
+    return gradient
+
+
+def _scaled(
+    penalty: "Penalty",
+    w: torch.Tensor,
+    factor: Any,
+    beside: Sequence[torch.Tensor],
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    gradient = penalty._shaped_gradient(widened(w), *beside)
+    return torch.mul(gradient, factor, out=out)
+
+
+def _blamed(plugin: "Penalty", function: Any, *arguments: Any) -> Any:
+    """Call a formula from inside a backward pass, where no session stands by to name the plugin."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        raise failure(error, plugin, "the backward pass of on_loss", plugin._step) from error

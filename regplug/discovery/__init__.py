@@ -1,0 +1,1 @@
+"""Names and specs turned into plugins, by way of what is installed."""

@@ -1,0 +1,133 @@
+"""Specs: Python calls with literal arguments, parsed and never evaluated."""
+
+import ast
+import inspect
+import re
+import warnings
+from typing import Any
+
+from regplug import schedules
+from regplug.backend.words import nearest
+from regplug.discovery.mistakes import misfit
+from regplug.errors import (
+    SpecError,
+)
+
+__all__ = ["parse"]
+
+
+LONGEST = 10_000
+
+
+_SHORT = re.compile(r"\s*([A-Za-z_]\w*)\s*=(?!=)(.*\S.*)", re.DOTALL)
+
+
+_SCHEDULES = {
+    name: getattr(schedules, name)
+    for name in ("constant", "linear", "cosine", "exponential", "piecewise", "warmup")
+}
+
+
+def parse(spec: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    """Return name, positional and keyword arguments of ``spec``; nothing in it is evaluated.
+
+    A spec is a Python call with literal arguments (numbers, strings, None, booleans, lists,
+    tuples, dicts), in which calls of the schedules are literals too. ``name`` alone is a call
+    without arguments, ``name=value`` one with a single argument.
+
+    Raises:
+        SpecError: it is anything else; the message quotes the part that is wrong.
+    """
+    if not isinstance(spec, str):
+        raise SpecError(f"a spec must be a string, got {spec!r}")
+    if len(spec) > LONGEST:
+        raise SpecError(f"a spec has at most {LONGEST} characters, this one has {len(spec)}")
+    short = _SHORT.fullmatch(spec)
+    text = f"{short[1]}({short[2]})" if short else spec.strip()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            node = ast.parse(text, mode="eval").body
+    except (RecursionError, MemoryError) as error:
+        raise _too_deep(spec) from error
+    except (SyntaxError, ValueError) as error:
+        why = error.msg if isinstance(error, SyntaxError) else str(error)
+        if why == "invalid syntax":
+            why = "it is the name of a plugin, with its arguments in brackets"
+        raise SpecError(f"{quoted(spec)} is no spec such as 'name(1e-5)': {why}") from error
+    if isinstance(node, ast.Name):
+        return node.id, (), {}
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+        raise SpecError(
+            f"{quoted(spec)} is no spec such as 'name(1e-5)': not a call of a plain name"
+        )
+    try:
+        args, kwargs = _arguments(node, spec)
+    except RecursionError as error:
+        raise _too_deep(spec) from error
+    except SpecError:
+        raise
+    except ValueError as error:  # an integer of thousands of digits, which Python won't print
+        raise SpecError(f"{quoted(spec)}: {error}") from error
+    return node.func.id, args, kwargs
+
+
+def _too_deep(spec: str) -> SpecError:
+    # Whether the parser gives up or what reads its tree depends on the version of Python.
+    return SpecError(f"{quoted(spec)} is no spec such as 'name(1e-5)': it is nested too deep")
+
+
+def _arguments(call: ast.Call, spec: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    kwargs: dict[str, Any] = {}
+    for keyword in call.keywords:
+        if keyword.arg is None:
+            raise SpecError(f"{quoted(spec)}: ** is not allowed in a spec")
+        if keyword.arg in kwargs:
+            raise SpecError(f"{quoted(spec)}: {keyword.arg} is given twice")
+        kwargs[keyword.arg] = _literal(keyword.value, spec)
+    return tuple(_literal(arg, spec) for arg in call.args), kwargs
+
+
+def _literal(node: ast.expr, spec: str) -> Any:
+    match node:
+        case ast.Constant(value=bool() | int() | float() | str() | None):
+            return node.value
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=ast.Constant(value=int() | float())):
+            value = node.operand.value  # type: ignore[attr-defined]
+            if not isinstance(value, bool):
+                return -value if isinstance(node.op, ast.USub) else value
+        case ast.List():
+            return [_literal(item, spec) for item in node.elts]
+        case ast.Tuple():
+            return tuple(_literal(item, spec) for item in node.elts)
+        case ast.Dict() if None not in node.keys:
+            try:
+                return {
+                    _literal(key, spec): _literal(value, spec)
+                    for key, value in zip(node.keys, node.values, strict=True)
+                    if key is not None
+                }
+            except TypeError as error:
+                raise SpecError(f"{quoted(spec)}: {error}") from error
+        case ast.Call(func=ast.Name(id=name)) if name in _SCHEDULES:
+            args, kwargs = _arguments(node, spec)
+            schedule = _SCHEDULES[name]
+            wanted = inspect.signature(schedule)
+            if wrong := misfit(wanted, args, kwargs):
+                form = f"{name}({', '.join(wanted.parameters)})"
+                raise SpecError(f"{quoted(spec)}: {wrong}; the schedule is {form}")
+            try:
+                return schedule(*args, **kwargs)
+            except (SpecError, TypeError) as error:
+                raise SpecError(f"{quoted(spec)}: {name}: {error}") from error
+        case ast.Call(func=ast.Name(id=name)):
+            close = ", ".join(nearest(name, _SCHEDULES, most=2))
+            raise SpecError(f"{quoted(spec)}: {name} is no schedule; the nearest are {close}")
+    raise SpecError(
+        f"{quoted(spec)}: {quoted(ast.unparse(node))} is no literal (a number, string, list, "
+        "dict or schedule call): nothing in a spec is evaluated"
+    )
+
+
+def quoted(text: str, most: int = 120) -> str:
+    return repr(text if len(text) <= most else text[: most - 1] + "…")

@@ -1,0 +1,1 @@
+"""Which parameters: ``where=``, and what it covers of one optimizer's."""

@@ -1,0 +1,144 @@
+"""Which parameters: ``where=`` turned into a set of named parameters of one model.
+
+>>> import torch
+>>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 2))
+>>> [named.name for named in Selection("weights").of(model)]
+['0.weight', '2.weight']
+>>> [named.name for named in Selection(["all", "!*.bias"]).of(model)]
+['0.weight', '1.weight', '2.weight']
+"""
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from regplug.backend.names import Named, clean_name, named_parameters
+from regplug.backend.words import listed, nearest, shown
+from regplug.errors import SelectionError, UnsupportedError
+from regplug.selection.patterns import NO, YES, Part, Predicate, parse
+
+__all__ = ["Named", "Selection", "Where", "clean_name", "named_parameters"]
+
+Where: TypeAlias = str | Predicate | Sequence[str | Predicate]
+
+
+class Selection:
+    """``where=``, checked when it is made and applied to a model as often as is wanted.
+
+    Args:
+        where: ``"weights"`` (trainable, floating, two or more dimensions, not in a normalization
+            layer), ``"all"`` (trainable), a glob pattern on qualified names (``"encoder.*"``),
+            ``"!pattern"`` to exclude, a callable ``(name, parameter, module) -> bool``, or
+            ``"weights & encoder.*"``, which narrows: what matches all of these, and none of those
+            with a ``!`` before them. A list of all that is a union: ``["weights", "encoder.*"]``
+            covers all weights, and the encoder's biases too. In a list an exclusion always wins;
+            a list of exclusions alone starts from ``"weights"``.
+
+    Raises:
+        SelectionError: ``where`` is none of these.
+
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+    >>> [named.name for named in Selection("weights & 1.*").of(model)]
+    ['1.weight']
+    >>> [named.name for named in Selection(["weights", "1.*"]).of(model)]
+    ['0.weight', '1.weight', '1.bias']
+    """
+
+    def __init__(self, where: Where = "weights") -> None:
+        given = list(where) if isinstance(where, list | tuple) else [where]
+        if not given:
+            raise SelectionError(f"where must not be empty, got {where!r}")
+        parts = [part for part in map(parse, given) if part is not None]
+        if len(parts) < len(given):
+            raise SelectionError(
+                "where must be 'weights', 'all', a glob pattern, '!pattern', 'a & b' of these, a "
+                "list of all that or a callable (name, parameter, module) -> bool, got "
+                f"{where!r}"
+            )
+        self.where = where
+        self._exclude = [part for part in parts if part.excludes]
+        self._include = [part for part in parts if not part.excludes] or [Part("", ("weights",))]
+
+    def __repr__(self) -> str:
+        return f"Selection({self.where!r})"
+
+    def of(self, model: nn.Module) -> list[Named]:
+        """Return the parameters of ``model`` that are selected; frozen ones are kept.
+
+        They are left out at each step instead, so that a layer may thaw in the course of training.
+
+        Raises:
+            SelectionError: nothing trainable is selected, or a pattern matches no name at all;
+                the message shows the nearest names.
+            UnsupportedError: a complex parameter is asked for by ``"all"``, by name or callable.
+        """
+        return self.sorted(model)[0]
+
+    def sorted(self, model: nn.Module) -> tuple[list[Named], list[Named]]:
+        """Return the parameters that are selected, and the lazy ones that may be.
+
+        A lazy parameter (of ``nn.LazyLinear`` and its like) is selected, or not, once it has a
+        shape.
+
+        Raises:
+            SelectionError: nothing trainable is selected, nor may ever be; see :meth:`of`.
+            UnsupportedError: see :meth:`of`.
+        """
+        known = named_parameters(model)
+        for part in self._include:
+            self._check_matches(part, known)
+        taken = [(named, answer) for named in known if (answer := self._takes(named)) != NO]
+        lazy = [named for named, _ in taken if is_lazy(named.parameter)]
+        chosen = [named for named, _ in taken if not is_lazy(named.parameter)]
+        for named in chosen:
+            if named.parameter.is_complex():
+                raise UnsupportedError(
+                    f"{named.name} is {named.parameter.dtype}, and penalties are defined here for "
+                    f"real weights only: exclude it with where=[…, '!{named.name}']"
+                )
+        chosen = [named for named in chosen if named.parameter.is_floating_point()]
+        if not lazy and not any(named.parameter.requires_grad for named in chosen):
+            frozen = f"; {len(chosen)} frozen ones match" if chosen else ""
+            raise SelectionError(
+                f"where={self.where!r} selects no trainable parameter{frozen}; "
+                f"the model has {shown(known)}"
+            )
+        return chosen, lazy
+
+    def _takes(self, named: Named) -> int:
+        excluded = max((part.takes(named) for part in self._exclude), default=NO)
+        if excluded == YES:
+            return NO
+        return min(YES - excluded, max(part.takes(named) for part in self._include))
+
+    def _check_matches(self, part: Part, known: list[Named]) -> None:
+        """Refuse a part that takes nothing, though it names what it takes: it is mistyped."""
+        if not part.patterns or any(part.takes(named) for named in known):
+            return
+        names = [name for named in known for name in named.names]
+        if not names:
+            raise SelectionError(
+                f"where={self.where!r} matches nothing: the model has no parameters"
+            )
+        for pattern in part.patterns:
+            matched = [n for n in known if Part(pattern, (pattern,)).takes(n)]
+            if matched:
+                continue
+            if pattern == "weights":
+                raise SelectionError(
+                    "where='weights' matches nothing: no parameter has two or more dimensions "
+                    f"outside normalization layers; the model has {listed(names)}"
+                )
+            close = ", ".join(nearest(pattern, names))
+            raise SelectionError(
+                f"where={self.where!r}: {pattern!r} matches no parameter; the nearest names are "
+                f"{close}"
+            )
+        last = part.patterns[-1]
+        alone = [named.name for named in known if Part(last, (last,)).takes(named)]
+        raise SelectionError(
+            f"where={self.where!r}: {part.text!r} matches no parameter, though each of its parts "
+            f"does: {last!r} alone is {listed(alone)}"
+        )

@@ -1,0 +1,238 @@
+"""The plugins of one session as they are called: in order, each failure with its culprit's name."""
+
+import inspect
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
+from typing import Any
+
+import pluggy
+import torch
+
+from regplug import hookspecs
+from regplug.backend import stack
+from regplug.errors import PluginError
+from regplug.hookspecs import PROJECT
+from regplug.plugin import Plugin, failure
+from regplug.view import SessionView
+
+__all__ = ["Calls", "is_number", "is_scalar", "seen"]
+
+_MARK = f"{PROJECT}_impl"
+_EVENTS = [
+    name
+    for name, hook in vars(hookspecs).items()
+    if hasattr(hook, f"{PROJECT}_spec") and callable(hook)
+]
+
+
+# Those in which a plugin acts on a loop, and not just answers its session.
+_LOOP = ("on_loss", "on_gradients", "on_closure", "before_step", "after_step")
+
+
+class Calls:
+    """Calls hooks, by a pluggy manager of the session's own.
+
+    Args:
+        plugins: in the order in which they are to be called.
+        tell: is given each failure before it is raised.
+
+    Raises:
+        PluginError: a plugin breaks the hook contract.
+    """
+
+    def __init__(self, plugins: Iterable[Plugin], tell: Callable[[Exception], None]) -> None:
+        self._plugins = tuple(plugins)
+        self._tell = tell
+        self._manager = _manager(self._plugins)
+        callers = {event: getattr(self._manager.hook, event) for event in _EVENTS}
+        # Looked up once, since some fire at every step; left out where no plugin listens.
+        self._callers: dict[str, pluggy.HookCaller] = {
+            event: caller for event, caller in callers.items() if caller.get_hookimpls()
+        }
+        # The functions to call for an event, where they are called directly: see settle().
+        self._functions: dict[str, list[Callable[..., Any]]] = {}
+        self._silent = False
+        self.at_steps = True
+        """Whether any plugin has something to do in a step's events."""
+
+    def settle(self, session: SessionView) -> None:
+        """Leave out the plugins in the events in which they say that they have nothing to do.
+
+        From here on an event is a call of the functions themselves, if its hooks are no more than
+        functions: each takes the session alone, and none is a wrapper around the others. In a
+        training loop, where it is cold code, pluggy's own call costs as much as a small penalty.
+        """
+        if self._silent:
+            return
+        idle = {id(plugin): plugin.idle(session) for plugin in self._plugins}
+        for event, caller in self._callers.items():
+            impls = caller.get_hookimpls()
+            if any(i.argnames != ("session",) or i.wrapper or i.hookwrapper for i in impls):
+                continue
+            busy = [i.function for i in impls if event not in idle.get(id(i.plugin), ())]
+            self._functions[event] = busy[::-1]
+        self.at_steps = any(map(self.heard, ("on_gradients", "before_step", "after_step")))
+
+    def silence(self) -> None:
+        """Call nobody any more in the events of a loop, from the very call on that is at work.
+
+        A plugin may detach its session in any event, of which the rest is then no one's.
+        """
+        self._silent = True
+        for event in _LOOP:
+            self._functions.setdefault(event, []).clear()
+            caller = self._callers.get(event)
+            for impl in caller.get_hookimpls() if caller else ():
+                if not (impl.wrapper or impl.hookwrapper):  # those are around the call already
+                    impl.function = _nothing  # type: ignore[misc]
+        self.at_steps = False
+
+    def listeners(self, event: str) -> list[Plugin]:
+        """Return the plugins that implement ``event``."""
+        caller = self._callers.get(event)
+        listening = {id(impl.plugin) for impl in caller.get_hookimpls()} if caller else set()
+        return [plugin for plugin in self._plugins if id(plugin) in listening]
+
+    def heard(self, event: str) -> bool:
+        """Whether any plugin has something to do in ``event``."""
+        return event in self._callers and self._functions.get(event) != []
+
+    def all(self, event: str, session: SessionView, **arguments: Any) -> list[Any]:
+        """Call every plugin and return what they returned, but for None."""
+        caller = self._callers.get(event)
+        if caller is None:
+            return []
+        functions = self._functions.get(event)
+        try:
+            if functions is None:
+                returned: list[Any] = caller(session=session, **arguments)
+            else:
+                returned = [value for f in functions if (value := f(session)) is not None]
+        except Exception as error:
+            self.blame(error, event, session)
+        return returned
+
+    def one(self, plugin: Plugin, event: str, session: SessionView, **arguments: Any) -> Any:
+        """Call one plugin and return what it returned."""
+        others = [other for other in self._plugins if other is not plugin]
+        caller = self._manager.subset_hook_caller(event, others)
+        try:
+            returned = caller(session=session, **arguments)
+        except Exception as error:
+            self.blame(error, event, session, plugin)
+        return returned[0] if returned else None
+
+    def mapping(self, plugin: Plugin, event: str, session: SessionView) -> Mapping[str, Any]:
+        """Call one plugin that must return a mapping or None, and return the mapping."""
+        returned = self.one(plugin, event, session)
+        if returned is not None and not isinstance(returned, Mapping):
+            wrong = f"it must return a mapping or None, got {seen(returned)}"
+            self.blame(TypeError(wrong), event, session, plugin)
+        return returned or {}
+
+    def refuse_returned(
+        self, is_right: Callable[[Any], bool], event: str, session: SessionView, **arguments: Any
+    ) -> None:
+        """Find the plugin whose hook returned what it must not, by asking each again."""
+        for plugin in self._plugins:
+            returned = self.one(plugin, event, session, **arguments)
+            if returned is not None and not is_right(returned):
+                wrong = f"it must return a 0-d tensor or None, got {seen(returned)}"
+                self.blame(TypeError(wrong), event, session, plugin)
+
+    def blame(
+        self, error: Exception, event: str, session: SessionView, plugin: Plugin | None = None
+    ) -> None:
+        """Raise ``error`` with the name of the plugin that it comes from.
+
+        Without ``plugin`` it is the one on the traceback: at no cost until it is needed.
+        """
+        plugin = plugin or self._culprit(error, event)
+        told = error if plugin is None else failure(error, plugin, event, session.steps)
+        self._tell(told)
+        if told is error:
+            raise error
+        raise told from error
+
+    def _culprit(self, error: BaseException, event: str) -> Plugin | None:
+        by_instance = {id(plugin): plugin for plugin in self._plugins}
+        caller = self._callers.get(event)
+        by_code = {
+            getattr(impl.function, "__code__", None): by_instance.get(id(impl.plugin))
+            for impl in (caller.get_hookimpls() if caller else ())
+        }
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            plugin = by_instance.get(id(stack.of_traceback(frame))) or by_code.get(frame.f_code)
+            if plugin is not None:
+                return plugin
+        return None
+
+
+def _nothing(*arguments: Any) -> None:
+    """Stand in for the hooks of a session that is detached."""
+
+
+def is_scalar(value: object) -> bool:
+    """Whether ``value`` is a 0-d tensor."""
+    return isinstance(value, torch.Tensor) and value.ndim == 0
+
+
+def is_number(value: object) -> bool:
+    """Whether ``value`` is a number or a 0-d tensor."""
+    return isinstance(value, Real) or is_scalar(value)
+
+
+def seen(value: object) -> str:
+    """Return ``value`` as a message shows it."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return repr(value)
+
+
+class _Manager(pluggy.PluginManager):
+    """Looks for hooks without reading a plugin's attributes.
+
+    pluggy reads each of them up to 1.6, and a property that can't be read yet is an error there.
+    """
+
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
+        return super().parse_hookimpl_opts(plugin, name) if _is_marked(plugin, name) else None
+
+
+def _is_marked(plugin: object, name: str) -> bool:
+    if name in _EVENTS:
+        return True
+    # One of another name is no event; pluggy says so.
+    found = inspect.getattr_static(plugin, name, None)
+    return inspect.isroutine(found) and (
+        hasattr(found, _MARK) or hasattr(getattr(found, "__func__", None), _MARK)
+    )
+
+
+def _manager(plugins: Iterable[Plugin]) -> pluggy.PluginManager:
+    """Return a plugin manager of this session's own that calls plugins in the order given."""
+    manager = _Manager(PROJECT)
+    manager.add_hookspecs(hookspecs)
+    for plugin in reversed(list(plugins)):
+        if type(plugin).__hash__ is None:
+            raise PluginError(
+                f"{plugin.name} ({plugin.source}) can't be hashed, which pluggy needs; a plugin is "
+                "equal to itself alone: for a dataclass write @dataclass(eq=False)"
+            )
+        for name in _EVENTS:
+            hook: Callable[..., Any] | None = getattr(plugin, name, None)
+            if callable(hook) and not hasattr(hook, _MARK):
+                raise PluginError(
+                    f"{plugin.name} ({plugin.source}): {name} is a hook but is not marked with "
+                    "@regplug.hookimpl, so it would never be called"
+                )
+        try:
+            # pluggy calls the last registered first.
+            manager.register(plugin, name=plugin.name)
+            manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            raise PluginError(
+                f"{plugin.name} ({plugin.source}) breaks the hook contract: {error}"
+            ) from error
+    return manager

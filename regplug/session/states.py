@@ -1,0 +1,108 @@
+"""What a session saves and loads: checked, put back if it fails, and kept when it is detached."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from regplug.backend.gradmode import without_grad
+from regplug.errors import RegplugError, StateError
+from regplug.plugin import Plugin
+from regplug.session.calls import Calls
+from regplug.session.snapshots import Ghost, Memory
+from regplug.view import SessionView
+
+__all__ = ["States", "checked"]
+
+
+def checked(
+    state: object, plugins: Sequence[Plugin]
+) -> tuple[int, Mapping[str, Mapping[str, Any]]]:
+    """Return the steps and the states by plugin name that ``session.state_dict()`` returned.
+
+    Raises:
+        StateError: it is no such state, or of other plugins than these.
+    """
+    steps = state.get("steps") if isinstance(state, Mapping) else None
+    states = state.get("plugins") if isinstance(state, Mapping) else None
+    whole = isinstance(steps, int) and not isinstance(steps, bool) and steps >= 0
+    if not (whole and isinstance(states, Mapping)) or not all(
+        isinstance(own, Mapping) for own in states.values()
+    ):
+        raise StateError("this is not what session.state_dict() returned")
+    own = {plugin.name for plugin in plugins}
+    if own != set(states):
+        raise StateError(
+            f"the saved state is of the plugins {sorted(states, key=str) or 'none'}, "
+            f"this session has {sorted(own) or 'none'}"
+        )
+    assert isinstance(steps, int)
+    return steps, states
+
+
+class States:
+    """What the plugins of one session answer: its own, or as they were when they left it.
+
+    Args:
+        plugins: those of the session.
+        calls: asks them.
+        tell: is given each failure before it is raised.
+    """
+
+    def __init__(
+        self, plugins: Sequence[Plugin], calls: Calls, tell: Callable[[Exception], None]
+    ) -> None:
+        self._plugins, self._calls, self._tell = tuple(plugins), calls, tell
+        self._ghosts: dict[str, Ghost] = {}
+        self._answering: tuple[tuple[Plugin, ...], Calls] | None = None
+
+    def keep(self, plugin: Plugin) -> None:
+        """Keep a plugin as it is now, before it is detached and may be attached elsewhere."""
+        if plugin.name not in self._ghosts:
+            self._ghosts[plugin.name] = Ghost(plugin)
+            self._answering = None
+
+    def answering(self) -> tuple[tuple[Plugin, ...], Calls]:
+        """Return the plugins to ask, and what asks them.
+
+        Raises:
+            StateError: what one of them knew is lost.
+        """
+        if not self._ghosts:
+            return self._plugins, self._calls
+        if self._answering is None:
+            kept = {name: ghost.plugin for name, ghost in self._ghosts.items()}
+            plugins = tuple(kept.get(p.name, p) for p in self._plugins)
+            self._answering = plugins, Calls(plugins, self._tell)
+        for ghost in self._ghosts.values():
+            ghost.check()
+        return self._answering
+
+    def load(self, session: SessionView, state: object, advance: Callable[[int], None]) -> None:
+        """Have the plugins go on from ``state``, or as before if any of them fails to.
+
+        Args:
+            session: whose plugins they are.
+            state: what ``session.state_dict()`` returned once.
+            advance: sets the session's step count.
+        """
+        steps, states = checked(state, self._plugins)
+        at = session.steps
+        memories: list[tuple[Plugin, Memory]] = []
+        try:
+            advance(steps)
+            for plugin in self._plugins:
+                memories.append((plugin, Memory(plugin)))
+                self._load(session, plugin, states[plugin.name])
+        except BaseException:
+            for _, memory in memories:
+                memory.restore()
+            advance(at)
+            # Once more, for what a plugin has set elsewhere by what it read.
+            for plugin, _ in memories:
+                with suppress(RegplugError):  # the first error is the one to see
+                    own = self._calls.mapping(plugin, "on_state", session)
+                    self._load(session, plugin, own)
+            raise
+
+    def _load(self, session: SessionView, plugin: Plugin, state: Mapping[str, Any]) -> None:
+        without_grad(self._calls.one, plugin, "on_load_state", session, state=state)
