@@ -8,13 +8,17 @@
 See :func:`attach`, :class:`Session`, and :class:`Penalty` to write a plugin.
 """
 
-from regplug import errors, schedules
+from regplug import errors, schedules, sessions
+from regplug.backend import lent
 from regplug.backend.blocks import scratch
+from regplug.backend.eager import called_by_a_graph
+from regplug.backend.layouts import Layout
 from regplug.backend.shards import full, like, local, part
 from regplug.backend.sums import Sum
 from regplug.hookspecs import hookimpl, hookspec
 from regplug.penalty import Penalty
 from regplug.plugin import Plugin, Scheduled
+from regplug.selection import in_use
 from regplug.selection.coverage import Coverage
 from regplug.selection.where import Selection
 from regplug.session.session import Session, attach
@@ -22,6 +26,7 @@ from regplug.view import SessionView
 
 __all__ = [
     "Coverage",
+    "Layout",
     "Penalty",
     "Plugin",
     "Scheduled",
@@ -30,15 +35,19 @@ __all__ = [
     "SessionView",
     "Sum",
     "attach",
+    "called_by_a_graph",
     "errors",
     "full",
     "hookimpl",
     "hookspec",
+    "in_use",
+    "lent",
     "like",
     "local",
     "part",
     "schedules",
     "scratch",
+    "sessions",
 ]
 
 __version__ = "0.1.0"

@@ -33,30 +33,28 @@ PLUGINS: dict[str, str] = PROJECT["entry-points"]["regplug"]
 # The house, from the roof to the ground: a module imports only what stands on lower floors.
 FLOORS = (
     {"__main__"},
-    {"cli"},
-    {"run"},
-    {"script", "watch"},
-    {"config", "living", "orders", "report", "scaffold", "shelf", "testing", "tune"},
+    {"command"},
+    {"report", "testing", "tune"},
     # What other packages' conventions want around a session, of which the session knows nothing.
-    {f"integrations.{name}" for name in ("keras", "lightning", "skorch", "transformers")},
-    {"pictures"},
+    {"integrations"},
     {"__init__"},
     {"session"},
-    {"calls"},
-    {"catalog"},
+    {"sessions"},
+    {"discovery"},
     {"penalty"},
-    {"objective"},
-    {"deliveries", "plugin"},
-    {"parameters"},
-    {"agreement", "integrations", "optimizers"},
-    {"distributed"},
-    {"schedules"},
-    {"blocks", "eager", "distributions", "growing", "mistakes", "table"},
-    {"hookspecs", "errors"},
+    {"plugin"},
+    {"delivery"},
+    {"kernels"},
+    {"hookspecs"},
+    {"view"},
+    {"selection"},
+    {"backend"},
+    {"installed", "schedules", "table"},
+    {"errors"},
 )
 
 # What plugins may import of the core, as anyone else's would.
-PUBLIC_MODULES = ("regplug", "regplug.errors", "regplug.schedules")
+PUBLIC_MODULES = ("regplug", "regplug.errors", "regplug.schedules", "regplug.sessions")
 
 PUBLIC_NAMES = {
     "regplug": {"attach", "Session", "Plugin", "Penalty", "hookimpl", "hookspec"},
@@ -69,12 +67,16 @@ PUBLIC_NAMES = {
         "StateError",
         "UnsupportedError",
     },
+    "regplug.sessions": {"on"},
     "regplug.schedules": {"constant", "linear", "cosine", "exponential", "piecewise", "warmup"},
 }
 
 # Words of torch's own that are also the names of plugins: (module, word) -> what torch means by it.
 WORDS_OF_TORCH = {
-    ("optimizers", "weight_decay"): "a key of torch's parameter groups",
+    ("backend.update_rules", "weight_decay"): "a key of torch's parameter groups",
+    ("session.own_weights", "weight_decay"): "an argument of torch's optimizers",
+    ("selection.in_use", "spectral_norm"): "torch's parametrization of that name",
+    ("selection.in_use", "SpectralNorm"): "the class of it",
     ("testing.restoring", "weight_decay"): "an argument of torch's optimizers",
     ("testing.bench", "Dropout"): "a layer of the model that plugins are tried on",
     ("testing.training", "Dropout"): "another such layer",

@@ -5,9 +5,7 @@ from typing import Any
 
 import torch
 
-from regplug import Plugin, Selection, SessionView, Sum, full, hookimpl, local, part
-from regplug.backend.layouts import Layout
-from regplug.selection.in_use import in_use, notes
+from regplug import Layout, Plugin, Selection, SessionView, Sum, full, hookimpl, in_use, local, part
 
 __all__ = ["Constraint"]
 
@@ -67,7 +65,7 @@ class Constraint(Plugin):
     @hookimpl
     def on_metrics(self, session: SessionView) -> Mapping[str, Any]:
         """Return the bound, and the share of the covered weights that are exactly 0."""
-        coverage = in_use(session.coverage(self.selection))
+        coverage = in_use.in_use(session.coverage(self.selection))
         zeros = []
         for entry in coverage.trainable:
             own = local(entry.parameter).detach()
@@ -81,7 +79,7 @@ class Constraint(Plugin):
 
     def notes(self, session: SessionView) -> list[str]:
         """Return what is covered if it is little, and what is special about it."""
-        return notes(session.coverage(self.selection))
+        return in_use.notes(session.coverage(self.selection))
 
     def agreement(self, session: SessionView) -> Mapping[str, Any]:
         """Return the settings, and what they come to in this model."""

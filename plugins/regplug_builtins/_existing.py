@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-from regplug.backend import lent
+from regplug import lent
 from regplug.errors import SpecError
 
 __all__ = ["EXISTING", "Existing", "Group"]

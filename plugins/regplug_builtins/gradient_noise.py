@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 
-from regplug import Plugin, Scheduled, Selection, SessionView, hookimpl, local, part
+from regplug import Plugin, Scheduled, Selection, SessionView, hookimpl, in_use, local, part
 from regplug.errors import SpecError
 from regplug.schedules import ScheduleLike
-from regplug.selection.in_use import notes
 
 __all__ = ["GradientNoise"]
 
@@ -113,7 +112,7 @@ class GradientNoise(Plugin):
 
     def notes(self, session: SessionView) -> list[str]:
         """Return what is covered if it is little, and what is special about it."""
-        return notes(session.coverage(self.selection))
+        return in_use.notes(session.coverage(self.selection))
 
     def agreement(self, session: SessionView) -> Mapping[str, Any]:
         """Return the settings, and what they come to in this model."""

@@ -6,11 +6,20 @@ from typing import Any
 
 import torch
 
-from regplug import Coverage, Plugin, Scheduled, Selection, SessionView, hookimpl, local, sessions
-from regplug.backend import lent
-from regplug.backend.eager import called_by_a_graph
+from regplug import (
+    Coverage,
+    Plugin,
+    Scheduled,
+    Selection,
+    SessionView,
+    called_by_a_graph,
+    hookimpl,
+    in_use,
+    lent,
+    local,
+    sessions,
+)
 from regplug.schedules import ScheduleLike, constant
-from regplug.selection.in_use import notes
 from regplug_builtins._existing import Existing
 
 __all__ = ["WeightDecay"]
@@ -251,7 +260,7 @@ class WeightDecay(Plugin):
 
     def notes(self, session: SessionView) -> list[str]:
         """Return what is covered if it is little, and what is special about it."""
-        return notes(session.coverage(self.selection))
+        return in_use.notes(session.coverage(self.selection))
 
     def agreement(self, session: SessionView) -> Mapping[str, Any]:
         """Return the settings, and what they come to in this model."""

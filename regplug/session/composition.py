@@ -90,9 +90,9 @@ def _way_out(one: Penalty, other: Penalty, *, elementwise: bool) -> str | None:
     if (first, second) in _FOR_ONE_STEP and same and not elementwise:
         return None
     if (first, second) == ("groups", "threshold and scale"):
-        return "write l1, group_lasso and l2 instead, or give one of them delivery='step'"
+        return "write a penalty for each of its terms instead, or give one of them delivery='step'"
     if first in _LAST and second in _LAST:
-        return "give one of them the sum of both (elastic_net has both strengths)"
+        return "give one of them the sum of both"
     if first == second == "groups" and same:
         return "give one of them the sum of both"
     return "give one of them delivery='step'"

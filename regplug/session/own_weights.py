@@ -34,8 +34,8 @@ class _Kind:
 
 
 _WAY = (
-    "use a penalty with delivery='step' or 'loss' (l1, l2), which are right here, its own "
-    "weight_decay, or another optimizer"
+    "use a penalty with delivery='step' or 'loss', which is right here, its own weight_decay, or "
+    "another optimizer"
 )
 
 # Found by training ½‖w + 1‖² with each of pytorch_optimizer's, schedulefree's, dadaptation's and
@@ -142,7 +142,7 @@ class Copies:
             raise UnsupportedError(
                 f"{self._early}: {type(self._optimizers[-1]).__name__} moves the weights before it "
                 "evaluates its closure, and puts them back later with what is changed meanwhile: "
-                "use a penalty with delivery='step' (l2), its own weight_decay, or attach to the "
+                "use a penalty with delivery='step', its own weight_decay, or attach to the "
                 "optimizer that it holds for the update"
             )
 
