@@ -176,6 +176,7 @@ class Arithmetic(nn.Module):
 
 def test_arithmetic_of_a_moving_rate_is_compiled_once() -> None:
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     model = Arithmetic()
     session = regplug.attach(model, plugins=["dropout(linear(0.05, 0.95, steps=10))"])
     compiled = torch.compile(model, fullgraph=True, backend="eager")

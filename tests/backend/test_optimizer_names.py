@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import regplug
-from regplug.backend import hook_order, optimizer_names, stack, update_rules, wrapped
+from regplug.backend import hook_order, optimizer_names, stack, step_events, wrapped
 from regplug.command.run import living
 from regplug.errors import UnsupportedError
 
@@ -298,9 +298,9 @@ def test_the_dummy_step_is_known_without_a_name_on_the_stack() -> None:
     optimizer.state.clear()
     optimizer.param_groups[0]["lr"] = 0.0
     model.weight.grad = torch.zeros_like(model.weight)
-    assert update_rules._is_dummy(optimizer)  # called by no function of torch's
+    assert step_events._is_dummy(optimizer)  # called by no function of torch's
     model.weight.grad[0, 0] = 1e-30
-    assert not update_rules._is_dummy(optimizer)
+    assert not step_events._is_dummy(optimizer)
 
 
 def test_weights_updated_in_backward_are_told_of_at_the_latest_where_no_step_was_seen(
@@ -328,11 +328,11 @@ def test_weights_updated_in_backward_are_told_of_at_the_latest_where_no_step_was
 
 def test_a_hook_on_the_accumulated_gradient_is_found_by_public_ways() -> None:
     model, _ = linear()
-    assert not update_rules._has_hook(model.weight)
+    assert not step_events._has_hook(model.weight)
     handle = model.weight.register_post_accumulate_grad_hook(lambda p: None)
-    assert update_rules._has_hook(model.weight)
+    assert step_events._has_hook(model.weight)
     handle.remove()
-    assert not update_rules._has_hook(model.weight)
+    assert not step_events._has_hook(model.weight)
 
 
 # --- under a GradScaler ------------------------------------------------------------------------
