@@ -156,15 +156,15 @@ class Penalty(Delivered):
 
     # --- what deliveries are given of it --------------------------------------------------
 
-    _separable_unproven = False  # an ancestor's word, for another value
-
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        cls._separable_unproven = formulas.settle(cls, Penalty)
+        formulas.settle(cls, Penalty)
 
     def _settle_formula(self, coverage: Coverage) -> None:
-        unproven = formulas.settle_instance(self, Penalty) or self._separable_unproven
-        if unproven and self.separable and not is_written(self, Penalty, "companions"):
+        formulas.settle_instance(self, Penalty)
+        if not self.separable or is_written(self, Penalty, "companions"):
+            return
+        if formulas.is_unproven(self, Penalty):
             self.separable = not coverage or formulas.adds_up(self.value, coverage[0].parameter)
 
     def _make_formula_kernel(self) -> Kernel:

@@ -122,6 +122,41 @@ def test_a_backward_pass_names_the_plugin_and_the_step():
         loss.backward()
 
 
+class OfL1(L1):
+    def value(self, w):
+        return w.pow(4).sum()
+
+
+class Clamped(OfL1):
+    def gradient(self, w):
+        return super().gradient(w).clamp(-0.1, 0.1)
+
+
+class AddsOnLists(OfL1):
+    def add_gradients(self, gradients, weights, factor):
+        super().add_gradients(gradients, weights, 2 * factor)
+
+
+@pytest.mark.parametrize("kind", [Clamped, AddsOnLists])
+def test_what_super_gives_is_of_the_value_that_acts(kind):
+    """Not of the ancestor's, which that value has replaced."""
+    session, w = attached(kind(0.5, delivery="step"))
+    start = w.detach().clone()
+    expected = 4 * start**3
+    expected = expected.clamp(-0.1, 0.1) if kind is Clamped else 2 * expected
+    torch.testing.assert_close(stepped(session, w), start - 0.1 * 0.5 * expected)
+
+
+def test_formulas_belong_together_before_there_is_a_session():
+    w = torch.tensor([[-2.0, 3.0]])
+    penalty = OfL1(0.5)
+    torch.testing.assert_close(penalty.gradient(w), 4 * w**3)
+    torch.testing.assert_close(penalty.gradients([w], 0.5)[0], 2 * w**3)
+    added = torch.ones_like(w)
+    penalty.add_gradients([added], [w], 0.5)
+    torch.testing.assert_close(added, 1 + 2 * w**3)
+
+
 def test_deliveries_and_kernels_know_of_no_penalty():
     """Not even for types."""
     root = Path(regplug.__file__).parent

@@ -3,6 +3,10 @@
 What an ancestor states is of the formula that it knew: its gradient is that of its value, its lists
 are of its gradient. Where a subclass writes the one, the other is not the subclass's any more, and
 the base class's takes its place: the gradient by autograd, lists by calls of the formula.
+
+It does so in the class itself, when it is made, as Python leaves a class that writes ``__eq__`` no
+``__hash__`` of its ancestor's. Only so ``super().gradient(w)`` in a class below is the gradient of
+the value that acts, and so is what anybody calls before there is a session.
 """
 
 from collections.abc import Callable
@@ -14,6 +18,7 @@ import torch
 __all__ = [
     "adds_up",
     "by_autograd",
+    "is_unproven",
     "is_written",
     "settle",
     "settle_instance",
@@ -32,16 +37,11 @@ _OF = {
 }
 
 
-def settle(cls: Any, base: Any) -> bool:
-    """Give ``cls`` the base class's where what it inherits is of another formula than its own.
-
-    Returns:
-        Whether ``separable``, which can't be made anew, is an ancestor's word for another value.
-    """
+def settle(cls: Any, base: Any) -> None:
+    """Give ``cls`` the base class's where what it inherits is of another formula than its own."""
     for name, formula in _OF.items():
         if _is_stale(cls, base, name, formula):
             setattr(cls, name, getattr(base, name))
-    return _is_stale(cls, base, "separable", "value")
 
 
 def _is_stale(cls: Any, base: Any, name: str, formula: str) -> bool:
@@ -60,14 +60,20 @@ def _is_stale(cls: Any, base: Any, name: str, formula: str) -> bool:
     return above and name == "gradient"
 
 
-def settle_instance(penalty: object, base: Any) -> bool:
-    """Do so for formulas that were set on an instance. Returns what :func:`settle` does."""
+def settle_instance(penalty: object, base: Any) -> None:
+    """Give ``penalty`` the base class's where formulas were set on the instance."""
     own: dict[str, Any] = vars(penalty)
     for name, formula in _OF.items():
         if formula in own and name not in own:
             made = getattr(base, name)
             own[name] = MethodType(made, penalty) if callable(made) else made
-    return "value" in own and "separable" not in own
+
+
+def is_unproven(penalty: object, base: Any) -> bool:
+    """Whether ``separable``, which can't be made anew, is an ancestor's word for another value."""
+    own = vars(penalty)
+    on_instance = "value" in own and "separable" not in own
+    return on_instance or _is_stale(type(penalty), base, "separable", "value")
 
 
 def stale_proximal(penalty: object, base: Any) -> str | None:
