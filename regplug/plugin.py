@@ -26,7 +26,7 @@ from regplug.installed import distribution_of, entry_name_of
 from regplug.schedules import Schedule, ScheduleLike, as_schedule, checked, constant
 from regplug.view import SessionView
 
-__all__ = ["Plugin", "Scheduled", "failure"]
+__all__ = ["Plugin", "Scheduled", "failure", "failure_now", "set_step"]
 
 
 class Scheduled:
@@ -61,19 +61,19 @@ class Scheduled:
         self.name = name
 
     @overload
-    def __get__(self, plugin: None, owner: type) -> "Scheduled": ...
+    def __get__(self, instance: None, owner: type) -> "Scheduled": ...
     @overload
-    def __get__(self, plugin: "Plugin", owner: type) -> float: ...
-    def __get__(self, plugin: "Plugin | None", owner: type) -> "Scheduled | float":
-        if plugin is None:
+    def __get__(self, instance: "Plugin", owner: type) -> float: ...
+    def __get__(self, instance: "Plugin | None", owner: type) -> "Scheduled | float":
+        if instance is None:
             return self
-        schedule = plugin.__dict__.get(self.name)
+        schedule = instance.__dict__.get(self.name)
         if type(schedule) is constant:  # checked when it was set
             return schedule.value
-        return self.at(plugin, plugin._step)
+        return self.at(instance, instance._step)
 
-    def __set__(self, plugin: "Plugin", value: ScheduleLike) -> None:
-        plugin.__dict__[self.name] = as_schedule(value, self.name, low=self.low, high=self.high)
+    def __set__(self, instance: "Plugin", value: ScheduleLike) -> None:
+        instance.__dict__[self.name] = as_schedule(value, self.name, low=self.low, high=self.high)
 
     def schedule(self, plugin: "Plugin") -> Callable[[int], float]:
         """Return the schedule behind the attribute of ``plugin``."""
@@ -205,3 +205,13 @@ def failure(error: Exception, plugin: Plugin, event: str, step: int) -> Exceptio
     what = said if on_purpose else f"{type(error).__name__}: {error}"
     who = f"{plugin.name} ({plugin.source})"
     return kind(f"{who} failed in {event} at step {step}: {what}")
+
+
+def failure_now(instance: Plugin, error: Exception, event: str) -> Exception:
+    """Return :func:`failure` at the step that a plugin is in."""
+    return failure(error, instance, event, instance._step)
+
+
+def set_step(instance: Plugin, step: int) -> None:
+    """Have the scheduled attributes of a plugin read at ``step``."""
+    instance._step = step

@@ -164,7 +164,7 @@ def test_values_of_weights_on_several_devices_add_up_on_one() -> None:
     session = regplug.attach(model, plugins=[penalty])
     coverage = session.coverage(penalty._selection)
     loss = torch.zeros((), requires_grad=True)
-    term = Term(penalty, coverage, (0.5,))
+    term = Term(penalty._formula_kernel, coverage, (0.5,))
     value = total(term)
     assert isinstance(value, torch.Tensor)
     assert value.device.type == "meta"

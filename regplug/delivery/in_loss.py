@@ -5,7 +5,7 @@ it cost; large ones in blocks, with no model-sized temporary.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -14,19 +14,10 @@ from regplug.backend.blocks import TINY, batches
 from regplug.backend.precision import as_outside
 from regplug.delivery.at_step import add_gradients, whole_gradient
 from regplug.delivery.terms import Node, Share, Term, nodes_of, total_of
-from regplug.kernels.pieces import companions, whole_companions, widened
-from regplug.plugin import failure
-
-if TYPE_CHECKING:
-    from regplug.penalty import Penalty
+from regplug.kernels.kernel import Kernel
+from regplug.kernels.pieces import widened
 
 __all__ = ["Objective"]
-
-
-# --- values ------------------------------------------------------------------------------------
-
-
-# --- in the loss -------------------------------------------------------------------------------
 
 
 class Objective:
@@ -108,9 +99,9 @@ def _differentiable(
     w: torch.Tensor, of: torch.Tensor, node: Node, scale: torch.Tensor
 ) -> torch.Tensor:
     gradients: list[torch.Tensor] = []
-    for p, factor in node.shares:
-        given = [p._arranged(t, node.layout) for t in (w, *p.companions(of))]
-        found = p._restored(_blamed(p, p._shaped_gradient, *given), node.layout)
+    for k, factor in node.shares:
+        given = [k.arranged(t, node.layout) for t in (w, *k.companions(of))]
+        found = k.restored(_blamed(k, k.gradient, *given), node.layout)
         gradients.append(found * (factor * scale))
     return sum(gradients[1:], start=gradients[0])
 
@@ -120,10 +111,10 @@ def _small_gradients(
 ) -> list[torch.Tensor]:
     """Return scale·Σ factor·gradient(w) for each weight, by few calls for all."""
     number, waits = (1.0, scale) if isinstance(scale, torch.Tensor) else (scale, None)
-    (penalty, factor), *others = shares
-    gradients = _blamed(penalty, penalty.gradients, weights, factor * number)
-    for penalty, factor in others:
-        _blamed(penalty, penalty.add_gradients, gradients, weights, factor * number)
+    (kernel, factor), *others = shares
+    gradients = _blamed(kernel, kernel.gradients, weights, factor * number)
+    for kernel, factor in others:
+        _blamed(kernel, kernel.add_gradients, gradients, weights, factor * number)
     if waits is not None:
         torch._foreach_mul_(gradients, waits)
     return list(gradients)
@@ -137,43 +128,43 @@ def _gradient(
     ``w`` is what was saved of the node's only parameter: a copy of it, if hooks are at work.
     """
     of = node.weights[0]
-    (penalty, own_factor), *others = shares
+    (kernel, own_factor), *others = shares
     first: Any = own_factor * scale
-    if penalty.separable:
+    if kernel.separable:
         own = shards.local(w)
         part = torch.empty_like(own)
-        for (out,), (piece,), *cs in batches([[part], [own], *companions(penalty, [of])]):
+        for (out,), (piece,), *cs in batches([[part], [own], *kernel.columns([of])]):
             beside = [column[0] for column in cs]
-            _blamed(penalty, _scaled, penalty, piece, first, beside, out)
+            _blamed(kernel, _scaled, kernel, piece, first, beside, out)
     else:
         whole = shards.full(w)
-        beside = whole_companions(penalty, of)
-        found = _blamed(penalty, whole_gradient, penalty, whole, beside, node.layout) * first
+        beside = kernel.whole_companions(of)
+        found = _blamed(kernel, whole_gradient, kernel, whole, beside, node.layout) * first
         part = shards.part(found, w).to(w.dtype)
     gradient = shards.like(part, w)
-    for penalty, factor in others:
-        if isinstance(scale, torch.Tensor) or penalty._has_companions:
-            part.add_(shards.local(_gradient(w, node, [(penalty, factor)], scale)))
+    for kernel, factor in others:
+        if isinstance(scale, torch.Tensor) or kernel.has_companions:
+            part.add_(shards.local(_gradient(w, node, [(kernel, factor)], scale)))
         else:
             layouts = {} if node.layout is None else {w: node.layout}
-            _blamed(penalty, add_gradients, penalty, [gradient], [w], factor * scale, layouts)
+            _blamed(kernel, add_gradients, kernel, [gradient], [w], factor * scale, layouts)
     return gradient
 
 
 def _scaled(
-    penalty: "Penalty",
+    kernel: Kernel,
     w: torch.Tensor,
     factor: Any,
     beside: Sequence[torch.Tensor],
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    gradient = penalty._shaped_gradient(widened(w), *beside)
+    gradient = kernel.gradient(widened(w), *beside)
     return torch.mul(gradient, factor, out=out)
 
 
-def _blamed(plugin: "Penalty", function: Any, *arguments: Any) -> Any:
+def _blamed(kernel: Kernel, function: Any, *arguments: Any) -> Any:
     """Call a formula from inside a backward pass, where no session stands by to name the plugin."""
     try:
         return function(*arguments)
     except Exception as error:
-        raise failure(error, plugin, "the backward pass of on_loss", plugin._step) from error
+        raise kernel.blame(error, "the backward pass of on_loss") from error

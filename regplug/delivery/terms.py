@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -12,23 +12,21 @@ from regplug.backend.blocks import BLOCK, batches
 from regplug.backend.layouts import Layout
 from regplug.backend.private import flattened
 from regplug.backend.sums import Sum, resolve
-from regplug.kernels.pieces import FEW, companions, is_small, whole_companions, widened
+from regplug.kernels.kernel import Kernel
+from regplug.kernels.pieces import FEW, is_small, widened
 from regplug.selection.coverage import Coverage
-
-if TYPE_CHECKING:
-    from regplug.penalty import Penalty
 
 __all__ = ["Share", "Term", "total", "value", "zeros"]
 
 
 # One penalty's part in a weight's gradient: its formula, and the factor before it.
-Share: TypeAlias = tuple["Penalty", float]
+Share: TypeAlias = tuple[Kernel, float]
 
 
 class Term(NamedTuple):
     """What a penalty adds to a loss: Σ factor·value(w), a factor for each group of its coverage."""
 
-    penalty: "Penalty"
+    kernel: Kernel
     coverage: Coverage
     factors: tuple[float, ...]
 
@@ -53,18 +51,18 @@ def nodes_of(terms: Iterable[Term]) -> list[Node]:
     shares: dict[torch.Tensor, tuple[Share, ...]] = {}
     layouts: dict[torch.Tensor, Layout] = {}
     w: torch.Tensor
-    for penalty, coverage, factors in terms:
-        if penalty.orientation is not None:
+    for kernel, coverage, factors in terms:
+        if kernel.orientation is not None:
             layouts.update(coverage.layouts)
         for factor, ws in zip(factors, coverage.by_group.values(), strict=True):
-            share = ((penalty, factor),)
+            share = ((kernel, factor),)
             for w in ws:
                 if w.requires_grad:
                     shares[w] = shares[w] + share if w in shares else share
     nodes: list[Node] = []
     open_: dict[Any, Node] = {}
     for w, own in shares.items():
-        size, small = w.numel(), is_small([w]) and all(penalty._plain for penalty, _ in own)
+        size, small = w.numel(), is_small([w]) and all(kernel.plain for kernel, _ in own)
         kind = (w.dtype, w.device, own) if small else w
         node = open_.get(kind)
         if node is None or node.size + size > BLOCK:
@@ -75,42 +73,42 @@ def nodes_of(terms: Iterable[Term]) -> list[Node]:
     return nodes
 
 
-def _values(node: Node) -> list[tuple["Penalty", torch.Tensor | float]]:
-    """Return what adds up, for each penalty, to Σ factor·value(w): over shards if separable."""
+def _values(node: Node) -> list[tuple[Kernel, torch.Tensor | float]]:
+    """Return what adds up, for each kernel, to Σ factor·value(w): over shards if separable."""
     first = node.weights[0]
     if node.small:
         pieces = node.weights
         if len(pieces) > FEW:
             pieces = [flattened(node.weights)]
         return [
-            (penalty, _value(penalty, piece) * factor)
-            for penalty, factor in node.shares
+            (kernel, _value(kernel, piece) * factor)
+            for kernel, factor in node.shares
             for piece in pieces
         ]
-    found: list[tuple[Penalty, torch.Tensor | float]] = []
-    for penalty, factor in node.shares:
-        if not penalty.separable:
-            whole = (widened(shards.full(first)), *whole_companions(penalty, first))
-            own = _value(penalty, *(penalty._arranged(t, node.layout) for t in whole))
-            found.append((penalty, own * factor))
+    found: list[tuple[Kernel, torch.Tensor | float]] = []
+    for kernel, factor in node.shares:
+        if not kernel.separable:
+            whole = (widened(shards.full(first)), *kernel.whole_companions(first))
+            own = _value(kernel, *(kernel.arranged(t, node.layout) for t in whole))
+            found.append((kernel, own * factor))
         elif (part := shards.local(first)).numel() == 0:
-            found.append((penalty, 0.0))  # other ranks wait for its sum
+            found.append((kernel, 0.0))  # other ranks wait for its sum
         else:
-            for (piece,), *cs in batches([[part], *companions(penalty, [first])]):
-                own = _value(penalty, widened(piece), *(column[0] for column in cs))
-                found.append((penalty, own * factor))
+            for (piece,), *cs in batches([[part], *kernel.columns([first])]):
+                own = _value(kernel, widened(piece), *(column[0] for column in cs))
+                found.append((kernel, own * factor))
     return found
 
 
-def _value(penalty: "Penalty", *tensors: torch.Tensor) -> torch.Tensor | float:
+def _value(kernel: Kernel, *tensors: torch.Tensor) -> torch.Tensor | float:
     """Return value(w), as a number where it costs nothing to read one.
 
     Arithmetic on 0-d tensors is dear; and one that is kept may lie where glibc would else put the
     next large temporary, which then costs page faults.
     """
-    value = penalty.value(*tensors)
+    value = kernel.value(*tensors)
     if not isinstance(value, torch.Tensor) or value.ndim != 0:
-        penalty._refuse_value(value)
+        kernel.refuse_value(value)
     return value.item() if value.is_cpu else value
 
 
@@ -121,8 +119,8 @@ def total_of(nodes: Iterable[Node]) -> torch.Tensor | float:
     for node in nodes:
         first = node.weights[0]
         of_shards = not node.small and shards.is_sharded(first)
-        for penalty, own in _values(node):
-            if of_shards and penalty.separable:
+        for kernel, own in _values(node):
+            if of_shards and kernel.separable:
                 sharded.append((first, own))
             elif isinstance(own, float):
                 numbers.append(own)
@@ -143,10 +141,10 @@ def total(term: Term) -> torch.Tensor | float:
     return total_of(nodes_of([term]))
 
 
-def value(penalty: "Penalty", coverage: Coverage, factor: float) -> Any:
+def value(kernel: Kernel, coverage: Coverage, factor: float) -> Any:
     """Return what metrics show, factor·Σ: a sum over shards, or a number alike on all ranks."""
-    nodes = nodes_of([Term(penalty, coverage, (1.0,) * len(coverage.by_group))])
-    if penalty.separable:
+    nodes = nodes_of([Term(kernel, coverage, (1.0,) * len(coverage.by_group))])
+    if kernel.separable:
         terms = [(node.weights[0], own) for node in nodes for _, own in _values(node)]
         return Sum(terms, factor=factor)
     return total_of(nodes) * factor

@@ -1,7 +1,7 @@
-"""Weights as formulas get them: local parts or whole, halves in float32, with companions."""
+"""Weights as formulas get them: local parts or whole, halves in float32."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import torch
 
@@ -9,17 +9,12 @@ from regplug.backend import shards
 from regplug.backend.blocks import BLOCK
 from regplug.backend.layouts import Layout
 
-if TYPE_CHECKING:
-    from regplug.penalty import Penalty
-
 __all__ = [
     "FEW",
     "HALVES",
     "NO_LAYOUTS",
     "Layouts",
-    "companions",
     "is_small",
-    "whole_companions",
     "widened",
 ]
 
@@ -51,18 +46,3 @@ def widened(w: torch.Tensor) -> torch.Tensor:
     """Return halves in float32, in which sums and small strengths survive; others as they are."""
     w = w.detach()
     return w.float() if w.dtype in HALVES else w
-
-
-def companions(
-    penalty: "Penalty", weights: Sequence[torch.Tensor]
-) -> list[tuple[torch.Tensor, ...]]:
-    """Return a column of this rank's parts for each companion that the weights have."""
-    if penalty._plain or not weights or not penalty.companions(weights[0]):
-        return []
-    rows = [[shards.local(c) for c in penalty.companions(w)] for w in weights]
-    return list(zip(*rows, strict=True))
-
-
-def whole_companions(penalty: "Penalty", w: torch.Tensor) -> list[torch.Tensor]:
-    """Return each companion of a weight as a whole tensor: a collective if it is sharded."""
-    return [shards.full(companion) for companion in penalty.companions(w)]

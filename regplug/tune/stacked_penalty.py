@@ -12,6 +12,7 @@ from regplug import Penalty, Plugin, Scheduled
 from regplug.backend.groups import sign
 from regplug.backend.update_rules import update_rule
 from regplug.kernels.pieces import widened
+from regplug.plugin import set_step
 from regplug.schedules import constant
 
 __all__ = ["StackedPenalty", "why_not_stacked"]
@@ -105,7 +106,7 @@ class StackedPenalty:
             return self._now
         like = self._weights[0][0]
         for penalty in self._penalties:
-            penalty._step = step
+            set_step(penalty, step)
         dtype = torch.promote_types(like.dtype, torch.float32)
         tensors = {
             name: torch.tensor(

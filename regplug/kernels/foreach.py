@@ -1,0 +1,45 @@
+"""What an author's formula does on lists, where there is nothing faster: a call for each tensor."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+
+from regplug.kernels.pieces import widened
+
+__all__ = ["Formula", "add_each_gradient", "each_gradient", "each_proximal_"]
+
+Formula: TypeAlias = Callable[..., torch.Tensor]
+
+
+def each_gradient(
+    gradient: Formula, weights: Sequence[torch.Tensor], factor: float
+) -> list[torch.Tensor]:
+    """Return ``factor · gradient(w)`` for each of ``weights``."""
+    return [gradient(w.detach()) * factor for w in weights]
+
+
+def add_each_gradient(
+    gradient: Formula,
+    gradients: Sequence[torch.Tensor],
+    weights: Sequence[torch.Tensor],
+    factor: float,
+    *columns: Sequence[torch.Tensor],
+) -> None:
+    """Add ``factor · gradient(w)`` to each of ``gradients``, in place.
+
+    The companions of each weight are in ``columns``.
+    """
+    for g, w, *beside in zip(gradients, weights, *columns, strict=True):
+        g.add_(gradient(w.detach(), *beside), alpha=factor)
+
+
+def each_proximal_(
+    proximal: Formula,
+    weights: Sequence[torch.Tensor],
+    step: Any,
+    *columns: Sequence[torch.Tensor],
+) -> None:
+    """Replace each of ``weights`` by its proximal point, its companions out of ``columns``."""
+    for w, *beside in zip(weights, *columns, strict=True):
+        w.copy_(proximal(widened(w), step, *beside))

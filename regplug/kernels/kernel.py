@@ -1,0 +1,151 @@
+"""A penalty's formula as deliveries execute it: :class:`Kernel`.
+
+It is made when a penalty is attached. What its author wrote is looked up once, here, so that a
+step asks no object what it has, and so that deliveries know nothing of penalties.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NoReturn
+
+import torch
+
+from regplug.backend import shards
+from regplug.backend.layouts import Layout
+from regplug.errors import PluginError
+from regplug.kernels import foreach
+from regplug.kernels.foreach import Formula
+from regplug.kernels.formulas import by_autograd, is_written
+
+__all__ = ["Gradient", "Kernel", "kernel_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class Gradient:
+    """A gradient whose shape is checked.
+
+    Attributes:
+        name: the plugin's, for the message.
+        formula: what is checked.
+    """
+
+    name: str
+    formula: Formula
+
+    def __call__(self, w: torch.Tensor, *companions: torch.Tensor) -> torch.Tensor:
+        """Return the gradient of the value at ``w``, shaped like it.
+
+        Raises:
+            PluginError: it is not.
+        """
+        gradient = self.formula(w, *companions)
+        if gradient.shape != w.shape:
+            raise PluginError(
+                f"{self.name}: gradient(w) must be shaped like w, {tuple(w.shape)}, "
+                f"got {tuple(gradient.shape)}"
+            )
+        return gradient
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """One formula, ready to be executed. Two kernels are alike only if they are the same.
+
+    Attributes:
+        name: the plugin's.
+        separable: whether it acts element by element.
+        has_companions: whether it may ask for tensors that belong to a weight.
+        plain: whether it acts element by element, and on nothing but the weight.
+        orientation: ``"rows"`` or ``"columns"`` if it wants whole weights so, else None.
+        value: ``(w, *companions)``, as the author wrote it.
+        gradient: ``(w, *companions)``, checked; by autograd if there is none.
+        proximal: ``(w, step, *companions)``.
+        companions: ``(w)``, the tensors that belong to a parameter.
+        gradients: ``(weights, factor)``, new tensors; only for what is plain.
+        add_gradients: ``(gradients, weights, factor, *columns)``, in place.
+        proximal_: ``(weights, step, *columns)``, in place.
+        blame: ``(error, event)``, what to raise instead of an error where no session stands by.
+        refuse_value: ``(found)``, says that it is no 0-d tensor.
+    """
+
+    name: str
+    separable: bool
+    has_companions: bool
+    plain: bool
+    orientation: str | None
+    value: Formula
+    gradient: Gradient
+    proximal: Formula
+    companions: Callable[[torch.Tensor], Sequence[torch.Tensor]]
+    gradients: Callable[..., list[torch.Tensor]]
+    add_gradients: Callable[..., None]
+    proximal_: Callable[..., None]
+    blame: Callable[[Exception, str], Exception]
+    refuse_value: Callable[[object], NoReturn]
+
+    def arranged(self, w: torch.Tensor, layout: Layout | None) -> torch.Tensor:
+        """Return a whole weight, or what is shaped like it, as the formulas want it."""
+        if layout is None or self.orientation is None:
+            return w
+        return layout.arranged(w, self.orientation)
+
+    def restored(self, found: torch.Tensor, layout: Layout | None) -> torch.Tensor:
+        """Return what formulas made of it as the weight is kept."""
+        if layout is None or self.orientation is None:
+            return found
+        return layout.restored(found, self.orientation)
+
+    def columns(self, weights: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:
+        """Return a column of this rank's parts for each companion that ``weights`` have."""
+        if not self.has_companions or not weights or not self.companions(weights[0]):
+            return []
+        rows = [[shards.local(c) for c in self.companions(w)] for w in weights]
+        return list(zip(*rows, strict=True))
+
+    def whole_companions(self, w: torch.Tensor) -> list[torch.Tensor]:
+        """Return each companion of a weight, whole: a collective if it is sharded."""
+        return [shards.full(companion) for companion in self.companions(w)]
+
+
+def kernel_of(
+    author: Any,
+    base: Any,
+    *,
+    blame: Callable[[Exception, str], Exception],
+    refuse_value: Callable[[object], NoReturn],
+) -> Kernel:
+    """Return the kernel of what ``author`` has written.
+
+    Args:
+        author: a penalty, settled (:func:`regplug.kernels.formulas.settle_instance`).
+        base: the class whose methods are nobody's own.
+        blame: see :class:`Kernel`.
+        refuse_value: see :class:`Kernel`.
+    """
+    has_companions = is_written(author, base, "companions")
+    stated = is_written(author, base, "gradient")
+    gradient = Gradient(
+        author.name, author.gradient if stated else partial(by_autograd, author.value)
+    )
+
+    def on_lists(name: str, otherwise: Callable[..., Any], formula: Formula) -> Any:
+        own = is_written(author, base, name)
+        return getattr(author, name) if own else partial(otherwise, formula)
+
+    return Kernel(
+        name=author.name,
+        separable=author.separable,
+        has_companions=has_companions,
+        plain=author.separable and not has_companions,
+        orientation=None if author.separable else author.orientation,
+        value=author.value,
+        gradient=gradient,
+        proximal=author.proximal,
+        companions=author.companions,
+        gradients=on_lists("gradients", foreach.each_gradient, gradient),
+        add_gradients=on_lists("add_gradients", foreach.add_each_gradient, gradient),
+        proximal_=on_lists("proximal_", foreach.each_proximal_, author.proximal),
+        blame=blame,
+        refuse_value=refuse_value,
+    )
