@@ -15,7 +15,7 @@ import regplug
 from regplug.backend import eager, names, precision, private, wrappers
 from regplug.command.run import living
 from regplug.errors import RegplugError, UnsupportedError
-from regplug.selection import where
+from regplug.selection import coverage, where
 from regplug.session.functional import refuse_transforms
 from regplug_builtins import Activity, _private
 
