@@ -18,6 +18,7 @@
 ``<session>.json`` and, where matplotlib is installed, ``<session>.png``.
 """
 
-from regplug.report.recorder import Histogram, LayerRow, Recorder
+from regplug.report.measures import Histogram, LayerRow
+from regplug.report.recorder import Recorder
 
 __all__ = ["Histogram", "LayerRow", "Recorder"]

@@ -2,10 +2,9 @@
 
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from regplug.report.recorder import Histogram, Recorder
+from regplug.report.measures import Histogram, Record
 
 __all__ = ["draw"]
 
@@ -14,8 +13,8 @@ _LINES = ("#2f6690", "#c8553d", "#3a7d44", "#8d6a9f", "#d9a441", "#4f5d75", "#b5
 _RATES = ("strength", "rate", "factor")
 
 
-def draw(recorder: "Recorder", path: Path) -> None:
-    """Draw the objective's parts, strengths, zeros, norms and histograms of ``recorder``.
+def draw(record: Record, path: Path) -> None:
+    """Draw the objective's parts, strengths, zeros, norms and histograms of ``record``.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -30,34 +29,34 @@ def draw(recorder: "Recorder", path: Path) -> None:
     grid = figure.add_gridspec(2, 3)
     panels = [figure.add_subplot(grid[0, column]) for column in range(3)]
     panels += [figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1:])]
-    session = recorder.session
+    session = record.session
     figure.suptitle(
         f"{session.name}: {', '.join(p.name for p in session.plugins) or 'no plugins'}, "
         f"{session.steps:,} steps"
     )
-    _objective(panels[0], recorder)
-    _strengths(panels[1], recorder)
-    _layers(panels[2], recorder, "zeros")
-    _layers(panels[3], recorder, "norm")
-    _histograms(panels[4], recorder)
+    _objective(panels[0], record)
+    _strengths(panels[1], record)
+    _layers(panels[2], record, "zeros")
+    _layers(panels[3], record, "norm")
+    _histograms(panels[4], record)
     for panel in panels:
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.25, linewidth=0.6)
     figure.savefig(path, dpi=120, format="png")
 
 
-def _series(recorder: "Recorder", key: str) -> tuple[list[float], list[float]]:
-    rows = [row for row in recorder.rows if key in row]
+def _series(record: Record, key: str) -> tuple[list[float], list[float]]:
+    rows = [row for row in record.rows if key in row]
     return [row["step"] for row in rows], [row[key] for row in rows]
 
 
-def _keys(recorder: "Recorder") -> list[str]:
-    return [key for key in dict.fromkeys(k for row in recorder.rows for k in row) if key != "step"]
+def _keys(record: Record) -> list[str]:
+    return [key for key in dict.fromkeys(k for row in record.rows for k in row) if key != "step"]
 
 
-def _plot(panel: Any, recorder: "Recorder", keys: list[str], labels: list[str]) -> None:
+def _plot(panel: Any, record: Record, keys: list[str], labels: list[str]) -> None:
     for place, (key, label) in enumerate(zip(keys, labels, strict=True)):
-        steps, values = _series(recorder, key)
+        steps, values = _series(record, key)
         panel.plot(steps, values, color=_LINES[place % len(_LINES)], label=label, linewidth=1.8)
     if keys:
         panel.legend(frameon=False, fontsize=9)
@@ -66,21 +65,21 @@ def _plot(panel: Any, recorder: "Recorder", keys: list[str], labels: list[str]) 
     panel.set_xlabel("step")
 
 
-def _objective(panel: Any, recorder: "Recorder") -> None:
-    keys = _keys(recorder)
+def _objective(panel: Any, record: Record) -> None:
+    keys = _keys(record)
     parts = [k for k in keys if k.endswith("/value")] + [k for k in keys if "/" not in k]
-    _plot(panel, recorder, parts, [key.removesuffix("/value") for key in parts])
-    values = [value for key in parts for value in _series(recorder, key)[1]]
+    _plot(panel, record, parts, [key.removesuffix("/value") for key in parts])
+    values = [value for key in parts for value in _series(record, key)[1]]
     if values and min(values) > 0 and max(values) > 20 * min(values):
         panel.set_yscale("log")
     panel.set_title("parts of the objective")
 
 
-def _strengths(panel: Any, recorder: "Recorder") -> None:
-    keys = [key for key in _keys(recorder) if key.rpartition("/")[2].endswith(_RATES)]
+def _strengths(panel: Any, record: Record) -> None:
+    keys = [key for key in _keys(record) if key.rpartition("/")[2].endswith(_RATES)]
     labels = [key.removesuffix("/strength") for key in keys]
-    _plot(panel, recorder, keys, labels)
-    values = [value for key in keys for value in _series(recorder, key)[1]]
+    _plot(panel, record, keys, labels)
+    values = [value for key in keys for value in _series(record, key)[1]]
     panel.set_ylim(0, 1.25 * max(values, default=0.8) or 1)
     panel.ticklabel_format(axis="y", scilimits=(-3, 4))
     # Strengths of 1e-5 and rates of 0.5 share the panel.
@@ -89,13 +88,13 @@ def _strengths(panel: Any, recorder: "Recorder") -> None:
     panel.set_title("strengths and rates")
 
 
-def _layers(panel: Any, recorder: "Recorder", what: str) -> None:
+def _layers(panel: Any, record: Record, what: str) -> None:
     from matplotlib import colormaps
 
-    names = list(dict.fromkeys(row.layer for row in recorder.layers))
+    names = list(dict.fromkeys(row.layer for row in record.layers))
     colours = colormaps["viridis"]
     for place, name in enumerate(names):
-        rows = [row for row in recorder.layers if row.layer == name]
+        rows = [row for row in record.layers if row.layer == name]
         values = [
             100 * row.zeros / max(row.weights, 1) if what == "zeros" else row.norm for row in rows
         ]
@@ -115,11 +114,11 @@ def _layers(panel: Any, recorder: "Recorder", what: str) -> None:
     panel.set_ylim(bottom=0)
 
 
-def _histograms(panel: Any, recorder: "Recorder") -> None:
-    after = recorder.after or recorder.before
-    limit = max(_extent(recorder.before), _extent(after))
+def _histograms(panel: Any, record: Record) -> None:
+    after = record.after or record.before
+    limit = max(_extent(record.before), _extent(after))
     for histogram, colour, label, filled in (
-        (recorder.before, _BEFORE, f"before (step {recorder.before.step:,})", True),
+        (record.before, _BEFORE, f"before (step {record.before.step:,})", True),
         (after, _AFTER, f"after (step {after.step:,})", False),
     ):
         edges, counts = _coarse(histogram, limit)
@@ -134,7 +133,7 @@ def _histograms(panel: Any, recorder: "Recorder") -> None:
     panel.legend(frameon=False, fontsize=9)
 
 
-def _extent(histogram: "Histogram", share: float = 0.999) -> float:
+def _extent(histogram: Histogram, share: float = 0.999) -> float:
     """Return how far from 0 the innermost bins reach that hold ``share`` of the weights."""
     counts, middle = histogram.counts, len(histogram.counts) // 2
     total, held = sum(counts), counts[middle]
@@ -146,7 +145,7 @@ def _extent(histogram: "Histogram", share: float = 0.999) -> float:
     return histogram.limit
 
 
-def _coarse(histogram: "Histogram", limit: float, most: int = 81) -> tuple[list[float], list[int]]:
+def _coarse(histogram: Histogram, limit: float, most: int = 81) -> tuple[list[float], list[int]]:
     """Return at most about ``most`` wider bins within ``limit``, one of them around 0."""
     counts, middle = histogram.counts, len(histogram.counts) // 2
     width = 2 * histogram.limit / len(counts)

@@ -8,20 +8,17 @@ loop: it runs once with a plugin that holds the selected weights at zero while a
 """
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from regplug import Penalty, Plugin, hookimpl
+from regplug import Penalty, Plugin, SessionView, hookimpl
 from regplug.errors import RegplugError, SpecError
 from regplug.selection.where import Selection
 from regplug.tune.fits import Work, failed
 from regplug.tune.grid import Auto, Axis, Grid
 from regplug.tune.loading import new_plugin
 from regplug.tune.seeding import seed_for, seeded
-
-if TYPE_CHECKING:
-    from regplug.session.session import Session
 
 __all__ = ["AtZero", "check_automatic", "found", "smallest_zeroing"]
 
@@ -47,12 +44,12 @@ class AtZero(Plugin):
         self._counts = (0, 0)
 
     @hookimpl
-    def on_attach(self, session: "Session") -> None:
+    def on_attach(self, session: SessionView) -> None:
         """Set the weights to zero."""
         self._clear(session)
 
     @hookimpl
-    def on_gradients(self, session: "Session") -> None:
+    def on_gradients(self, session: SessionView) -> None:
         """Take the gradients, and leave zeros in their place."""
         gradients = []
         for entry in session.coverage(self._selection).trainable:
@@ -67,7 +64,7 @@ class AtZero(Plugin):
         self._watch(gradients)
 
     @hookimpl
-    def after_step(self, session: "Session") -> None:
+    def after_step(self, session: SessionView) -> None:
         """Set the weights back to zero, whatever the optimizer did."""
         self._clear(session)
 
@@ -103,7 +100,7 @@ class AtZero(Plugin):
         self._last = gradients
         self._steps += 1
 
-    def _clear(self, session: "Session") -> None:
+    def _clear(self, session: SessionView) -> None:
         with torch.no_grad():
             for entry in session.coverage(self._selection).trainable:
                 entry.parameter.zero_()

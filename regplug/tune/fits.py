@@ -102,6 +102,10 @@ class Work:
             return {}
         return {"sample_weight": rows(self.weight, self.splits[fold][0])}
 
+    def all_weights(self) -> dict[str, Any]:
+        """Return that argument for all rows."""
+        return {} if self.weight is None else {"sample_weight": self.weight}
+
     def test(self, fold: int) -> tuple[Any, Any]:
         """Return a fold's test rows, for a scorer."""
         index = self.splits[fold][1]

@@ -9,18 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regplug.errors import SpecError, UnsupportedError
+from regplug.tune.results import Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from regplug.tune.search import StrengthCV
 
 __all__ = ["plot_coefficients", "plot_scores"]
 
 _BEST, _ONE_SE, _POINT, _BAR = "#c0392b", "#1f618d", "#2c3e50", "#aab7b8"
 
 
-def plot_scores(search: "StrengthCV", ax: "Axes | None" = None) -> "Axes":
+def plot_scores(search: Results, ax: "Axes | None" = None) -> "Axes":
     """Draw the mean score of each strength, with its standard error; of two, a heat map.
 
     Of one strength: points with bars of one standard error, the best and the one-standard-error
@@ -28,7 +28,7 @@ def plot_scores(search: "StrengthCV", ax: "Axes | None" = None) -> "Axes":
     predictors show their weights. Keys of the grid with one strength only take no part.
 
     Args:
-        search: a search that was fitted.
+        search: what a search found.
         ax: where to draw; a new figure if None.
 
     Returns:
@@ -60,7 +60,7 @@ def plot_scores(search: "StrengthCV", ax: "Axes | None" = None) -> "Axes":
 
 
 def plot_coefficients(
-    search: "StrengthCV", ax: "Axes | None" = None, names: Sequence[str] | None = None
+    search: Results, ax: "Axes | None" = None, names: Sequence[str] | None = None
 ) -> "Axes":
     """Draw each coefficient of a linear model against the strength, a mean over the folds.
 
@@ -68,7 +68,7 @@ def plot_coefficients(
     several keys vary, the strength is the first one's, with the others at their best.
 
     Args:
-        search: a search that was fitted.
+        search: what a search found.
         ax: where to draw; a new figure if None.
         names: the features' names, written beside the largest coefficients.
 
@@ -85,12 +85,12 @@ def plot_coefficients(
     key, others = keys[0], keys[1:]
     chosen = [
         index
-        for index, params in enumerate(search.cv_results_["params"])
-        if all(params[other] == search.best_params_[other] for other in others)
+        for index, params in enumerate(search.table["params"])
+        if all(params[other] == search.best_params[other] for other in others)
     ]
-    chosen.sort(key=lambda index: search.cv_results_["params"][index][key])
-    found = {(one.candidate, one.fold): one.weights for one in search._outcomes}
-    folds = range(search.n_splits_)
+    chosen.sort(key=lambda index: search.table["params"][index][key])
+    found = {(one.candidate, one.fold): one.weights for one in search.outcomes}
+    folds = range(search.folds)
     weights = [[found.get((index, fold)) for fold in folds] for index in chosen]
     if any(w is None for row in weights for w in row):
         raise UnsupportedError(
@@ -107,9 +107,9 @@ def plot_coefficients(
     return ax
 
 
-def _varying(search: "StrengthCV") -> list[str]:
-    params = search.cv_results_["params"]
-    return [key for key in search._keys if len({p[key] for p in params}) > 1]
+def _varying(search: Results) -> list[str]:
+    params = search.table["params"]
+    return [key for key in search.keys if len({p[key] for p in params}) > 1]
 
 
 def _axes() -> "Axes":
@@ -148,8 +148,8 @@ def _ticks(values: Sequence[float]) -> list[str]:
     return labels
 
 
-def _marks(search: "StrengthCV", ax: "Axes", key: str) -> None:
-    best, strongest = search.best_params_[key], search.one_se_params_
+def _marks(search: Results, ax: "Axes", key: str) -> None:
+    best, strongest = search.best_params[key], search.one_se_params
     ax.axvline(best, color=_BEST, linestyle="--", linewidth=1.2, label=f"best: {best:.3g}")
     if strongest is not None:
         value = strongest[key]
@@ -162,8 +162,8 @@ def _marks(search: "StrengthCV", ax: "Axes", key: str) -> None:
         )
 
 
-def _curve(search: "StrengthCV", key: str, ax: "Axes") -> None:
-    results = search.cv_results_
+def _curve(search: Results, key: str, ax: "Axes") -> None:
+    results = search.table
     x = np.array([params[key] for params in results["params"]], dtype=float)
     order = np.argsort(x)
     x = x[order]
@@ -182,7 +182,7 @@ def _curve(search: "StrengthCV", key: str, ax: "Axes") -> None:
     )
     _strengths(ax, x, key)
     _marks(search, ax, key)
-    ax.set_ylabel(f"{search._scoring_name}\nmean of {search.n_splits_} folds ± standard error")
+    ax.set_ylabel(f"{search.scoring}\nmean of {search.folds} folds ± standard error")
     ax.grid(axis="y", color="#eaeded")
     ax.set_axisbelow(True)
     ax.legend(frameon=False, fontsize="small")
@@ -200,8 +200,8 @@ def _counts_on_top(ax: "Axes", x: NDArray[Any], counts: NDArray[Any], most: int 
     top.set_xlabel("weights that are not zero", fontsize="small")
 
 
-def _heat_map(search: "StrengthCV", keys: Sequence[str], ax: "Axes") -> None:
-    results = search.cv_results_
+def _heat_map(search: Results, keys: Sequence[str], ax: "Axes") -> None:
+    results = search.table
     rows, columns = ([p[key] for p in results["params"]] for key in keys)
     ys, xs = sorted(set(rows)), sorted(set(columns))
     table = np.full((len(ys), len(xs)), np.nan)
@@ -221,12 +221,12 @@ def _heat_map(search: "StrengthCV", keys: Sequence[str], ax: "Axes") -> None:
     figure.colorbar(
         image,
         ax=ax,
-        label=f"mean {search._scoring_name}",
+        label=f"mean {search.scoring}",
         extend="min" if low > worst else "neither",
     )
     marks = [
-        ("best", search.best_params_, "*", _BEST, 190),
-        ("one standard error", search.one_se_params_, "o", _ONE_SE, 110),
+        ("best", search.best_params, "*", _BEST, 190),
+        ("one standard error", search.one_se_params, "o", _ONE_SE, 110),
     ]
     for label, params, marker, color, size in marks:
         if params is not None:
@@ -246,14 +246,14 @@ def _heat_map(search: "StrengthCV", keys: Sequence[str], ax: "Axes") -> None:
 
 
 def _paths(
-    search: "StrengthCV",
+    search: Results,
     key: str,
     chosen: Sequence[int],
     coefficients: NDArray[Any],
     ax: "Axes",
     names: Sequence[str] | None,
 ) -> None:
-    x = np.array([search.cv_results_["params"][index][key] for index in chosen], dtype=float)
+    x = np.array([search.table["params"][index][key] for index in chosen], dtype=float)
     mean = coefficients.mean(axis=1)
     low, high = coefficients.min(axis=1), coefficients.max(axis=1)
     colors = []
@@ -265,7 +265,7 @@ def _paths(
     ax.axhline(0, color=_BAR, linewidth=0.8)
     _strengths(ax, x, key)
     _marks(search, ax, key)
-    ax.set_ylabel(f"coefficients, mean of {search.n_splits_} folds and range")
+    ax.set_ylabel(f"coefficients, mean of {search.folds} folds and range")
     ax.legend(frameon=False, fontsize="small")
     if names is not None:
         _names_beside(ax, x[0], mean[0], names, colors)

@@ -3,9 +3,8 @@
 import functools
 import inspect
 import itertools
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +18,6 @@ from regplug.tune.data import as_numpy, length, rows
 from regplug.tune.predictor import as_input
 from regplug.tune.seeding import seeded
 from regplug.tune.targets import Form, form_of, numbers
-
-if TYPE_CHECKING:
-    from regplug.tune.fits import Fit, Work
-    from regplug.tune.jobs import Task
 
 __all__ = ["Recipe"]
 
@@ -195,22 +190,6 @@ class Recipe:
         generator = torch.Generator("cpu").manual_seed(self.seed)
         for _ in range(self.epochs):
             yield from torch.randperm(n, generator=generator, device="cpu").split(self.batch_size)
-
-    def tasks(self, work: "Work", fits: Sequence["Fit"], workers: int) -> "list[Task] | None":
-        """Return the tasks that train ``fits`` at once, in at least ``workers`` parts.
-
-        None if they have to be trained one by one, with a warning that says why.
-        """
-        from regplug.tune.stacked import plan
-        from regplug.tune.trial import CantStack
-
-        if not fits:
-            return []
-        try:
-            return plan(self, work, fits, workers)
-        except CantStack as why:
-            warnings.warn(f"this Recipe's fits are trained one by one: {why}", stacklevel=5)
-            return None
 
 
 def like(model: nn.Module) -> torch.Tensor:

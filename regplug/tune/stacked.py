@@ -6,6 +6,7 @@ a fold's own rows. Within a fold the rows are shared by all strengths.
 
 import copy
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +33,7 @@ from regplug.tune.stacked_penalty import StackedPenalty
 from regplug.tune.targets import form_of, numbers
 from regplug.tune.trial import CantStack, trial
 
-__all__ = ["plan", "train_stacked"]
+__all__ = ["plan", "tasks", "train_stacked"]
 
 
 MEMORY = 1 << 30
@@ -42,6 +43,21 @@ MEMORY = 1 << 30
 PRODUCTS = 3 * 10**8
 """How many products of a row and a weight one step of a batch may take. Larger batches are no
 faster, and a search of several tells its progress and keeps what is done."""
+
+
+def tasks(recipe: Recipe, work: Work, fits: Sequence[Fit], workers: int) -> list[Task] | None:
+    """Return the tasks that train ``fits`` at once, in at least ``workers`` parts.
+
+    None if they have to be trained one by one, with a warning that says why.
+    """
+    if not fits:
+        return []
+    try:
+        return plan(recipe, work, fits, workers)
+    except CantStack as why:
+        # Of the caller of fit(), by way of the schedule.
+        warnings.warn(f"this Recipe's fits are trained one by one: {why}", stacklevel=6)
+        return None
 
 
 def plan(recipe: Recipe, work: Work, fits: Sequence[Fit], workers: int) -> list[Task]:

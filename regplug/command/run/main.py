@@ -15,25 +15,16 @@ with exit status 2 and one line.
 
 import argparse
 import atexit
-import os
-import signal
 import sys
 import tempfile
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
+from typing import Any
 
 from regplug.command.run.config import read
+from regplug.command.run.outcome import Outcome, Wishes, rank
 from regplug.command.run.program import Script
 from regplug.errors import PluginError, RegplugError, SpecError
-from regplug.table import table
-
-if TYPE_CHECKING:
-    from regplug.command.run.watch import Watch
-    from regplug.report.recorder import Recorder
-    from regplug.session.session import Session
 
 __all__ = ["add_parser", "main"]
 
@@ -83,15 +74,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("args", nargs=argparse.REMAINDER, metavar="ARGS", help="the script's own")
 
 
-@dataclass(frozen=True)
-class _Wishes:
-    """What command line and configuration ask for."""
-
-    plugins: list[str]
-    report: Path | None
-    every: int | None
-
-
 def main(args: argparse.Namespace) -> int:
     """Run the command.
 
@@ -105,12 +87,12 @@ def main(args: argparse.Namespace) -> int:
     try:
         wishes = _wishes(args)
         orders = checked(wishes.plugins)
-        if wishes.report is not None and _rank() == 0:
+        if wishes.report is not None and rank() == 0:
             _check_folder(wishes.report)
         script = Script(args.script, is_module=args.module)
     except RegplugError as error:
         return _fail(error)
-    outcome = _Outcome(wishes)
+    outcome = Outcome(wishes)
     atexit.register(outcome.end_as_python_does)  # first in, hence after all that the script has
     failure: BaseException | None = None
     status, clean = 0, False
@@ -143,7 +125,7 @@ def main(args: argparse.Namespace) -> int:
     return status if failure is None else _fail(failure)
 
 
-def _wishes(args: argparse.Namespace) -> _Wishes:
+def _wishes(args: argparse.Namespace) -> Wishes:
     config: dict[str, Any] = {} if args.config is None else read(Path(args.config))
     plugins = [*config.get("plugins", []), *args.plugins]
     if not plugins:
@@ -154,7 +136,7 @@ def _wishes(args: argparse.Namespace) -> _Wishes:
         raise SpecError(f"--every must be at least 1, got {every}")
     if report is not None and (not report or "\0" in report):
         raise SpecError(f"--report {report!r} is no folder")
-    return _Wishes(plugins, None if report is None else Path(report), every)
+    return Wishes(plugins, None if report is None else Path(report), every)
 
 
 def _check_folder(folder: Path) -> None:
@@ -166,137 +148,8 @@ def _check_folder(folder: Path) -> None:
         raise SpecError(f"--report {folder} can't be written: {error.strerror}") from error
 
 
-def _rank() -> int:
-    import torch.distributed as dist
-
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank()
-    return int(os.environ.get("RANK", "0"))
-
-
 def _fail(error: BaseException) -> int:
-    where = f" (rank {_rank()})" if _rank() else ""
+    where = f" (rank {rank()})" if rank() else ""
     line = " ".join(str(error).split())
     print(f"regplug run{where}: error: {line}", file=sys.stderr)
     return 2
-
-
-class _Outcome:
-    """What is told at the end, and written to the report's folder."""
-
-    def __init__(self, wishes: _Wishes) -> None:
-        self.wishes = wishes
-        self.clean = True
-        # Held by their sessions, and by nobody once those are gone.
-        self.recorders: WeakValueDictionary[str, Recorder] = WeakValueDictionary()
-        self.missing: list[str] = []
-        self.rank = _rank()
-        self.interrupted, self.reported = 0, False
-
-    def end_as_python_does(self) -> None:
-        """After Ctrl-C, end by that signal, as a shell expects it."""
-        if self.interrupted and sys.platform != "win32":
-            sys.stdout.flush()
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGINT)
-
-    def attached(self, session: "Session") -> None:
-        self.rank = _rank()
-        if self.wishes.report is not None:
-            from regplug.report.recorder import Recorder
-
-            recorder = Recorder(session, self.wishes.every, folder=self.wishes.report, warn=False)
-            self.recorders[session.name] = recorder
-            self.reported = True
-
-    def look(self, session: "Session") -> str:
-        """Return the session's table, with value and zeros as they are now."""
-        metrics, note = self._metrics(session)
-        recorder = self.recorders.get(session.name)
-        if recorder is not None and note is None:
-            recorder.write()
-            self.missing += [m for m in recorder.missing if m not in self.missing]
-        rows = []
-        for plugin in session.plugins:
-            covered = plugin.covers(session)
-            strengths = [
-                f"{value:g}" if key in ("strength", "rate") else f"{key} {value:g}"
-                for key, value in plugin.strengths().items()
-            ]
-            value = metrics.get(f"{plugin.name}/value")
-            zeros = metrics.get(f"{plugin.name}/zeros")
-            rows.append(
-                [
-                    plugin.name,
-                    plugin.acts(session),
-                    *(("–", "–") if covered is None else (f"{n:,}" for n in covered)),
-                    ", ".join(strengths) or "–",
-                    "–" if value is None else f"{value:.4g}",
-                    "–" if zeros is None else f"{100 * zeros:.1f} %",
-                ]
-            )
-        heads = ["plugin", "acts", "tensors", "weights", "strength", "value", "zeros"]
-        notes = [f"{p.name}: {line}" for p in session.plugins for line in p.notes(session)]
-        return "\n".join([table(heads, rows), *notes, *([note] if note else [])])
-
-    def _metrics(self, session: "Session") -> tuple[dict[str, float], str | None]:
-        from regplug.backend import shards
-
-        if any(shards.is_sharded(p) for p in session.model.parameters()):
-            # Values of a sharded model take all ranks, and a way to reach them.
-            import torch.distributed as dist
-
-            if not dist.is_initialized():
-                return {}, "value and zeros are spread over ranks that the script parted before"
-            if not self.clean:
-                return {}, "value and zeros are spread over ranks that may not be there any more"
-        try:
-            return session.figures(), None
-        except RegplugError as error:
-            return {}, f"value and zeros are not known: {error}"
-
-    def end(self, watch: "Watch", *, clean: bool) -> None:
-        """Look at every session for the last time. ``clean`` if all ranks came to the end."""
-        self.clean = clean
-        for entry in watch.entries:
-            entry.settle()
-
-    def tell(self, watch: "Watch") -> None:
-        """Print what was attached where, and what came of it."""
-        if self.rank != 0:
-            return
-        sys.stdout.flush()
-        lines = [line for entry in watch.entries[:_SHOWN] for line in _told(entry)]
-        if len(watch.entries) > _SHOWN:
-            steps = sum(entry.steps for entry in watch.entries[_SHOWN:])
-            lines.append(f"… and {len(watch.entries) - _SHOWN} more sessions, {steps:,} steps")
-        lines += [f"no plugin was for {name}" for name in dict.fromkeys(watch.alone)]
-        lines += [f"{what}, and was passed over there" for what in dict.fromkeys(watch.passed)]
-        # A script that died on its way has its traceback to read, and no advice to look through.
-        if self.clean:
-            lines += [
-                f"{order.spec} was for no model: {order.scope!r} matches none of their names"
-                for order in watch.orders
-                if order in watch.unmatched
-            ]
-            if not any(entry.steps for entry in watch.entries):
-                lines.append(_NEVER)
-        if self.reported:
-            lines.append(f"report: {self.wishes.report}{os.sep}")
-        lines += [f"missing in the report: {what}" for what in self.missing]
-        for line in lines:
-            print(f"regplug run: {line}", file=sys.stderr)
-
-
-_SHOWN = 8
-_NEVER = (
-    "no optimizer of torch took a step with a plugin in this process, so nothing was regularized. "
-    "A loop that updates weights by hand attaches by hand (with session.step():), one in processes "
-    "that the script starts itself is started by torchrun instead"
-)
-
-
-def _told(entry: Any) -> list[str]:
-    lines = [f"{entry.name}: {entry.title}, {entry.steps:,} real steps"]
-    lines += [] if entry.final is None else [f"  {line}" for line in entry.final.splitlines()]
-    return lines

@@ -20,9 +20,10 @@ from torch.nn.modules import module as nn_module
 from torch.optim import Optimizer
 from torch.optim import optimizer as optim_module
 
-from regplug.backend import private, stack, wrappers
-from regplug.backend.names import own_parameters
+from regplug.backend import private, stack
 from regplug.command.run import living
+from regplug.command.run.entries import Entry
+from regplug.command.run.naming import class_names, names_of_optimizer
 from regplug.command.run.orders import Order, checked, fitting
 from regplug.errors import RegplugError, SelectionError
 from regplug.session.session import Session, attach
@@ -37,50 +38,6 @@ _RETURNS = 64
 
 class Stop(BaseException):
     """Ends the program: a plugin can't be attached. The message says why."""
-
-
-class Entry:
-    """One session of the program, in as far as it is remembered when it is gone.
-
-    Attributes:
-        name: the session's name.
-        title: what model is trained by what optimizer.
-        steps: how many real steps it made.
-        final: what ``look`` saw of it last.
-        session: the session, or None once nothing but this entry would keep it alive.
-    """
-
-    def __init__(self, session: Session, look: Callable[[Session], Any]) -> None:
-        self.name, self.title, self.steps = session.name, _title(session), 0
-        self.final: Any = None
-        self.session: Session | None = session
-        self._look = look
-        session.after_each_step(self._stepped)
-
-    def _stepped(self, session: Session) -> None:
-        self.steps, self.session = session.steps, session
-
-    def settle(self) -> None:
-        """Look at the session once more, and keep it alive no longer unless it steps again."""
-        if self.session is not None:
-            self.final = self._look(self.session)
-            self.session = None
-
-
-def _title(session: Session) -> str:
-    model = session.model
-    kind = _kind(model)
-    if isinstance(model, living.Bare):
-        parts = [*map(_kind, model.children()), *(name for name, _ in own_parameters(model))]
-        kind = " and ".join(parts[:4]) + (f" and {len(parts) - 4} more" if len(parts) > 4 else "")
-    return f"{kind} with {type(session.optimizer).__name__}"
-
-
-def _kind(model: nn.Module) -> str:
-    """Return the name of the user's own class, not of the one that FSDP2 makes of it."""
-    bases = type(model).__mro__
-    made = [base for base in bases if any(b.__name__ == "FSDPModule" for b in base.__mro__)]
-    return next(base for base in bases if base not in made).__name__
 
 
 class Watch:
@@ -224,9 +181,9 @@ class Watch:
 
     def _attach(self, optimizer: Optimizer) -> None:
         model = living.model_of(optimizer, self._called_now())
-        names = [*living.names_of(model), *_class_names(model)]
+        names = [*living.names_of(model), *class_names(model)]
         self._title = f"{names[0]} with {type(optimizer).__name__}"
-        mine = [o for o in self.orders if o.fits([*names, *_names_of_optimizer(optimizer)])]
+        mine = [o for o in self.orders if o.fits([*names, *names_of_optimizer(optimizer)])]
         self.unmatched.difference_update(mine)
         if not mine:
             self._known.add(optimizer)
@@ -293,7 +250,7 @@ class Watch:
         names: dict[str, None] = {}
         for other in self._others(optimizer):
             found = living.names_of(living.model_of(other, self._called_now()))
-            names[(found or _names_of_optimizer(other))[0]] = None
+            names[(found or names_of_optimizer(other))[0]] = None
         spec = next((order.spec for order in self.orders if order.scope is None), None)
         if spec is None or not names:
             return ""
@@ -308,17 +265,6 @@ class Watch:
             number += 1
             free = f"{name}-{number}"
         return free
-
-
-def _class_names(model: nn.Module) -> list[str]:
-    """Return the class names of ``model`` and of what it wraps, the user's own first."""
-    if isinstance(model, living.Bare):
-        return ["+".join(model.keys()) or "parameters", *map(_kind, model.children())]
-    return [_kind(layer) for layer in reversed(list(wrappers.layers(model)))]
-
-
-def _names_of_optimizer(optimizer: Optimizer) -> list[str]:
-    return [*living.names_of(optimizer), type(optimizer).__name__]
 
 
 def _order_in(module: nn.Module) -> Callable[[Optimizer], tuple[int, str]]:
