@@ -30,10 +30,12 @@ demo: $(READY) ## one loop with and without regularizers, on real data: a table 
 test: lint ## lint, types and all tests but the slow ones
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_FLAGS)
 
-lint: $(READY) ## ruff and mypy alone
+lint: $(READY) ## ruff, mypy, the direction of imports, and no code twice
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/pylint regplug plugins/regplug_builtins
 
 matrix: $(READY) ## every plugin in every regime against one float64 reference, as a table
 	$(BIN)/python -m pytest -m matrix $(PYTEST_FLAGS)
