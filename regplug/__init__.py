@@ -21,7 +21,7 @@ from regplug.plugin import Plugin, Scheduled
 from regplug.selection import in_use
 from regplug.selection.coverage import Coverage
 from regplug.selection.where import Selection
-from regplug.session.session import Session, attach
+from regplug.session import Session, attach
 from regplug.view import SessionView
 
 __all__ = [

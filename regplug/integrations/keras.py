@@ -27,7 +27,7 @@ import torch
 from regplug.backend.others import UpdateStep
 from regplug.errors import SpecError, UnsupportedError
 from regplug.plugin import Plugin
-from regplug.session.session import Session, attach
+from regplug.session import Session, attach
 
 __all__ = ["Regularized"]
 

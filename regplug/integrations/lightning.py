@@ -15,7 +15,7 @@ from lightning.pytorch import Callback
 
 from regplug.errors import SpecError, StateError
 from regplug.plugin import Plugin
-from regplug.session.session import Session, attach
+from regplug.session import Session, attach
 
 __all__ = ["RegplugCallback"]
 

@@ -13,7 +13,7 @@ from typing import Any
 from skorch.callbacks import Callback
 
 from regplug.backend.wrapped import unwrap
-from regplug.session.session import Session, attach
+from regplug.session import Session, attach
 
 __all__ = ["RegplugCallback"]
 

@@ -22,7 +22,7 @@ from transformers import TrainerCallback
 from regplug.backend import shards
 from regplug.errors import StateError
 from regplug.plugin import Plugin
-from regplug.session.session import Session, attach
+from regplug.session import Session, attach
 
 __all__ = ["RegplugCallback"]
 

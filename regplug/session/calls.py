@@ -52,7 +52,7 @@ class Calls:
         }
         # The functions to call for an event, where they are called directly: see settle().
         self._functions: dict[str, list[Callable[..., Any]]] = {}
-        self._silent = False
+        self.silent = False
         self.at_steps = True
         """Whether any plugin has something to do in a step's events."""
 
@@ -63,7 +63,7 @@ class Calls:
         functions: each takes the session alone, and none is a wrapper around the others. In a
         training loop, where it is cold code, pluggy's own call costs as much as a small penalty.
         """
-        if self._silent:
+        if self.silent:
             return
         idle = {id(plugin): plugin.idle(session) for plugin in self._plugins}
         for event, caller in self._callers.items():
@@ -79,7 +79,7 @@ class Calls:
 
         A plugin may detach its session in any event, of which the rest is then no one's.
         """
-        self._silent = True
+        self.silent = True
         for event in _LOOP:
             self._functions.setdefault(event, []).clear()
             caller = self._callers.get(event)

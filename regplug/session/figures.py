@@ -1,9 +1,30 @@
-"""What metrics are called where several sessions are logged together."""
+"""The figures of a session: what its plugins report, and their names in a log of several."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["NamedFigures"]
+from regplug.backend.gradmode import without_grad
+from regplug.backend.sums import Sum, resolve
+from regplug.plugin import Plugin
+from regplug.session.calls import Calls, is_number, seen
+from regplug.view import SessionView
+
+__all__ = ["NamedFigures", "measured"]
+
+
+def measured(session: SessionView, plugins: Iterable[Plugin], calls: Calls) -> dict[str, float]:
+    """Ask ``plugins`` for their figures: a collective where parameters are sharded."""
+    found: dict[str, Any] = {}
+    for plugin in plugins:
+        reported = without_grad(calls.mapping, plugin, "on_metrics", session)
+        for key, value in reported.items():
+            if not isinstance(value, Sum) and not is_number(value):
+                wrong = f"{key!r} must be a float, a 0-d tensor or a Sum, got {seen(value)}"
+                calls.blame(TypeError(wrong), "on_metrics", session, plugin)
+            found[f"{plugin.name}/{key}"] = value
+    sums = {key: value for key, value in found.items() if isinstance(value, Sum)}
+    found.update(zip(sums, resolve(list(sums.values())), strict=True))
+    return {key: float(value) for key, value in found.items()}
 
 
 class NamedFigures(dict[str, float]):

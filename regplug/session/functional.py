@@ -87,7 +87,7 @@ class InUse:
                 "the loss given to session.loss comes from none of the weights of "
                 f"{type(model).__name__}, and their penalties are added to it: if "
                 f"torch.func.functional_call gave the module others, {_WAY_OUT}",
-                stacklevel=4,
+                stacklevel=5,
             )
 
 

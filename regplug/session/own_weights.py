@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.optim import Optimizer
 
 from regplug.backend.shards import local
+from regplug.backend.step_events import is_torchs
 from regplug.errors import UnsupportedError
 from regplug.plugin import Plugin
 
-__all__ = ["Copies", "moves_weights", "refuse"]
+__all__ = ["Copies", "moves_weights", "refuse", "suspected"]
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,13 @@ class Copies:
                         f"state[{key!r}], so that what is changed behind its back is lost or "
                         f"wrong: {_WAY}"
                     )
+
+
+def suspected(optimizers: Sequence[Optimizer], plugins: Iterable[Plugin]) -> Copies | None:
+    """Return what looks at them, or None where no plugin moves weights, or all are torch's own."""
+    movers = [plugin for plugin in plugins if moves_weights(plugin)]
+    known = all(map(is_torchs, optimizers))
+    return None if known or not movers else Copies(optimizers, movers)
 
 
 def _a_good_one(parameters: Iterable[torch.Tensor]) -> torch.Tensor | None:

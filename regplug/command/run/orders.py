@@ -12,7 +12,7 @@ from regplug.backend import wrappers
 from regplug.discovery.catalog import load
 from regplug.errors import RegplugError, SelectionError, SpecError, UnsupportedError
 from regplug.plugin import Plugin
-from regplug.session.session import attach
+from regplug.session import attach
 
 __all__ = ["Order", "checked", "fitting"]
 

@@ -26,7 +26,7 @@ from regplug.command.run.entries import Entry
 from regplug.command.run.naming import class_names, names_of_optimizer
 from regplug.command.run.orders import Order, checked, fitting
 from regplug.errors import RegplugError, SelectionError
-from regplug.session.session import Session, attach
+from regplug.session import Session, attach
 
 __all__ = ["Order", "Stop", "Watch", "checked"]
 

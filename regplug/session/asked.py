@@ -1,0 +1,128 @@
+"""What a session answers: to the hooks of its plugins, and to whoever watches its steps."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+from torch.optim import Optimizer
+
+from regplug.backend import step_events, update_rules
+from regplug.backend.groups import Group, learning_rate
+from regplug.selection.coverage import Coverage
+from regplug.selection.where import Selection
+from regplug.session.binding import Binding
+from regplug.session.events import Events
+from regplug.session.loss_event import LossEvent
+from regplug.view import SessionView
+
+__all__ = ["Asked"]
+
+
+class Asked:
+    """The side of a session that hooks and watchers see. Its parts are made by the session."""
+
+    optimizer: Optimizer | None
+    _binding: Binding
+    _loss: LossEvent
+    _steps: Events
+
+    @property
+    def steps(self) -> int:
+        """Completed real steps."""
+        return self._steps.steps
+
+    @property
+    def gradients_through_loss(self) -> bool:
+        """Whether a backward pass came through :meth:`loss` yet."""
+        return self._loss.gradients_through_it
+
+    @property
+    def groups(self) -> list[Group]:
+        """The parameter groups: those of whatever updates, or one for a loop without optimizer."""
+        return self._binding.groups
+
+    @property
+    def gradient_scale(self) -> float:
+        """What gradients are still multiplied by in on_gradients: 1, but for fused optimizers."""
+        return step_events.gradient_scale(self.optimizer)
+
+    def coverage(self, selection: Selection) -> Coverage:
+        """Return what ``selection`` covers of this optimizer's parameters.
+
+        It is kept until the optimizer's parameters change, so the object tells whether they did.
+
+        Raises:
+            SelectionError: it covers nothing; the message shows what there is.
+        """
+        if not self._binding.fresh:
+            self._binding.bind(cast(SessionView, self))
+        return self._binding.coverage(selection)
+
+    def updates(
+        self, selection: Selection
+    ) -> Iterator[tuple[int, list[torch.Tensor], list[torch.Tensor]]]:
+        """Yield (group index, weights, gradients) of what takes part in this step, for each group.
+
+        Frozen parameters, and those whose ``.grad`` is None before the update, take no part; the
+        update itself may clear it. Under FSDP2 the tensors are ``DTensor``:
+        :func:`regplug.local` gives this rank's part.
+        """
+        if not self._binding.fresh:
+            self._binding.bind(cast(SessionView, self))
+        return self._binding.updates(selection)
+
+    def learning_rate(self, group_index: int) -> Any:
+        """Return the learning rate of a group, as the optimizer itself keeps it.
+
+        Raises:
+            RegplugError: it is not known: ``with session.step():`` was not told.
+        """
+        return learning_rate(self._binding.groups[group_index])
+
+    def update_rule(self) -> update_rules.UpdateRule:
+        """Return what the optimizer multiplies a gradient by, for proximal steps.
+
+        Raises:
+            UnsupportedError: the optimizer is not known; by name.
+        """
+        return self._binding.update_rule()
+
+    def after_each_step(self, callback: Callable[[Any], object]) -> Callable[[], None]:
+        """Call ``callback(session)`` after each real step, once it is counted, with grad off.
+
+        For whoever watches a loop, as :class:`regplug.report.Recorder` does; what acts on the
+        weights is a plugin.
+
+        Returns:
+            A function that undoes it. Detaching the session does so too.
+        """
+        events = self._steps
+        events.watchers += (callback,)
+
+        def undo() -> None:
+            events.watchers = tuple(kept for kept in events.watchers if kept is not callback)
+
+        return undo
+
+    def once_updated(self, callback: Callable[[], object]) -> None:
+        """Call ``callback()`` once, right after the update of the step that is under way.
+
+        Before ``after_step`` fires, so that what a plugin lent to the optimizer for its update is
+        taken back before anyone else looks, or fails. Where the update itself fails it is not
+        called: whoever lends takes back in ``before_step`` and ``on_detach`` too.
+        """
+        self._steps.once_updated.append(callback)
+
+    # --- events by hand --------------------------------------------------------------------
+
+    def gradients_ready(self) -> None:
+        """Fire on_gradients, as the hooks of an optimizer do."""
+        self._steps.gradients_ready()
+
+    def before_update(self) -> None:
+        """Fire before_step, as the hooks of an optimizer do."""
+        self._steps.before_update()
+
+    def after_update(self) -> None:
+        """Fire after_step and count the step, as the hooks of an optimizer do."""
+        self._steps.after_update()

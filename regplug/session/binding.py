@@ -1,0 +1,147 @@
+"""What a session acts on: the parameters of the model that its optimizer updates, and how."""
+
+import math
+import operator
+from collections.abc import Iterator
+from numbers import Real
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from regplug.backend import shards, step_events, update_rules, wrapped, wrappers
+from regplug.backend.groups import Group
+from regplug.errors import SpecError
+from regplug.selection.coverage import Coverage, cover, shared
+from regplug.selection.where import Selection
+from regplug.session import composition
+from regplug.session.silence import Silence
+from regplug.view import SessionView
+
+__all__ = ["Binding"]
+
+
+class Binding:
+    """The parameters and groups of one session, bound anew when the optimizer's are others.
+
+    Args:
+        model: the user's own module, unwrapped.
+        optimizer: the torch optimizer, unwrapped, or None.
+        silence: is told what to watch.
+
+    Attributes:
+        parts: the optimizers that a wrapper of several holds.
+        fresh: whether it was looked at since the last step in which nobody needed it.
+        attached: whether every plugin is, so that they can be checked together.
+        taking: what takes part in the step that is under way, where its gradients may be cleared
+            in it.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer | None, silence: Silence) -> None:
+        self._model, self._optimizer, self._silence = model, optimizer, silence
+        self.parts = [] if optimizer is None else wrapped.parts(optimizer)
+        self.fresh = True
+        self.attached = False
+        self.taking: dict[int, torch.Tensor | None] | None = None
+        self._by_hand: Group = {"params": list(model.parameters()), "lr": None}
+        self._bound: list[list[torch.Tensor]] = []
+        # By weak keys: a plugin may make a selection anew each time it asks.
+        self._coverages: WeakKeyDictionary[Selection, Coverage] = WeakKeyDictionary()
+        self._rule: update_rules.UpdateRule | None = None
+
+    @property
+    def groups(self) -> list[Group]:
+        """The parameter groups: those of whatever updates, or one for a loop without optimizer."""
+        if self.parts:
+            return [group for part in self.parts for group in part.param_groups]
+        return [self._by_hand] if self._optimizer is None else self._optimizer.param_groups
+
+    def by_hand(self, lr: float | None) -> list[torch.Tensor]:
+        """Begin an update without optimizer, and return the parameters that it may be of.
+
+        Raises:
+            SpecError: ``lr`` is no learning rate.
+        """
+        if lr is not None and not _is_rate(lr):
+            raise SpecError(f"lr must be a finite number that is not negative, got {lr!r}")
+        self._by_hand = {"params": list(self._model.parameters()), "lr": lr}
+        return list(self._by_hand["params"])
+
+    def owned(self) -> list[torch.Tensor]:
+        """Return all parameters of the groups."""
+        return [p for group in self.groups for p in group["params"]]
+
+    def bind(self, session: SessionView) -> None:
+        """Forget the coverages if the optimizer's parameters are others than before."""
+        self.fresh = True
+        groups, bound = self.groups, self._bound
+        if len(groups) == len(bound):
+            for group, known in zip(groups, bound, strict=True):
+                own = group["params"]
+                if len(own) != len(known) or not all(map(operator.is_, own, known)):
+                    break
+            else:
+                return
+        self._bound = [list(group["params"]) for group in groups]
+        self._coverages.clear()
+        self._silence.watch(groups)
+        self.check()
+        if self.attached:
+            composition.check(session, again=True)
+
+    def check(self) -> None:
+        """Refuse parameters that are not the model's, or that others update."""
+        if self._optimizer is not None:
+            self._gather_names()
+            shared(self._model, self.groups)
+            step_events.check_not_in_backward(self._optimizer)
+
+    def _gather_names(self) -> None:
+        """Have the model name the sharded parameters, where FSDP2 has gathered them for a while."""
+        named = {id(p) for p in self._model.parameters()}
+        owned = (p for group in self.groups for p in group["params"])
+        if any(shards.is_dtensor(p) and id(p) not in named for p in owned):
+            wrappers.reshard(self._model)
+
+    def coverage(self, selection: Selection) -> Coverage:
+        """Return what ``selection`` covers of the optimizer's parameters, as they were bound."""
+        found = self._coverages.get(selection)
+        if found is None or (found.lazy and found.outdated):
+            self._gather_names()
+            found = cover(selection, self._model, self.groups)
+            self._coverages[selection] = found
+        return found
+
+    def updates(
+        self, selection: Selection
+    ) -> Iterator[tuple[int, list[torch.Tensor], list[torch.Tensor]]]:
+        """Yield (group index, weights, gradients) of what takes part in this step."""
+        taking = self.taking
+        for index, parameters in self.coverage(selection).by_group.items():
+            weights: list[torch.Tensor] = []
+            gradients: list[torch.Tensor] = []
+            for w in parameters:
+                g = w.grad
+                if g is None and taking is not None:
+                    g = taking.get(id(w))
+                if g is not None and w.requires_grad:
+                    weights.append(w)
+                    gradients.append(g)
+            if weights:
+                yield index, weights, gradients
+
+    def remember(self) -> None:
+        """Remember what takes part in the step that is under way."""
+        self.taking = {id(w): w.grad for weights in self._bound for w in weights}
+
+    def update_rule(self) -> update_rules.UpdateRule:
+        """Return what the optimizer multiplies a gradient by."""
+        if self._rule is None:
+            self._rule = update_rules.update_rule(self._optimizer)
+        return self._rule
+
+
+def _is_rate(lr: object) -> bool:
+    one = lr.numel() == 1 if isinstance(lr, torch.Tensor) else isinstance(lr, Real)
+    return one and 0 <= lr < math.inf  # type: ignore[operator]
