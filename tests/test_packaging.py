@@ -42,6 +42,7 @@ FLOORS = (
     {"sessions"},
     {"discovery"},
     {"penalty"},
+    {"delivered"},
     {"plugin"},
     {"delivery"},
     {"kernels"},
