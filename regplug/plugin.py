@@ -26,7 +26,7 @@ from regplug.installed import distribution_of, entry_name_of
 from regplug.schedules import Schedule, ScheduleLike, as_schedule, checked, constant
 from regplug.view import SessionView
 
-__all__ = ["Plugin", "Scheduled", "failure", "failure_now", "set_step"]
+__all__ = ["Plugin", "Scheduled", "failure", "failure_now", "session_of", "set_session", "set_step"]
 
 
 class Scheduled:
@@ -215,3 +215,13 @@ def failure_now(instance: Plugin, error: Exception, event: str) -> Exception:
 def set_step(instance: Plugin, step: int) -> None:
     """Have the scheduled attributes of a plugin read at ``step``."""
     instance._step = step
+
+
+def session_of(instance: Plugin) -> str | None:
+    """Return the name of the session that a plugin belongs to, None if it is free."""
+    return instance._session_name
+
+
+def set_session(instance: Plugin, name: str | None) -> None:
+    """Give a plugin to the session of that name, or set it free."""
+    instance._session_name = name

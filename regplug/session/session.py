@@ -25,7 +25,7 @@ from regplug.delivery.in_loss import Objective
 from regplug.delivery.terms import Term
 from regplug.discovery.catalog import load_all
 from regplug.errors import RegplugError, SpecError, StateError, UnsupportedError
-from regplug.plugin import Plugin
+from regplug.plugin import Plugin, session_of, set_session, set_step
 from regplug.selection.coverage import Coverage, cover, shared
 from regplug.selection.where import Selection, named_parameters
 from regplug.session import accelerate, composition, own_weights
@@ -170,8 +170,8 @@ class Session:
             self._bind()
             for plugin in self.plugins:
                 self._attached.append(plugin)
-                plugin._session_name = self.name
-                plugin._step = 0
+                set_session(plugin, self.name)
+                set_step(plugin, 0)
                 self._calls.one(plugin, "on_attach", self)
                 if self._detached:  # by the plugin itself
                     break
@@ -200,10 +200,10 @@ class Session:
                     f"two plugins are named {plugin.name!r}: give one of them another, as in "
                     f"{plugin.name}(…, name='{plugin.name}_2')"
                 )
-            if plugin._session_name is not None:
+            if (other := session_of(plugin)) is not None:
                 raise SpecError(
                     f"{plugin.name} is attached to another session already "
-                    f"({plugin._session_name!r}): make a second instance, or give its spec"
+                    f"({other!r}): make a second instance, or give its spec"
                 )
             own_weights.refuse(plugin, steppers)
             seen[plugin.name] = plugin
@@ -489,9 +489,9 @@ class Session:
                 if keep:
                     self._states.keep(plugin)
                 self._calls.one(plugin, "on_detach", self)
-                plugin._session_name = None
+                set_session(plugin, None)
             except RegplugError as error:
-                plugin._session_name = None
+                set_session(plugin, None)
                 failures.append(error)
             except BaseException:
                 if not any(other is plugin for other in self._attached):
@@ -670,11 +670,11 @@ class Session:
         try:
             self.steps = steps
             for plugin in self.plugins:
-                plugin._step = steps
+                set_step(plugin, steps)
         except BaseException:  # interrupted, which must not leave plugins at different steps
             self.steps = steps
             for plugin in self.plugins:
-                plugin._step = steps
+                set_step(plugin, steps)
             raise
 
     def _settle_doubt(self) -> None:
