@@ -16,6 +16,7 @@ from regplug.backend import shards
 from regplug.backend.blocks import BLOCK
 from regplug.backend.private import version
 from regplug.errors import StateError
+from regplug.kernels.kernel import Kernel
 from regplug.plugin import Plugin
 
 __all__ = ["Ghost", "Memory"]
@@ -114,7 +115,9 @@ class Ghost:
         self._copies: dict[int, tuple[object, Any]] = {}
         self._shared: list[tuple[torch.Tensor, int | None]] = []
         self.plugin: Plugin = object.__new__(type(plugin))
-        vars(self.plugin).update({k: self._copied(v) for k, v in vars(plugin).items()})
+        # A kernel is bound to the plugin that made it; the copy makes its own when it is asked.
+        own = {k: v for k, v in vars(plugin).items() if not isinstance(v, Kernel)}
+        vars(self.plugin).update({k: self._copied(v) for k, v in own.items()})
         self._copies.clear()
 
     def check(self) -> None:
