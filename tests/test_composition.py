@@ -165,7 +165,7 @@ def anchored():
         ([net, lambda: net(name="second")], "sgd", "elastic_net and second.*the sum of both"),
         ([net, l2], "sgd", "elastic_net and l2.*the sum"),
         ([l2, net], "adam", "l2 and elastic_net.*the sum"),
-        ([net, groups], "sgd", "elastic_net and group_lasso.*l1, group_lasso and l2 instead"),
+        ([net, groups], "sgd", "elastic_net and group_lasso.*a penalty for each of its terms"),
         ([groups, l2], "adam", "group_lasso and l2.*delivery='step'"),
         ([groups, lambda: groups(name="b")], "adam", "group_lasso and b.*give one of them the sum"),
         ([groups, lambda: groups(groups="columns", name="b")], "sgd", "group_lasso and b.*'step'"),
