@@ -45,6 +45,7 @@ class Delivered(Plugin):
     _delivery = "auto"
     _settled: str | None = None  # what "auto" has become, else the delivery
     _told_rounding = False
+    _kernels = "auto"
 
     # --- what a formula gives -------------------------------------------------------------
 
@@ -128,6 +129,7 @@ class Delivered(Plugin):
         """Check what can be known before the first step."""
         self._settled = None if self._delivery == "auto" else self._delivery
         self._told_rounding = False
+        self._kernels = session.kernels
         vars(self).pop("_formula_kernel", None)
         _ = self.active  # says so if a strength was never set
         coverage = session.coverage(self._selection)

@@ -38,6 +38,10 @@ class SessionView(Protocol):
         """The session's name, ``"regplug"`` by default."""
 
     @property
+    def kernels(self) -> str:
+        """Which kernels may execute formulas, as ``attach(kernels=…)`` was told."""
+
+    @property
     def steps(self) -> int:
         """Completed real steps."""
 

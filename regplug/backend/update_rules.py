@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from regplug.backend.blocks import scratch
+from regplug.backend.blocks import PLAIN, scratch
 from regplug.backend.groups import Group, learning_rate
 from regplug.errors import UnsupportedError
 
@@ -60,6 +60,8 @@ def _preconditioned(lr: Any, second_moment: torch.Tensor, eps: float) -> torch.T
     Where v is 0 that is ∞/∞.
     """
     lr, v = _number(lr), second_moment
+    if type(v) not in PLAIN:  # a symbol, of which one kernel is made
+        return torch.where(v > 0, lr / (v.sqrt() + eps), 0.0)
     inverse = torch.rsqrt(v, out=scratch(v, "optimizer's step"))  # faster than torch's sqrt
     if lr == 0:
         return inverse.zero_()
@@ -72,7 +74,8 @@ def _preconditioned(lr: Any, second_moment: torch.Tensor, eps: float) -> torch.T
 
 
 def _number(value: Any) -> Any:
-    return value.item() if isinstance(value, torch.Tensor) else value
+    """Return a tensor's number where reading it waits for nothing."""
+    return value.item() if type(value) in PLAIN and value.is_cpu else value
 
 
 def _plain(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> Any:
@@ -112,10 +115,15 @@ def _radam(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> An
     correction = 1 - beta2**step
     limit = 2 / (1 - beta2) - 1
     rho = limit - 2 * step * beta2**step / correction
+    lr, eps = learning_rate(group), group["eps"]
+    rectified = (rho - 4) * (rho - 2) * limit / ((limit - 4) * (limit - 2) * rho)
+    if isinstance(rho, torch.Tensor):  # read on the device, so both ways are computed
+        early = torch.where(second > 0, lr, 0.0)
+        late = _preconditioned(lr * (rectified * correction) ** 0.5, second, eps)
+        return torch.where(rho <= 5, early, late)
     if rho <= 5:
-        return _seen(torch.ones_like(second).mul_(learning_rate(group)), second)
-    rectified = ((rho - 4) * (rho - 2) * limit / ((limit - 4) * (limit - 2) * rho)) ** 0.5
-    return _preconditioned(learning_rate(group) * rectified * correction**0.5, second, group["eps"])
+        return _seen(torch.ones_like(second).mul_(lr), second)
+    return _preconditioned(lr * (rectified * correction) ** 0.5, second, eps)
 
 
 def _rmsprop(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> Any:

@@ -21,6 +21,7 @@ from regplug.kernels.pieces import (
     is_small,
     widened,
 )
+from regplug.kernels.symbols import Symbol
 
 __all__ = ["add_gradients", "tell_rounding", "whole_gradient"]
 
@@ -34,20 +35,35 @@ def add_gradients(
 ) -> None:
     """Add ``factor · gradient(w)`` to each of ``gradients``, in place."""
     if kernel.separable:
-        if len(weights) <= FEW and is_small(weights) and kernel.plain:
+        few = len(weights) <= FEW and kernel.plain and is_small(weights)
+        if few and not kernel.choice.pays(weights):
             kernel.add_gradients(list(gradients), list(weights), factor)
             return
         parts = [shards.local(g) for g in gradients], [shards.local(w) for w in weights]
-        for gs, ws, *cs in batches([*parts, *kernel.columns(weights)]):
-            # Not detached, which for a thousand small tensors would cost a third of it all.
-            wide = [w.float() if w.dtype in HALVES else w for w in ws]
-            kernel.add_gradients(gs, wide, factor, *cs)
+        _add_separable(kernel, [*parts, *kernel.columns(weights)], factor)
         return
     for g, w in zip(gradients, weights, strict=True):
         layout = layouts.get(w) if layouts else None
         beside = kernel.whole_companions(w)
         whole = whole_gradient(kernel, shards.full(w), beside, layout)
         shards.local(g).add_(shards.part(whole, w), alpha=factor)
+
+
+def _add_separable(
+    kernel: Kernel, columns: Sequence[Sequence[torch.Tensor]], factor: float
+) -> None:
+    def added(g: torch.Tensor, w: Symbol, *companions: Symbol) -> torch.Tensor:
+        return torch.add(g, kernel.symbolic_gradient(w, *companions), alpha=factor)
+
+    def by_torch(columns: Sequence[Sequence[torch.Tensor]]) -> None:
+        for gs, ws, *companions in batches(columns):
+            # Not detached, which for a thousand small tensors would cost a third of it all.
+            wide = [w.float() if w.dtype in HALVES else w for w in ws]
+            kernel.add_gradients(gs, wide, factor, *companions)
+
+    left = kernel.choice.apply(added, columns, 0, by_torch)
+    if left:
+        by_torch([[column[row] for row in left] for column in columns])
 
 
 def whole_gradient(

@@ -11,6 +11,7 @@ from regplug.backend.groups import Group
 from regplug.backend.layouts import Layout
 from regplug.backend.private import flattened, unflattened
 from regplug.backend.update_rules import UpdateRule
+from regplug.delivery.compiled import compiled_proximal
 from regplug.kernels.kernel import Kernel
 from regplug.kernels.pieces import (
     NO_LAYOUTS,
@@ -18,6 +19,7 @@ from regplug.kernels.pieces import (
     is_small,
     widened,
 )
+from regplug.kernels.symbols import Symbol
 
 __all__ = ["elementwise_proximal", "proximal"]
 
@@ -31,11 +33,32 @@ def proximal(
     """Replace ``weights`` by their proximal points for one step that they all have."""
     if kernel.separable:
         parts = [shards.local(w) for w in weights]
-        for pieces, *cs in batches([parts, *kernel.columns(weights)]):
-            kernel.proximal_(pieces, step, *cs)
+        columns = [parts, *kernel.columns(weights)]
+        _uniform_proximal(kernel, columns, step)
         return
     for w in weights:
         _whole_proximal(kernel, w, step, layouts.get(w))
+
+
+def _uniform_proximal(kernel: Kernel, columns: Sequence[Sequence[torch.Tensor]], step: Any) -> None:
+    on_device = isinstance(step, torch.Tensor) and not step.is_cpu
+
+    def moved(w: Symbol, *others: Symbol) -> torch.Tensor:
+        if on_device:
+            *companions, own = others
+            return kernel.proximal(w, own, *companions)
+        return kernel.proximal(w, step, *others)
+
+    def by_torch(columns: Sequence[Sequence[torch.Tensor]]) -> None:
+        for pieces, *companions in batches(columns):
+            kernel.proximal_(pieces, step, *companions)
+
+    if not kernel.choice.pays(columns[0]):
+        by_torch(columns)
+        return
+    scalars = [[step] * len(columns[0])] if on_device else []
+    if left := kernel.choice.apply(moved, columns, 0, by_torch, scalars):
+        by_torch([[column[row] for row in left] for column in columns])
 
 
 def elementwise_proximal(
@@ -48,14 +71,36 @@ def elementwise_proximal(
     layouts: Layouts = NO_LAYOUTS,
 ) -> None:
     """Replace each of ``weights`` by its proximal point for the step that each element has."""
-    names = rule.tensors(group)
-    alike: dict[Any, list[tuple[torch.Tensor, ...]]] = {}
+    updated: list[torch.Tensor] = []
+    used: list[torch.Tensor] = []
+    own: list[Mapping[str, Any]] = []
     for w, g in zip(weights, gradients, strict=True):
         state = states.get(w)
-        if not state:
-            continue  # the optimizer left it alone
-        # A gradient may be sparse, and most rules need none.
-        used = g if rule.uses_gradient else w
+        if state:  # else the optimizer left it alone
+            updated.append(w)
+            own.append(state)
+            # A gradient may be sparse, and most rules need none.
+            used.append(g if rule.uses_gradient else w)
+    if kernel.separable and updated:
+        left = compiled_proximal(kernel, rule, group, own, updated, used)
+        updated, used = [updated[row] for row in left], [used[row] for row in left]
+        own = [own[row] for row in left]
+    if updated:
+        _each_proximal(kernel, rule, group, own, updated, used, layouts)
+
+
+def _each_proximal(
+    kernel: Kernel,
+    rule: UpdateRule,
+    group: Group,
+    states: Sequence[Mapping[str, Any]],
+    weights: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+    layouts: Layouts,
+) -> None:
+    names = rule.tensors(group)
+    alike: dict[Any, list[tuple[torch.Tensor, ...]]] = {}
+    for w, used, state in zip(weights, gradients, states, strict=True):
         if not kernel.separable:
             parts = {name: widened(shards.local(state[name])) for name in names}
             step = rule.step(group, {**state, **parts}, shards.local(used))
@@ -68,7 +113,7 @@ def elementwise_proximal(
         else:
             numbers = tuple(float(state[name]) for name in rule.numbers)
             moments = [state[name] for name in names]
-            row = (w, g, *moments) if rule.uses_gradient else (w, *moments)
+            row = (w, used, *moments) if rule.uses_gradient else (w, *moments)
             alike.setdefault((w.dtype, w.device, numbers), []).append(row)
     for (_, _, numbers), rows in alike.items():
         state = dict(zip(rule.numbers, numbers, strict=True))

@@ -15,8 +15,11 @@ from regplug.backend import shards
 from regplug.backend.layouts import Layout
 from regplug.errors import PluginError
 from regplug.kernels import foreach
+from regplug.kernels.choice import Choice
+from regplug.kernels.derivative import derivative
 from regplug.kernels.foreach import Formula
 from regplug.kernels.formulas import by_autograd, is_written
+from regplug.kernels.symbols import Symbol, UntraceableError
 
 __all__ = ["Gradient", "Kernel", "kernel_of"]
 
@@ -56,6 +59,7 @@ class Kernel:
         name: the plugin's.
         separable: whether it acts element by element.
         has_companions: whether it may ask for tensors that belong to a weight.
+        stated: whether the author wrote a gradient.
         plain: whether it acts element by element, and on nothing but the weight.
         orientation: ``"rows"`` or ``"columns"`` if it wants whole weights so, else None.
         value: ``(w, *companions)``, as the author wrote it.
@@ -67,11 +71,13 @@ class Kernel:
         proximal_: ``(weights, step, *columns)``, in place.
         blame: ``(error, event)``, what to raise instead of an error where no session stands by.
         refuse_value: ``(found)``, says that it is no 0-d tensor.
+        choice: of what executes it.
     """
 
     name: str
     separable: bool
     has_companions: bool
+    stated: bool
     plain: bool
     orientation: str | None
     value: Formula
@@ -83,6 +89,16 @@ class Kernel:
     proximal_: Callable[..., None]
     blame: Callable[[Exception, str], Exception]
     refuse_value: Callable[[object], NoReturn]
+    choice: Choice
+
+    def symbolic_gradient(self, w: Symbol, *companions: Symbol) -> Symbol:
+        """Return the gradient of the value at a symbol, by its derivative if none is stated."""
+        if self.stated:
+            return self.gradient.formula(w, *companions)  # type: ignore[return-value]
+        value = self.value(w, *companions)
+        if type(value) is not Symbol or value.kind != "total":
+            raise UntraceableError("its value is no sum over elements")
+        return w.tracing.symbol(derivative(w.tracing.recording, value.place, w.place))
 
     def arranged(self, w: torch.Tensor, layout: Layout | None) -> torch.Tensor:
         """Return a whole weight, or what is shaped like it, as the formulas want it."""
@@ -114,6 +130,7 @@ def kernel_of(
     *,
     blame: Callable[[Exception, str], Exception],
     refuse_value: Callable[[object], NoReturn],
+    kernels: str,
 ) -> Kernel:
     """Return the kernel of what ``author`` has written.
 
@@ -122,6 +139,7 @@ def kernel_of(
         base: the class whose methods are nobody's own.
         blame: see :class:`Kernel`.
         refuse_value: see :class:`Kernel`.
+        kernels: one of :data:`regplug.kernels.choice.KERNELS`.
     """
     has_companions = is_written(author, base, "companions")
     stated = is_written(author, base, "gradient")
@@ -137,6 +155,7 @@ def kernel_of(
         name=author.name,
         separable=author.separable,
         has_companions=has_companions,
+        stated=stated,
         plain=author.separable and not has_companions,
         orientation=None if author.separable else author.orientation,
         value=author.value,
@@ -148,4 +167,5 @@ def kernel_of(
         proximal_=on_lists("proximal_", foreach.each_proximal_, author.proximal),
         blame=blame,
         refuse_value=refuse_value,
+        choice=Choice(author.name, kernels),
     )

@@ -40,6 +40,7 @@ class Session(Asked):
         plugins: the plugin instances, in the order in which they act.
         steps: completed real steps.
         name: the name given, ``"regplug"`` by default.
+        kernels: which kernels may execute formulas.
         gradients_through_loss: whether a backward pass came through :meth:`loss` yet.
     """
 
@@ -52,12 +53,14 @@ class Session(Asked):
         *,
         accelerator: Any = None,
         name: str | None = None,
+        kernels: str = "auto",
     ) -> None:
         self.model = wrappers.unwrap_model(model)
         self.optimizer = None if optimizer is None else wrapped.unwrap(optimizer)
         self.plugins = tuple(plugins)
         self.name = "regplug" if name is None else name
         self._named = name is not None
+        self.kernels = kernels
         self._detached = False
         self._ranks = ranks
         self._disconnect: Callable[[], None] | None = None
