@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from pair import Pair
+
+from tests.helpers.pair import Pair
 
 # Whole scripts, which tests run in processes of their own: an import would train, and write files.
-collect_ignore_glob = ["run/scripts/*", "benchmarks/*", "compat/inside/*"]
+collect_ignore_glob = ["command/scripts/*", "benchmarks/*", "compat/inside/*"]
 
 
 @pytest.fixture(autouse=True)

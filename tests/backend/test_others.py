@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from pair import Pair
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,6 +22,7 @@ import regplug
 from regplug.backend import others, wrappers
 from regplug.errors import RegplugError, UnsupportedError
 from regplug.session import agreement
+from tests.helpers.pair import Pair
 
 GONE = "_no_such_name"
 

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from pair import Pair
-from penalties import ColumnNorm, GroupNorm, SpectralNorm
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.debug import CommDebugMode
 
 import regplug
+from tests.helpers.pair import Pair
+from tests.helpers.penalties import ColumnNorm, GroupNorm, SpectralNorm
 
 SPECS = {
     "l1": "l1(0.3, delivery={!r})",

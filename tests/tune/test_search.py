@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from interrupting import child
 from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.datasets import load_iris
 from sklearn.exceptions import NotFittedError
@@ -35,6 +34,7 @@ from sklearn.preprocessing import StandardScaler
 import regplug
 from regplug.errors import PluginNotFoundError, RegplugError, SpecError, StateError
 from regplug.tune import StrengthCV
+from tests.helpers.interrupting import child
 
 N = 30
 X = np.random.default_rng(0).normal(size=(N, 3))

@@ -5,9 +5,9 @@ import inspect
 import re
 
 import pytest
-import test_events
 
 from regplug import hookspecs
+from tests.session import test_events
 
 HOOKS = [
     name for name, hook in vars(hookspecs).items() if hasattr(hook, f"{hookspecs.PROJECT}_spec")

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from pair import Pair
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
@@ -17,6 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 import regplug
 from regplug.errors import SelectionError, UnsupportedError
+from tests.helpers.pair import Pair
 
 ALL = ["l1(0.1, delivery='proximal')", "l2(0.1)", "weight_decay(0.1)", "dropout(linear(0, 1, 4))"]
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from wrong_plugins import L1, WIDER, WRONG, Remembers, SeedPerRank, TimesWorld
 
 import regplug
 from regplug.errors import SelectionError, SpecError
 from regplug.testing import CHECKS, PluginContract, check_plugin
+from tests.testing.wrong_plugins import L1, WIDER, WRONG, Remembers, SeedPerRank, TimesWorld
 
 
 def test_there_is_a_wrong_plugin_for_each_check():

@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.stats import ttest_rel
 from torch import nn
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 
 
@@ -105,7 +105,7 @@ def test_demo(tmp_path: Path, demo: ModuleType) -> None:
 
 
 def test_every_example_is_run_by_a_test() -> None:
-    tests = "\n".join(path.read_text("utf-8") for path in Path(__file__).parent.rglob("test_*.py"))
+    tests = "\n".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     scripts = {path.name for path in EXAMPLES.glob("*.py") if "__main__" in path.read_text("utf-8")}
     assert len(scripts) >= 5
     assert {name for name in scripts if f'"{name}"' not in tests} == set()

@@ -7,14 +7,15 @@ import time
 from pathlib import Path
 
 import pytest
-from interrupting import child
 
-HERE = Path(__file__).parent
+from tests.helpers.interrupting import child
+
+ROOT = Path(__file__).resolve().parents[2]
 
 ASKS = f"""
 import signal, sys
-sys.path.insert(0, {str(HERE)!r})
-from interrupting import child
+sys.path.insert(0, {str(ROOT)!r})
+from tests.helpers.interrupting import child
 assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN, "this shell does not ignore it"
 waits = "print('ready', flush=True)\\nwhile True: pass"
 with child([sys.executable, "-c", waits], seconds=60) as process:
@@ -72,11 +73,11 @@ def test_a_script_that_is_run_ignores_what_its_shell_had_it_ignore(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="shells of Unix")
 def test_the_tests_of_ctrl_c_pass_in_the_background(tmp_path):
-    tests = ["tests/run/test_run.py", "tests/test_tune_search.py"]
+    tests = ["tests/command/test_run.py", "tests/tune/test_search.py"]
     code, out = in_the_background(
         *(sys.executable, "-m", "pytest", "-q", "-k", "ctrl_c", "-p", "no:cacheprovider"),
-        *(f"--rootdir={HERE.parent}", f"--config-file={HERE.parent / 'pyproject.toml'}"),
-        *(HERE.parent / test for test in tests),
+        *(f"--rootdir={ROOT}", f"--config-file={ROOT / 'pyproject.toml'}"),
+        *(ROOT / test for test in tests),
         cwd=tmp_path,
     )
     assert code == 0, out

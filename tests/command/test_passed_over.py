@@ -5,7 +5,8 @@ import shlex
 
 import pytest
 import torch
-from forked import command, plain
+
+from tests.command.forked import command, plain
 
 NETS = """
 import sys, torch

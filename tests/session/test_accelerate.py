@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from pair import Pair
-from penalties import Remembers
 from torch import nn
 
 import regplug
+from tests.helpers.pair import Pair
+from tests.helpers.penalties import Remembers
 
 accelerate = pytest.importorskip("accelerate")
 

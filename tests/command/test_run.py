@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from forked import command
-from interrupting import child
-from test_scripts import SCRIPTS, load
+
+from tests.command.forked import command
+from tests.command.test_scripts import SCRIPTS, load
+from tests.helpers.interrupting import child
 
 TRAIN = """
 import sys, torch

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from forked import command, plain
+
+from tests.command.forked import command, plain
 
 SCRIPTS = Path(__file__).parent / "scripts"
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_report import loop
 
 from regplug.errors import SpecError
 from regplug.report.recorder import Recorder
+from tests.report.test_report import loop
 
 
 def table(path):

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from pair import Pair
 
 from regplug.testing.processes import processes
+from tests.helpers.pair import Pair
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SEEN = "import os, torch; print(os.environ.get('CUDA_VISIBLE_DEVICES'), torch.cuda.device_count())"
 
 INI = "[pytest]\naddopts = -p no:cacheprovider\n"

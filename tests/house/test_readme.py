@@ -16,7 +16,6 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
-from pair import Pair
 from PIL import Image
 from torch import nn
 from torch.distributed.run import get_args_parser
@@ -26,8 +25,9 @@ import regplug
 from regplug import errors, schedules
 from regplug.discovery import catalog
 from regplug.penalty import DELIVERIES
+from tests.helpers.pair import Pair
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TESTS = "\n".join(
@@ -237,7 +237,7 @@ def test_command_is_real(command: str, tmp_path: Path) -> None:
         make_target(target)
     elif program == "regplug":
         if arguments[0] == "check":
-            # An exam of all regimes, which tests/exam sits; here, that the command takes this.
+            # An exam of all regimes, which tests/testing sits; here, that the command takes this.
             assert "SPEC" in regplug_command(["check", "--help"], tmp_path).upper()
         elif arguments != ["run"]:
             regplug_command(arguments, tmp_path)
