@@ -96,7 +96,9 @@ def test_culprit_is_found_when_the_error_comes_from_far_below():
         def before_step(self, session):
             deep(20)
 
-    with pytest.raises(PluginError, match=r"indirect \(test_errors\) failed in before_step") as e:
+    with pytest.raises(
+        PluginError, match=r"indirect \(tests.session.test_errors\) failed in before_step"
+    ) as e:
         live(["l1(0.1)", Indirect(), L2(0.1)])
     assert isinstance(e.value.__cause__, IndexError)
 
@@ -108,7 +110,9 @@ def test_culprit_is_found_when_its_hook_is_no_ordinary_method():
         def before_step():
             raise OSError("static")
 
-    with pytest.raises(PluginError, match=r"static \(test_errors\) failed in before_step"):
+    with pytest.raises(
+        PluginError, match=r"static \(tests.session.test_errors\) failed in before_step"
+    ):
         live([L2(0.1), Static()])
 
 
@@ -128,7 +132,9 @@ def test_error_in_a_formula_names_the_plugin(method, delivery):
         optimizer.step()
         session.metrics()
 
-    with pytest.raises(PluginError, match=r"^odd \(test_errors\) failed in .*bad formula") as e:
+    with pytest.raises(
+        PluginError, match=r"^odd \(tests.session.test_errors\) failed in .*bad formula"
+    ) as e:
         step()
     assert isinstance(e.value.__cause__, ArithmeticError)
 
@@ -156,7 +162,10 @@ def test_error_raised_on_purpose_keeps_its_kind(error):
     with pytest.raises(error) as caught:
         live([Knows()])
     assert type(caught.value) is error
-    assert str(caught.value) == "knows (test_errors) failed in before_step at step 0: told you so"
+    assert (
+        str(caught.value)
+        == "knows (tests.session.test_errors) failed in before_step at step 0: told you so"
+    )
     assert str(caught.value.__cause__) == "told you so"
 
 
@@ -170,7 +179,9 @@ def test_plugin_that_cannot_be_hashed_is_refused_with_the_way_out():
         def on_attach(self, session):
             pass
 
-    with pytest.raises(PluginError, match=r"fields \(test_errors\) can't be hashed.*eq=False"):
+    with pytest.raises(
+        PluginError, match=r"fields \(tests.session.test_errors\) can't be hashed.*eq=False"
+    ):
         live([dataclass(Fields)()])
     live([dataclass(eq=False)(type("Fields", (Fields,), {"__hash__": object.__hash__}))()])
 
@@ -220,7 +231,7 @@ def test_detach_restores_everything_after_a_failure(grumpy, event):
 )
 def test_wrong_return_is_blamed_on_its_plugin(hook, returned):
     kind = type("Wrong", (regplug.Plugin,), {hook: hookimpl(lambda self: returned)})
-    message = rf"wrong \(test_errors\) failed in {hook} at step .*must.*got"
+    message = rf"wrong \(tests.session.test_errors\) failed in {hook} at step .*must.*got"
     with pytest.raises(PluginError, match=message):
         live(["l1(0.1)", kind()])
 
