@@ -73,7 +73,7 @@ def test_a_script_that_is_run_ignores_what_its_shell_had_it_ignore(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="shells of Unix")
 def test_the_tests_of_ctrl_c_pass_in_the_background(tmp_path):
-    tests = ["tests/command/test_run.py", "tests/tune/test_search.py"]
+    tests = ["tests/command/test_run.py", "tests/tune/test_going_on.py"]
     code, out = in_the_background(
         *(sys.executable, "-m", "pytest", "-q", "-k", "ctrl_c", "-p", "no:cacheprovider"),
         *(f"--rootdir={ROOT}", f"--config-file={ROOT / 'pyproject.toml'}"),
