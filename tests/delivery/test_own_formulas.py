@@ -80,6 +80,7 @@ def test_value_that_is_no_scalar_is_an_error_naming_the_plugin(delivery):
         session.loss(model(torch.ones(1, 3)).sum()).backward()
         optimizer.step()
 
-    message = r"rows \(tests.delivery.test_own_formulas\) failed in on_(loss|gradients) at step 0: .*(0-d|scalar)"
+    source = "tests.delivery.test_own_formulas"
+    message = rf"rows \({source}\) failed in on_(loss|gradients) at step 0: .*(0-d|scalar)"
     with pytest.raises(PluginError, match=message):
         step()

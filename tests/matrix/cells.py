@@ -8,7 +8,8 @@ from typing import Any
 
 import regplug
 from regplug.discovery import catalog
-from tests.matrix.regimes import REGIMES, Regime
+from tests.matrix.regimes import REGIMES
+from tests.matrix.tasks import Regime
 
 SCHEDULE = "linear(0.02, 0.06, steps=4)"
 """Given for each positional argument, its strengths, so that the count of real steps shows."""

@@ -17,7 +17,7 @@ from torch import nn
 
 import regplug
 from regplug.selection.where import Selection
-from tests.matrix.regimes import Outcome, Task, loop, outcome
+from tests.matrix.tasks import Outcome, Task, loop, outcome
 
 
 def reference(task: Task, plugin: regplug.Plugin, delivery: str) -> Outcome:

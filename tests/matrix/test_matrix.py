@@ -10,7 +10,8 @@ import torch
 
 from tests.matrix.cells import REFUSED, Row, cannot, cells, rows
 from tests.matrix.reference import by_formula, reference
-from tests.matrix.regimes import REGIMES, Outcome, Task, plugin_of, run
+from tests.matrix.regimes import REGIMES, plugin_of, run
+from tests.matrix.tasks import Outcome, Task
 
 pytestmark = pytest.mark.matrix
 

@@ -10,7 +10,10 @@ from torch.distributed.fsdp import FSDPModule
 import regplug
 from regplug.errors import SelectionError, SpecError
 from regplug.testing import CHECKS, PluginContract, check_plugin
-from tests.testing.wrong_plugins import L1, WIDER, WRONG, Remembers, SeedPerRank, TimesWorld
+from tests.testing.wrong_formulas import L1
+from tests.testing.wrong_lives import Remembers
+from tests.testing.wrong_plugins import WIDER, WRONG
+from tests.testing.wrong_ranks import SeedPerRank, TimesWorld
 
 
 def test_there_is_a_wrong_plugin_for_each_check():
