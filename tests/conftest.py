@@ -28,6 +28,18 @@ def pair() -> Iterator[Pair]:
     workers.stop()
 
 
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """Have torch.compile forget what it compiled, and count anew."""
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    torch.manual_seed(0)
+    yield
+    torch._dynamo.reset()
+
+
 Install = Callable[..., Path]
 
 

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from regplug import hookspecs
-from tests.session import test_events
+from tests.session import watching
 
 HOOKS = [
     name for name, hook in vars(hookspecs).items() if hasattr(hook, f"{hookspecs.PROJECT}_spec")
@@ -37,11 +37,11 @@ def test_hook_stands_in_the_loop_of_the_module(name):
 
 @pytest.mark.parametrize("name", HOOKS)
 def test_hook_fires_in_the_test_of_the_whole_order(name):
-    watch = vars(test_events.Watch)
+    watch = vars(watching.Watch)
     assert hasattr(watch[name], f"{hookspecs.PROJECT}_impl"), f"Watch does not declare {name}"
     for plugin in ("a", "b"):
         line = re.compile(rf"^\d {plugin} {name}$", re.MULTILINE)
-        assert line.search(test_events.ORDER + test_events.CLOSURE_ORDER), f"{name} never fires"
+        assert line.search(watching.ORDER + watching.CLOSURE_ORDER), f"{name} never fires"
 
 
 @pytest.mark.parametrize("name", HOOKS)

@@ -1,9 +1,7 @@
-"""Many fits as one: the same scores as one by one, whatever the optimizer, penalty and folds."""
+"""Many fits as one: the same scores as one by one, whatever the optimizer and the folds."""
 
-import copy
 import functools
 import time
-import warnings
 
 import numpy as np
 import pytest
@@ -11,58 +9,9 @@ import torch
 from sklearn.model_selection import GroupKFold, KFold, PredefinedSplit
 from torch import nn
 
-import regplug
 from regplug.errors import RegplugError, SelectionError, SpecError
-from regplug.tune import Recipe, StrengthCV, stacked
-from regplug.tune.stacked_penalty import StackedPenalty
-
-rng = np.random.default_rng(0)
-X = rng.normal(size=(47, 5))  # 3 folds of 47 rows train on 31 and on 32
-Y = np.tanh(X @ rng.normal(size=(5, 2))) + 0.3 * rng.normal(size=(47, 2))
-LABELS = (X[:, 0] > X[:, 1]).astype(int) + (X[:, 2] > 1)
-GRID = {"l1": [0.1, 0.0], "l2(_, where='all')": [0.05, 0.001]}
-
-
-def network(outputs=2, dtype=torch.float64):
-    return nn.Sequential(
-        nn.Linear(5, 8, dtype=dtype), nn.Tanh(), nn.Linear(8, outputs, dtype=dtype)
-    )
-
-
-def both(recipe, grid=GRID, X=X, y=Y, cv=3, rtol=1e-9, **settings):
-    """Search with the recipe as data and as a loop; compare every score."""
-    many = StrengthCV(recipe, grid, cv=cv, progress=False, **settings).fit(X, y)
-    single = StrengthCV(recipe.__call__, grid, cv=cv, progress=False, **settings).fit(X, y)
-    assert many.batched_
-    assert not single.batched_
-    for fold in range(single.n_splits_):
-        name = f"split{fold}_test_score"
-        np.testing.assert_allclose(many.cv_results_[name], single.cv_results_[name], rtol=rtol)
-    assert many.best_params_ == single.best_params_
-    np.testing.assert_array_equal(
-        many.cv_results_["mean_nonzero"], single.cv_results_["mean_nonzero"]
-    )
-    # A penalty that does nothing would pass all of that.
-    assert len(set(many.cv_results_["mean_test_score"])) == len(many.cv_results_["params"])
-    return many
-
-
-OPTIMIZERS = {
-    "sgd": functools.partial(torch.optim.SGD, lr=0.1),
-    "momentum": functools.partial(
-        torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01
-    ),
-    "adam": functools.partial(torch.optim.Adam, lr=0.01, amsgrad=True),
-    "adamw": functools.partial(torch.optim.AdamW, lr=0.01),
-    "adamax": functools.partial(torch.optim.Adamax, lr=0.01),
-    "nadam": functools.partial(torch.optim.NAdam, lr=0.01),
-    "radam": functools.partial(torch.optim.RAdam, lr=0.01),
-    "rmsprop": functools.partial(torch.optim.RMSprop, lr=0.01, momentum=0.5, centered=True),
-    "rprop": functools.partial(torch.optim.Rprop, lr=0.001),
-    "adagrad": functools.partial(torch.optim.Adagrad, lr=0.05),
-    "adadelta": functools.partial(torch.optim.Adadelta, lr=1.0),
-    "asgd": functools.partial(torch.optim.ASGD, lr=0.1),
-}
+from regplug.tune import Recipe, StrengthCV
+from tests.tune.many_fits import LABELS, OPTIMIZERS, X, Y, both, network, rng, sgd
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -192,186 +141,6 @@ def test_maximizing_shrinks_all_the_same():
     )
 
 
-# --- formulas ---------------------------------------------------------------------------------
-
-
-class Rows(regplug.Penalty):
-    """λ·Σ‖row‖: not separable; its gradient comes from autograd, its step from a formula."""
-
-    def value(self, w):
-        return (w.square().sum(dim=-1) + 1e-12).sqrt().sum()
-
-    def proximal(self, w, step):
-        norms = w.square().sum(dim=-1, keepdim=True).sqrt()
-        return w * (1 - step * self.strength / norms).clamp(min=0)
-
-
-class Branching(regplug.Penalty):
-    """A formula that looks at its strength, as no batched call may."""
-
-    separable = True
-
-    def value(self, w):
-        return w.abs().sum()
-
-    def gradient(self, w):
-        return torch.sign(w) if self.strength > 1e-3 else w
-
-    def proximal(self, w, step):
-        if self.strength > 1e-3:
-            return torch.nn.functional.softshrink(w, float(step) * self.strength)
-        return w
-
-
-class Bowl(regplug.Penalty):
-    """Separable, with a gradient from autograd only."""
-
-    separable = True
-
-    def value(self, w):
-        return w.cosh().log().sum()
-
-
-@pytest.fixture
-def formulas(monkeypatch):
-    """Make the classes above known by their names in specs."""
-    from regplug.discovery import catalog
-    from regplug.tune import loading
-
-    known = {"rows": Rows, "branching": Branching, "bowl": Bowl}
-    real = catalog.load_class
-
-    def load_class(name):
-        return known.get(name) or real(name)
-
-    monkeypatch.setattr(catalog, "load_class", load_class)
-    monkeypatch.setattr(loading, "load_class", load_class)
-    loading._class_of.cache_clear()
-    yield
-    loading._class_of.cache_clear()
-
-
-@pytest.mark.parametrize(
-    ("spec", "way"),
-    [
-        ("l1", "_broadcast"),
-        ("elastic_net(0.01, _)", "_broadcast"),
-        ("bowl", "_broadcast"),
-        ("rows", "_vmapped"),
-        ("branching", "_one_by_one"),
-        ("l1(_, delivery='proximal')", "_broadcast"),
-        ("rows(_, delivery='proximal')", "_vmapped"),
-        ("branching(_, delivery='proximal')", "_one_by_one"),
-    ],
-)
-def test_formulas_of_every_kind_take_the_fastest_way_that_is_right(
-    spec, way, formulas, monkeypatch
-):
-    ways = []
-    choose = StackedPenalty._choose
-
-    def choosing(self, *arguments):
-        ways.append(choose(self, *arguments).__name__)
-        return choose(self, *arguments)
-
-    monkeypatch.setattr(StackedPenalty, "_choose", choosing)
-    recipe = Recipe(network, nn.MSELoss(), OPTIMIZERS["sgd"], epochs=4)
-    grid = {spec: [0.2, 0.01]}
-    if "branching" in spec or spec == "l1":
-        both(recipe, grid)
-    else:
-        both(recipe, grid, rtol=1e-8)
-    assert set(ways) == {way}
-
-
-# --- what can't be stacked --------------------------------------------------------------------
-
-
-class Noisy(nn.Linear):
-    def forward(self, x):
-        return super().forward(x) + torch.rand(()).item()
-
-
-class Branches(nn.Linear):
-    def forward(self, x):
-        return (
-            super().forward(x) if float(self.weight.detach().sum()) > 100 else super().forward(-x)
-        )
-
-
-def _with(*layers):
-    def build():
-        return nn.Sequential(nn.Linear(5, 4), *copy.deepcopy(layers), nn.Linear(4, 2))
-
-    return build
-
-
-sgd = OPTIMIZERS["sgd"]
-
-
-@pytest.mark.parametrize(
-    ("build", "optimizer", "grid", "why"),
-    [
-        (_with(nn.Dropout(0.5)), sgd, {"l2": [0.1]}, "draws random numbers"),
-        (_with(nn.BatchNorm1d(4)), sgd, {"l2": [0.1]}, "changes its buffers"),
-        (_with(), functools.partial(torch.optim.LBFGS, max_iter=2), {"l2": [0.1]}, "LBFGS"),
-        (_with(), torch.optim.Adafactor, {"l2": [0.1]}, "Adafactor"),
-        (_with(), sgd, {"weight_decay": [0.1]}, "weight_decay is no penalty"),
-        (_with(Branches(4, 4)), sgd, {"l2": [0.1]}, "vmap can't run"),
-        (_with(Noisy(4, 4)), sgd, {"l2": [0.1]}, "draws random numbers"),
-    ],
-)
-def test_what_cant_be_stacked_is_trained_one_by_one_and_says_why(build, optimizer, grid, why):
-    recipe = Recipe(build, nn.MSELoss(), optimizer, epochs=2)
-    data, target = X.astype(np.float32), Y.astype(np.float32)
-    with pytest.warns(UserWarning, match=f"one by one: .*{why}"):
-        search = StrengthCV(recipe, grid, cv=2, progress=False).fit(data, target)
-    single = StrengthCV(recipe.__call__, grid, cv=2, progress=False).fit(data, target)
-    assert not search.batched_
-    assert search.best_score_ == single.best_score_
-
-
-def test_dropout_at_rate_zero_is_no_hindrance():
-    recipe = Recipe(_with(nn.Dropout(0.0)), nn.MSELoss(), sgd, epochs=2)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        search = StrengthCV(recipe, {"l2": [0.1]}, cv=2, progress=False)
-        assert search.fit(X.astype(np.float32), Y.astype(np.float32)).batched_
-
-
-@pytest.mark.parametrize("limit", ["MEMORY", "PRODUCTS"])
-def test_a_search_in_batches_is_the_same_and_tells_its_progress(limit, monkeypatch, capsys):
-    recipe = Recipe(network, nn.MSELoss(), sgd, epochs=3)
-    whole = StrengthCV(recipe, GRID, progress=False).fit(X, Y)
-    with monkeypatch.context() as patch:
-        patch.setattr(stacked, limit, 1)  # as if a fit filled it
-        parts = StrengthCV(recipe, GRID).fit(X, Y)
-    # Two sizes of folds, four strengths: at the end of each of eight batches a line may be due.
-    assert len(capsys.readouterr().err.splitlines()) > 4
-    np.testing.assert_allclose(
-        parts.cv_results_["mean_test_score"], whole.cv_results_["mean_test_score"], rtol=1e-9
-    )
-
-
-def test_a_search_in_workers_or_after_a_stop_is_the_same(tmp_path):
-    recipe = Recipe(network, nn.MSELoss(), sgd, epochs=3)
-    whole = StrengthCV(recipe, GRID, progress=False).fit(X, Y)
-    workers = StrengthCV(recipe, GRID, progress=False, n_jobs=2).fit(X, Y)
-    np.testing.assert_allclose(
-        workers.cv_results_["mean_test_score"], whole.cv_results_["mean_test_score"], rtol=1e-9
-    )
-    # Strengths that a file has already are left out.
-    file = tmp_path / "search.jsonl"
-    some = {**GRID, "l1": GRID["l1"][:1]}
-    StrengthCV(recipe, some, progress=False, resume=file).fit(X, Y)
-    lines = file.read_text().splitlines()
-    file.write_text("\n".join(lines[:-3]) + "\n")
-    again = StrengthCV(recipe, GRID, progress=False, resume=file).fit(X, Y)
-    np.testing.assert_allclose(
-        again.cv_results_["mean_test_score"], whole.cv_results_["mean_test_score"], rtol=1e-9
-    )
-
-
 # --- the loop itself --------------------------------------------------------------------------
 
 
@@ -459,7 +228,7 @@ def test_wrong_returns_and_targets_are_named():
 def test_its_repr_is_the_same_in_every_process():
     recipe = Recipe(network, nn.MSELoss(), sgd, epochs=3)
     assert repr(recipe) == (
-        f"Recipe(build={__name__}.network, loss=MSELoss(), "
+        f"Recipe(build={network.__module__}.network, loss=MSELoss(), "
         "optimizer=partial(torch.optim.sgd.SGD, lr=0.1), epochs=3, batch_size=None, seed=0)"
     )
 
