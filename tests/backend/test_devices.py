@@ -13,17 +13,9 @@ from regplug.backend.sums import Sum, resolve
 from regplug.delivery.in_loss import Objective
 from regplug.delivery.terms import Term, total
 from regplug_builtins import L2
+from tests.helpers.layers import StochasticDepth
 
 F64 = torch.float64
-
-
-class StochasticDepth(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.p = 0.2
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x
 
 
 @contextmanager

@@ -13,15 +13,14 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import regplug
+from tests.helpers.compare import close
+from tests.helpers.nets import one_layer
 
 LR, STRENGTH = 0.1, 0.15
 
 
 def net() -> nn.Linear:
-    model = nn.Linear(2, 1, bias=False).double()
-    with torch.no_grad():
-        model.weight.copy_(torch.tensor([[2.0, -3.0]]))
-    return model
+    return one_layer(2.0, -3.0)
 
 
 def backward(model: nn.Module) -> None:
@@ -38,7 +37,7 @@ CLIPPED = torch.tensor([[0.6, 0.8]], dtype=torch.float64)
 
 
 def agrees(found: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(found.detach(), expected, rtol=0, atol=1e-6)
+    close(found, expected, atol=1e-6)
 
 
 def stepped(w: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ import regplug
 from regplug.backend import hook_order, optimizer_names, stack, step_events, wrapped
 from regplug.command.run import living
 from regplug.errors import UnsupportedError
+from tests.helpers.nets import one_layer
 
 GONE = "_no_such_name"
 
@@ -34,8 +35,7 @@ def asked_anew() -> Any:
 
 
 def linear(kind: Callable[..., Any] = torch.optim.SGD, **more: Any) -> tuple[nn.Linear, Any]:
-    model = nn.Linear(2, 1, bias=False)
-    nn.init.constant_(model.weight, 2.0)
+    model = one_layer(2.0, 2.0, dtype=torch.float32)
     return model, kind(model.parameters(), lr=0.1, **more)
 
 

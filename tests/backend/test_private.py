@@ -18,6 +18,7 @@ from regplug.errors import RegplugError, UnsupportedError
 from regplug.selection import coverage, where
 from regplug.session.functional import refuse_transforms
 from regplug_builtins import Activity, _private
+from tests.helpers.compare import same
 
 GONE = "_no_such_name"
 
@@ -39,10 +40,6 @@ def trained(*plugins: str | regplug.Plugin, steps: int = 3, **settings: Any) -> 
             optimizer.step()
         assert session.steps == steps
     return [p.detach().clone() for p in model.parameters()]
-
-
-def same(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 # --- tensors -----------------------------------------------------------------------------------

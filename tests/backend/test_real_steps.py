@@ -16,6 +16,8 @@ from torch.distributed.checkpoint.state_dict import (
 
 import regplug
 from regplug.errors import SelectionError, UnsupportedError
+from tests.helpers.compare import same
+from tests.helpers.nets import dropout_net
 from tests.helpers.pair import Pair
 
 ALL = ["l1(0.1, delivery='proximal')", "l2(0.1)", "weight_decay(0.1)", "dropout(linear(0, 1, 4))"]
@@ -28,24 +30,15 @@ OPTIMIZERS = {
 }
 
 
-def net() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.0), nn.Linear(4, 1))
-
-
 def weights(model: nn.Module) -> list[torch.Tensor]:
     return [regplug.local(p).detach().clone() for p in model.parameters()]
-
-
-def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
-    return all(map(torch.equal, one, other))
 
 
 # --- the dummy step of distributed checkpoints ---------------------------------------------------
 
 
 def checkpointing(rank: int, kind: str, sharded: bool) -> Any:
-    model = net()
+    model = dropout_net()
     if sharded:
         from torch.distributed.fsdp import fully_shard
 
@@ -77,7 +70,7 @@ def test_making_optimizer_state_of_shards_is_no_step(pair: Pair) -> None:
 
 def warm_up(rank: int, sharded: bool) -> Any:
     """The first step has lr 0, and on one rank an empty shard of the last layer."""
-    model = net()
+    model = dropout_net()
     if sharded:
         from torch.distributed.fsdp import fully_shard
 
@@ -106,7 +99,7 @@ def test_a_warm_up_from_zero_counts_from_its_first_step(pair: Pair) -> None:
 
 def test_parameters_without_a_gradient_are_left_alone_by_every_plugin() -> None:
     """AdamW decays parameters whose gradient is zero, and not those whose gradient is None."""
-    model = net()
+    model = dropout_net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with regplug.attach(model, optimizer, ALL[:3]):
         model(torch.ones(2, 3)).sum().backward()
@@ -128,7 +121,7 @@ class Super(torch.optim.SGD):
 
 
 def test_a_step_that_calls_its_parents_fires_once() -> None:
-    model = net()
+    model = dropout_net()
     torch.optim.SGD(model.parameters(), lr=0.1)  # from its first instance on the parent has hooks
     optimizer = Super(model.parameters(), lr=0.1)
     with regplug.attach(model, optimizer, ["weight_decay(1.0)"]) as session:
@@ -196,9 +189,9 @@ def test_the_hand_written_form_is_refused_at_the_first_step() -> None:
 
 @pytest.mark.parametrize("spec", ["l1(0.1)", "weight_decay(0.1)", "dropout(0.1)"])
 def test_an_optimizer_of_another_model_is_refused(spec: str) -> None:
-    other = torch.optim.SGD(net().parameters(), lr=0.1)
+    other = torch.optim.SGD(dropout_net().parameters(), lr=0.1)
     with pytest.raises(SelectionError, match="no parameter of this model"):
-        regplug.attach(net(), other, [spec])
+        regplug.attach(dropout_net(), other, [spec])
 
 
 @pytest.fixture
@@ -214,7 +207,7 @@ def overwriting() -> Iterator[None]:
 def test_parameters_replaced_behind_the_optimizers_back_are_told_at_the_first_step(
     spec: str,
 ) -> None:
-    model = net()
+    model = dropout_net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with regplug.attach(model, optimizer, [spec]):
         model.double()
@@ -227,7 +220,7 @@ def test_parameters_replaced_behind_the_optimizers_back_are_told_at_the_first_st
 
 @pytest.mark.parametrize("spec", ["l1(0.1)", "dropout(0.1)"])
 def test_a_session_that_cannot_be_bound_again_says_so_and_leaves_the_weights(spec: str) -> None:
-    model, other = net(), net()
+    model, other = dropout_net(), dropout_net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with regplug.attach(model, optimizer, [spec]):
         optimizer.param_groups[0]["params"] = list(other.parameters())
@@ -303,7 +296,9 @@ def fsdp1(rank: int) -> str:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = FullyShardedDataParallel(net(), device_id=torch.device("cpu"), use_orig_params=True)
+        model = FullyShardedDataParallel(
+            dropout_net(), device_id=torch.device("cpu"), use_orig_params=True
+        )
     try:
         regplug.attach(model, torch.optim.SGD(model.parameters(), lr=0.1), ["l1(0.1)"])
     except UnsupportedError as error:
@@ -319,10 +314,10 @@ def from_deepspeed(name: str, base: type) -> type:
 def test_deepspeed_is_refused_at_attach() -> None:
     """ZeRO keeps gradients out of .grad."""
     engine = from_deepspeed("DeepSpeedEngine", nn.Module)()
-    engine.module = net()
+    engine.module = dropout_net()
     with pytest.raises(UnsupportedError, match=r"DeepSpeed.*DDP or FSDP2"):
         regplug.attach(engine, plugins=["l1(0.1)"])
-    model = net()
+    model = dropout_net()
     zero = from_deepspeed("DeepSpeedZeroOptimizer", object)()
     zero.optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(UnsupportedError, match="DeepSpeed"):
@@ -332,7 +327,7 @@ def test_deepspeed_is_refused_at_attach() -> None:
 def test_accelerates_wrapper_of_deepspeed_is_refused_at_attach() -> None:
     from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
 
-    model = net()
+    model = dropout_net()
     wrapper = DeepSpeedOptimizerWrapper.__new__(DeepSpeedOptimizerWrapper)
     wrapper.optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(UnsupportedError, match="DeepSpeed"):

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from tests.helpers.compare import close
+from tests.helpers.nets import one_layer
+
 LR = 0.1
 
 
@@ -123,10 +126,7 @@ class Lookahead(torch.optim.Optimizer):
 
 
 def net() -> nn.Linear:
-    model = nn.Linear(3, 1, bias=False).double()
-    with torch.no_grad():
-        model.weight.copy_(torch.tensor([[1.0, 0.5, -2.0]]))
-    return model
+    return one_layer(1.0, 0.5, -2.0)
 
 
 def loss(model: nn.Module) -> torch.Tensor:
@@ -136,7 +136,7 @@ def loss(model: nn.Module) -> torch.Tensor:
 
 
 def agrees(found: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(found.detach(), expected, rtol=0, atol=1e-9)
+    close(found, expected, atol=1e-9)
 
 
 class Two(nn.Module):

@@ -6,7 +6,8 @@ import torch
 import regplug
 from regplug import hookimpl
 from regplug.errors import UnsupportedError
-from tests.delivery.written_out import LR, Net, data, exactly, objective, spec, value, weights_of
+from tests.delivery.written_out import LR, Net, data, objective, spec, value, weights_of
+from tests.helpers.compare import close
 
 
 def minimize(net, optimizer, loss_of, steps):
@@ -47,7 +48,7 @@ def test_lbfgs_takes_the_very_steps_it_takes_on_the_written_out_objective(delive
     )
     assert seen == pytest.approx(expected, rel=1e-12)
     for mine, its in zip(model.parameters(), written.parameters(), strict=True):
-        exactly(mine.detach(), its.detach(), atol=1e-10)
+        close(mine.detach(), its.detach(), atol=1e-10)
 
 
 @pytest.mark.parametrize("delivery", ["step", "loss"])

@@ -15,7 +15,6 @@ from tests.delivery.written_out import (
     PENALTIES,
     Net,
     data,
-    exactly,
     gradient,
     objective,
     proximal,
@@ -23,6 +22,7 @@ from tests.delivery.written_out import (
     value,
     weights_of,
 )
+from tests.helpers.compare import close
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_one_step_is_what_is_written_out(reference, name, delivery, maximize):
             expected = proximal(w - LR * g, LR, l1, l2)
         else:
             expected = w - LR * (g + gradient(w, l1, l2))
-        exactly(ours.detach(), expected)
+        close(ours.detach(), expected)
 
 
 @pytest.mark.parametrize("name", PENALTIES)
@@ -67,11 +67,11 @@ def test_gradient_in_the_loss_is_what_is_written_out(reference, name, maximize):
     total = session.loss(loss)
     sign = -1 if maximize else 1
     terms = sum(value(w, l1, l2) for w in weights_of(reference))
-    exactly(total.detach(), loss.detach() + sign * terms.detach())
+    close(total.detach(), loss.detach() + sign * terms.detach())
     total.backward()
     for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
         added = gradient(theirs.detach(), l1, l2) if theirs.ndim == 2 else 0
-        exactly(ours.grad, theirs.grad + sign * added)
+        close(ours.grad, theirs.grad + sign * added)
 
 
 @pytest.mark.parametrize("name", PENALTIES)
@@ -82,7 +82,7 @@ def test_gradient_in_the_loss_is_that_of_autograd(name):
     session.loss(objective(model, *data())).backward()
     (objective(written, *data()) + sum(value(w, l1, l2) for w in weights_of(written))).backward()
     for ours, theirs in zip(model.parameters(), written.parameters(), strict=True):
-        exactly(ours.grad, theirs.grad)
+        close(ours.grad, theirs.grad)
 
 
 @pytest.mark.parametrize("delivery", ["step", "loss", "proximal"])
@@ -100,7 +100,7 @@ def test_several_penalties_add_up(reference, delivery):
             expected = proximal(proximal(w - LR * g, LR, l1, 0), LR, 0, l2)
         else:
             expected = w - LR * (g + gradient(w, l1, l2))
-        exactly(ours.detach(), expected)
+        close(ours.detach(), expected)
 
 
 @pytest.mark.parametrize("delivery", ["step", "loss", "proximal"])
@@ -125,7 +125,7 @@ def test_scheduled_strengths_are_those_of_each_step(delivery):
                 else:
                     w.sub_(LR * (w.grad + gradient(w, l1, 0.2)))
     for ours, theirs in zip(model.parameters(), written.parameters(), strict=True):
-        exactly(ours.detach(), theirs.detach())
+        close(ours.detach(), theirs.detach())
 
 
 def test_weights_larger_than_a_block_and_of_any_layout():
@@ -156,7 +156,7 @@ def test_weights_larger_than_a_block_and_of_any_layout():
                     expected = proximal(start - LR, LR, 0.3, 0.2)
                 else:
                     expected = start - LR * (1 + gradient(start, 0.3, 0.2))
-                exactly(w.detach(), expected)
+                close(w.detach(), expected)
                 w.copy_(start)
 
 
@@ -172,7 +172,7 @@ def test_l2_is_sgds_own_weight_decay_of_twice_the_strength():
             objective(net, *data()).backward()
             optimizer.step()
     for mine, its in zip(model.parameters(), written.parameters(), strict=True):
-        exactly(mine.detach(), its.detach())
+        close(mine.detach(), its.detach())
 
 
 # Strengths of zero
@@ -202,4 +202,4 @@ def test_elastic_net_of_one_strength_is_the_other_penalty():
             regplug.attach(model, plugins=[s]).loss(torch.zeros((), dtype=torch.float64))
             for s in specs
         ]
-        exactly(values[0].detach(), values[1].detach())
+        close(values[0].detach(), values[1].detach())

@@ -12,13 +12,13 @@ from torch.utils.checkpoint import checkpoint
 import regplug
 from regplug import hookimpl
 from regplug.errors import UnsupportedError
+from tests.helpers.nets import tanh_net
 
 X = torch.ones(2, 3)
 
 
 def network():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    return tanh_net(3, 4, 1)
 
 
 class Weighs(regplug.Plugin):

@@ -13,13 +13,13 @@ from tests.delivery.written_out import (
     PENALTIES,
     Net,
     data,
-    exactly,
     gradient,
     objective,
     spec,
     value,
     weights_of,
 )
+from tests.helpers.compare import close
 
 
 @pytest.mark.parametrize("count", [3, 40])  # looked at one by one, and joined
@@ -139,7 +139,7 @@ def test_gradient_penalty_differentiates_the_penalty_twice():
         first = torch.autograd.grad(loss, weights_of(net), create_graph=True)
         sum(g.square().sum() for g in first).backward()
     for ours, theirs in zip(weights_of(model), weights_of(written), strict=True):
-        exactly(ours.grad, theirs.grad)
+        close(ours.grad, theirs.grad)
 
 
 def test_formula_without_a_gradient_is_differentiated_twice_as_well():
@@ -154,9 +154,9 @@ def test_formula_without_a_gradient_is_differentiated_twice_as_well():
     loss = session.loss(torch.zeros((), dtype=torch.float64))
     (first,) = torch.autograd.grad(loss, model.second.weight, create_graph=True)
     w = model.second.weight
-    exactly(first, 0.3 * 4 * w**3)
+    close(first, 0.3 * 4 * w**3)
     (second,) = torch.autograd.grad(first.sum(), w)
-    exactly(second, 0.3 * 12 * w.detach() ** 2)
+    close(second, 0.3 * 12 * w.detach() ** 2)
 
 
 def test_loss_has_no_gradient_under_no_grad():
@@ -166,7 +166,7 @@ def test_loss_has_no_gradient_under_no_grad():
         total = session.loss(objective(model, *data()))
     assert not total.requires_grad
     terms = sum(value(w, 0.0, 0.2) for w in weights_of(model))
-    exactly(total, (objective(model, *data()) + terms).detach())
+    close(total, (objective(model, *data()) + terms).detach())
 
 
 def test_loss_may_be_scaled_and_passed_backward_twice():
@@ -178,7 +178,7 @@ def test_loss_may_be_scaled_and_passed_backward_twice():
     terms = sum(value(w, 0.3, 0.2) for w in weights_of(written))
     (6 * (objective(written, *data()) + terms)).backward()
     for ours, theirs in zip(model.parameters(), written.parameters(), strict=True):
-        exactly(ours.grad, theirs.grad)
+        close(ours.grad, theirs.grad)
 
 
 def test_penalty_alone_is_a_loss():
@@ -186,7 +186,7 @@ def test_penalty_alone_is_a_loss():
     session = regplug.attach(model, plugins=[spec("l2", "loss")])
     session.loss(torch.zeros((), dtype=torch.float64)).backward()
     for w in weights_of(model):
-        exactly(w.grad, 0.4 * w.detach())
+        close(w.grad, 0.4 * w.detach())
 
 
 # Terms that other plugins add to the loss
@@ -204,10 +204,10 @@ def test_plugin_may_add_any_scalar_to_the_loss():
     total = session.loss(loss)
     bias = model.first.bias.detach()
     terms = bias.square().sum() + sum(value(w, 0, 0.2) for w in weights_of(model))
-    exactly(total.detach(), (1.5 * loss + terms).detach())
+    close(total.detach(), (1.5 * loss + terms).detach())
     (gradient,) = torch.autograd.grad(total, model.first.bias, retain_graph=True)
     (data_gradient,) = torch.autograd.grad(loss, model.first.bias)
-    exactly(gradient, data_gradient + 2 * bias)
+    close(gradient, data_gradient + 2 * bias)
 
 
 @pytest.mark.parametrize("term", [0.5, "x", torch.zeros(3), torch.zeros(1), [torch.zeros(())]])

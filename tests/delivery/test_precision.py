@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import regplug
+from tests.helpers.nets import dropout_net
 
 FACTOR = 2.0**10
 
@@ -45,18 +46,13 @@ PLUGINS: dict[str, Any] = {
 }
 
 
-def net() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.0), nn.Linear(4, 1)).double()
-
-
 def optimizer_of(model: nn.Module, fused: bool) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.0, fused=fused)
 
 
 def train(which: str, fused: bool, scaled: bool, overflows: tuple[int, ...] = ()) -> Any:
     """Return the weights after each of four good steps."""
-    model = net()
+    model = dropout_net().double()
     optimizer = optimizer_of(model, fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=FACTOR, growth_interval=2, enabled=scaled)
     plugin = PLUGINS[which]
@@ -96,7 +92,7 @@ def test_scaling_and_overflow_leave_no_trace(which: str, fused: bool) -> None:
 @pytest.mark.parametrize("fused", [False, True])
 def test_what_hooks_of_a_scaled_optimizer_see(fused: bool) -> None:
     """The fact behind it: fused, overflow and scale reach the hooks; otherwise neither does."""
-    model = net()
+    model = dropout_net().double()
     optimizer = optimizer_of(model, fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=FACTOR)
     seen = []
@@ -118,7 +114,7 @@ def test_gradients_unscaled_by_the_loop_for_clipping_are_not_unscaled_again() ->
     for fused in (False, True):
         results = []
         for scaled in (False, True):
-            model = net()
+            model = dropout_net().double()
             optimizer = optimizer_of(model, fused)
             scaler = torch.amp.GradScaler("cpu", init_scale=FACTOR, enabled=scaled)
             with regplug.attach(model, optimizer, ["l1(0.1)", Pull()]):

@@ -53,9 +53,5 @@ def spec(name, delivery, **more):
     return f"{name}({PENALTIES[name][0]}, delivery='{delivery}'{more.get('more', '')})"
 
 
-def exactly(ours, theirs, atol=1e-12):
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
-
-
 def weights_of(model):
     return [w for w in model.parameters() if w.ndim == 2]

@@ -12,6 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.debug import CommDebugMode
 
 import regplug
+from tests.helpers.meshes import mesh_of
 from tests.helpers.pair import Pair
 from tests.helpers.penalties import ColumnNorm, GroupNorm, SpectralNorm
 
@@ -21,15 +22,6 @@ SPECS = {
     "elastic_net": "elastic_net(0.3, 0.2, delivery={!r})",
 }
 OWN = {"groups": GroupNorm, "columns": ColumnNorm, "spectral": SpectralNorm}
-
-_meshes: dict[Any, Any] = {}
-
-
-def mesh_of(*shape: int) -> Any:
-    if shape not in _meshes:
-        names = ("replicate", "shard")[-len(shape) :]
-        _meshes[shape] = dist.init_device_mesh("cpu", shape, mesh_dim_names=names)
-    return _meshes[shape]
 
 
 def make(seed: int = 0) -> nn.Module:

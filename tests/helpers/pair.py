@@ -22,6 +22,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from tests.helpers.accelerating import forget_accelerate
+
 
 class WorkerError(AssertionError):
     """A rank raised or hung; the message holds the traces."""
@@ -141,14 +143,6 @@ def _work(rank: int, size: int, port: int, pipe: Any, trace: str, group: bool) -
         except BaseException:
             pipe.send(("raises", traceback.format_exc()))
         finally:
-            _forget_accelerate()
+            if "accelerate" in sys.modules:
+                forget_accelerate()
     os._exit(0)
-
-
-def _forget_accelerate() -> None:
-    """Let the next function make an Accelerator of its own."""
-    if "accelerate" in sys.modules:
-        from accelerate.state import AcceleratorState, GradientState
-
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()

@@ -9,6 +9,8 @@ from torch import nn
 
 import regplug
 from regplug.errors import SpecError, StateError
+from tests.helpers.compare import same
+from tests.helpers.nets import tanh_net
 
 pytestmark = pytest.mark.frameworks
 
@@ -29,11 +31,6 @@ def loader(rows=16):
     x = torch.randn(rows, 3, generator=generator)
     dataset = torch.utils.data.TensorDataset(x, x.sum(1, keepdim=True))
     return torch.utils.data.DataLoader(dataset, batch_size=4)
-
-
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
 
 
 def fit(pl, module, folder, *, callbacks=(), epochs=2, resume=None, **options):
@@ -58,7 +55,7 @@ def automatic(pl, attach=()):
     class Automatic(pl.LightningModule):
         def __init__(self):
             super().__init__()
-            self.net = network()
+            self.net = tanh_net(3, 4, 1)
 
         def training_step(self, batch, index):
             x, y = batch
@@ -75,7 +72,7 @@ def automatic(pl, attach=()):
 
 def plain(accumulate=1, clip=None, plugins=PLUGINS, epochs=2):
     """The loop that Lightning runs, written out."""
-    net = network()
+    net = tanh_net(3, 4, 1)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
     session = regplug.attach(net, optimizer, plugins)
     for _ in range(epochs):
@@ -87,10 +84,6 @@ def plain(accumulate=1, clip=None, plugins=PLUGINS, epochs=2):
                 optimizer.step()
                 optimizer.zero_grad()
     return net, session
-
-
-def same(one, other):
-    return all(map(torch.equal, one.parameters(), other.parameters()))
 
 
 @pytest.mark.parametrize("way", ["attach", "callback"])
@@ -120,7 +113,7 @@ def manual(pl):
         def __init__(self):
             super().__init__()
             self.automatic_optimization = False
-            self.a, self.b = network(), network()
+            self.a, self.b = tanh_net(3, 4, 1), tanh_net(3, 4, 1)
 
         def training_step(self, batch, index):
             x, y = batch

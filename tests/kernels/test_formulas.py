@@ -8,21 +8,10 @@ import regplug
 from regplug import scratch
 from regplug_builtins import L1, L2SP, GroupLasso
 from regplug_builtins.l1 import signs, soft_threshold, soft_threshold_
+from tests.helpers.loops import moved
 
 DELIVERIES = ("step", "loss", "proximal")
 F64 = torch.float64
-
-
-def moved(penalty, start, optimizer=torch.optim.SGD, steps=1, **settings):
-    """Return what a weight becomes from zero gradients and a penalty, one or several steps."""
-    model = nn.ParameterList([start.clone()])
-    updates = optimizer(model.parameters(), lr=0.1, **settings)
-    with regplug.attach(model, updates, [penalty]) as session:
-        for _ in range(steps):
-            updates.zero_grad()
-            session.loss((0 * model[0]).sum()).backward()
-            updates.step()
-    return model[0].detach()
 
 
 # Ancestors

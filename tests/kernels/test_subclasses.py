@@ -7,19 +7,9 @@ from torch import nn
 import regplug
 from regplug.errors import SpecError, UnsupportedError
 from regplug_builtins import L1, L2, L2SP, ElasticNet, GroupLasso, SpectralNorm
+from tests.helpers.loops import moved
 
 F64 = torch.float64
-
-
-def stepped(penalty, start, delivery_by_loss=False):
-    """Return what plain SGD with lr 0.1 makes of a weight by the penalty alone."""
-    model = nn.ParameterList([start.clone()])
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with regplug.attach(model, optimizer, [penalty]) as session:
-        loss = (0 * model[0]).sum()
-        (session.loss(loss) if delivery_by_loss else loss).backward()
-        optimizer.step()
-    return model[0].detach()
 
 
 class OfL1(L1):
@@ -83,20 +73,20 @@ class Halved(L1):
 def test_value_alone_brings_its_own_gradient(kind, by_loss, size):
     start = torch.randn(size, size, dtype=F64)
     penalty = kind(0.01, delivery="loss" if by_loss else "step")
-    found = stepped(penalty, start, by_loss)
+    found = moved(penalty, start, by_loss=by_loss)
     torch.testing.assert_close(found, start - 0.1 * 0.01 * 4 * start**3, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(penalty.gradient(start), 4 * start**3, rtol=1e-12, atol=1e-12)
 
 
 def test_value_may_build_on_the_ancestors():
     start = torch.randn(3, 2, dtype=F64)
-    found = stepped(Halved(0.1, delivery="step"), start)
+    found = moved(Halved(0.1, delivery="step"), start, by_loss=False)
     torch.testing.assert_close(found, start - 0.1 * 0.1 * start.sign() / 2, rtol=0, atol=1e-15)
 
 
 def test_gradient_that_is_written_further_down_is_the_one_that_acts():
     start = torch.randn(3, 2, dtype=F64)
-    found = stepped(Further(0.1, delivery="step"), start)
+    found = moved(Further(0.1, delivery="step"), start, by_loss=False)
     torch.testing.assert_close(found, start * (1 - 0.1 * 0.1 * 5), rtol=0, atol=1e-15)
 
 
@@ -115,7 +105,7 @@ def test_proximal_operator_that_is_written_beside_the_value_acts():
             return nn.functional.softshrink(w, 2 * step * self.strength)
 
     start = torch.randn(30, 20, dtype=F64)
-    found = stepped(Doubled(0.5, delivery="proximal"), start)
+    found = moved(Doubled(0.5, delivery="proximal"), start, by_loss=False)
     torch.testing.assert_close(found, nn.functional.softshrink(start, 0.1), rtol=0, atol=1e-15)
 
 
@@ -149,7 +139,7 @@ def test_value_set_on_an_instance_brings_its_own_gradient(place, by_loss):
         penalty = L1(0.01, delivery=delivery)
         penalty.value = lambda w: w.pow(4).sum()
     start = torch.randn(4, 3, dtype=F64)
-    found = stepped(penalty, start, by_loss)
+    found = moved(penalty, start, by_loss=by_loss)
     torch.testing.assert_close(found, start - 0.1 * 0.01 * 4 * start**3, rtol=1e-12, atol=1e-12)
 
 
@@ -157,7 +147,7 @@ def test_gradient_set_on_an_instance_is_the_one_that_acts():
     penalty = L1(0.1, delivery="step")
     penalty.gradient = lambda w: 5 * w
     start = torch.randn(4, 3, dtype=F64)
-    torch.testing.assert_close(stepped(penalty, start), start * (1 - 0.1 * 0.1 * 5))
+    torch.testing.assert_close(moved(penalty, start, by_loss=False), start * (1 - 0.1 * 0.1 * 5))
 
 
 def test_value_set_on_an_instance_leaves_it_no_proximal_operator():

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from typing import Any
 
 import torch
 
 import regplug
+from tests.helpers.accelerating import forget_accelerate, shard_with
 from tests.matrix import tasks
 from tests.matrix.tasks import (
     BATCH,
@@ -54,32 +54,15 @@ def accelerated(task: Task, spec: Any, rank: int, ranks: int, *, fsdp: bool = Fa
         return outcome(session.model, metrics)
 
 
-def shard_with(accelerator: Any) -> None:
-    """Have Accelerate use FSDP2 on CPU, which its own check does not allow."""
-    from accelerate.state import PartialState
-    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False)
-    accelerator.state.distributed_type = DistributedType.FSDP
-    accelerator.state.fsdp_plugin = plugin
-    # From where each new AcceleratorState takes it anew.
-    PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-
-
 RAGGED = Task(micro=(4, 4, 4, 4, 3), divisor=4, clip=0.05)
 
 
 @regime("Accelerate, one process", RAGGED)
 def accelerate_one(task: Task, spec: Any, rank: int, ranks: int) -> Outcome:
-    from accelerate.state import AcceleratorState, GradientState
-
     try:
         return accelerated(task, spec, rank, ranks)
     finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
+        forget_accelerate()
 
 
 @regime("Accelerate, DDP", RAGGED, ranks=2)

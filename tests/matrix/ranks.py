@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
+from tests.helpers.meshes import mesh_of
 from tests.matrix import tasks
 from tests.matrix.tasks import (
     Outcome,
@@ -53,17 +53,6 @@ def ddp_static(task: Task, spec: Any, rank: int, ranks: int) -> Outcome:
         rank=rank,
         ranks=ranks,
     )
-
-
-_meshes: dict[tuple[int, ...], Any] = {}
-
-
-def mesh_of(*shape: int) -> Any:
-    """Return a mesh of that shape; made once, as its process groups stay."""
-    if shape not in _meshes:
-        names = ("replicate", "shard")[-len(shape) :]
-        _meshes[shape] = dist.init_device_mesh("cpu", shape, mesh_dim_names=names)
-    return _meshes[shape]
 
 
 def sharder(*shape: int, **options: Any) -> Callable[[nn.Module], nn.Module]:

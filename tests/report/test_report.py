@@ -12,6 +12,7 @@ from torch import nn
 import regplug
 from regplug.errors import SpecError
 from regplug.report.recorder import Recorder
+from tests.helpers.accelerating import forget_accelerate
 
 
 def loop(plugins, **options):
@@ -244,7 +245,6 @@ def test_rows_go_to_tensorboard(tmp_path):
 
 def test_rows_go_to_the_trackers_of_accelerate(tmp_path):
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, GradientState
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=tmp_path)
@@ -255,8 +255,7 @@ def test_rows_go_to_the_trackers_of_accelerate(tmp_path):
             step()
         accelerator.end_training()
     finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
+        forget_accelerate()
     events = EventAccumulator(str(tmp_path / "run")).Reload()
     assert [e.step for e in events.Scalars("net/l2/value")] == [0, 1, 2]
     assert len(recorder.rows) == 3

@@ -7,10 +7,7 @@ from torch import nn
 import regplug
 from regplug import Selection
 from regplug.errors import SelectionError
-
-
-def names(where, model):
-    return [named.name for named in Selection(where).of(model)]
+from tests.selection.named import names
 
 
 def net():

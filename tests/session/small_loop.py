@@ -3,6 +3,9 @@
 import torch
 from torch import nn
 
+from tests.helpers.loops import batches
+from tests.helpers.nets import norm_net
+
 EVERYTHING = (
     "l1(linear(0.1, 0.2, steps=4))",
     "l2(0.1, delivery='loss')",
@@ -13,14 +16,7 @@ EVERYTHING = (
 
 
 def network():
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Dropout(0.3), nn.Linear(8, 2))
-
-
-def batches(count):
-    generator = torch.Generator().manual_seed(2)
-    for _ in range(count):
-        yield torch.randn(5, 4, generator=generator), torch.randn(5, 2, generator=generator)
+    return norm_net(nn.Dropout(0.3))
 
 
 def train(model, optimizer, count, session=None):
@@ -33,17 +29,6 @@ def train(model, optimizer, count, session=None):
             loss = session.loss(loss)
         loss.backward()
         optimizer.step()
-
-
-def same(ours, theirs):
-    """Tell whether two state dicts hold the same, to the bit."""
-    if isinstance(ours, torch.Tensor):
-        return torch.equal(ours, theirs)
-    if isinstance(ours, dict):
-        return ours.keys() == theirs.keys() and all(same(ours[k], theirs[k]) for k in ours)
-    if isinstance(ours, list | tuple):
-        return len(ours) == len(theirs) and all(map(same, ours, theirs))
-    return ours == theirs
 
 
 def hooks_of(optimizer, model):

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 import regplug
+from tests.helpers.accelerating import forget_accelerate, shard_with
+from tests.helpers.nets import dropout_net
 from tests.helpers.pair import Pair
 from tests.helpers.penalties import Remembers
 
@@ -21,42 +23,16 @@ accelerate = pytest.importorskip("accelerate")
 @pytest.fixture(autouse=True)
 def _forget() -> Iterator[None]:
     yield
-    forget()
-
-
-def forget() -> None:
-    from accelerate.state import AcceleratorState, GradientState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
-def net(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.1), nn.Linear(4, 1))
+    forget_accelerate()
 
 
 def prepared(fsdp: bool = False, **options: Any) -> tuple[Any, nn.Module, Any]:
     accelerator = accelerate.Accelerator(cpu=True, **options)
     if fsdp:
         shard_with(accelerator)
-    model = net()
+    model = dropout_net(0.1)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
     return accelerator, *accelerator.prepare(model, optimizer)
-
-
-def shard_with(accelerator: Any) -> None:
-    """Have Accelerate use FSDP2 on CPU, which its own check does not allow."""
-    from accelerate.state import PartialState
-    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False)
-    accelerator.state.distributed_type = DistributedType.FSDP
-    accelerator.state.fsdp_plugin = plugin
-    # From where each new AcceleratorState takes it anew.
-    PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
 
 def step(accelerator: Any, model: nn.Module, optimizer: Any, seed: int = 0) -> None:
@@ -144,7 +120,7 @@ def around_prepare(rank: int, before: bool, fsdp: bool) -> Any:
     accelerator = accelerate.Accelerator(cpu=True)
     if fsdp:
         shard_with(accelerator)
-    model = net()
+    model = dropout_net(0.1)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
     plugins = ["l1(0.05, delivery='proximal')", "weight_decay(0.1)"]
     if before:
@@ -167,7 +143,7 @@ def around_prepare(rank: int, before: bool, fsdp: bool) -> Any:
 def test_attaching_before_prepare_is_the_same_as_after(pair: Pair, fsdp: bool) -> None:
     """FSDP2's prepare replaces the optimizer's parameters."""
     alone = torch.tensor(around_prepare(0, False, False)[0][0])
-    forget()
+    forget_accelerate()
     results = [r for before in (True, False) for r in pair.run(around_prepare, before, fsdp)]
     for weights, metrics in results:
         assert weights == results[0][0]
@@ -216,7 +192,7 @@ def two(accelerator: Any, parts: list[tuple[nn.Module, Any]], order: list[int]) 
 def test_two_sessions_attached_in_another_order_restore_by_name(tmp_path: Path) -> None:
     """Objects that Accelerate saves by position restore each other's state."""
     accelerator = accelerate.Accelerator(cpu=True)
-    models = [net(0), net(1)]
+    models = [dropout_net(0.1, 0), dropout_net(0.1, 1)]
     parts = [tuple(accelerator.prepare(m, torch.optim.SGD(m.parameters(), lr=0.1))) for m in models]
     sessions = two(accelerator, parts, [0, 1])
     for count, (model, optimizer) in zip((2, 5), parts, strict=True):
@@ -289,7 +265,7 @@ def test_checkpoints_of_other_sessions_are_told(tmp_path: Path) -> None:
 
 
 def test_something_else_for_an_accelerator_is_refused() -> None:
-    model = net()
+    model = dropout_net(0.1)
     with pytest.raises(regplug.errors.SpecError, match=r"accelerate\.Accelerator, got str"):
         regplug.attach(model, plugins=["l1(0.1)"], accelerator="cpu")  # type: ignore[arg-type]
 
@@ -351,7 +327,7 @@ def test_shards_restore_elsewhere_only_what_is_no_part(pair: Pair, tmp_path: Pat
     told = load_shards(0, str(tmp_path / "tensors"), [Remembers(), "l1(0.1)"])
     assert "sharded over 2 ranks" in told
     assert "as many ranks as before" in told
-    forget()
+    forget_accelerate()
     pair.run(save_shards, str(tmp_path / "numbers"), ["l1(0.1)"])
     assert load_shards(0, str(tmp_path / "numbers"), ["l1(0.1)"]) == "step 1"
 

@@ -12,17 +12,15 @@ from torch import nn
 
 import regplug
 from regplug.errors import SpecError
+from tests.helpers.accelerating import forget_accelerate
 
 accelerate = pytest.importorskip("accelerate")
 
 
 @pytest.fixture
 def accelerator() -> Iterator[Any]:
-    from accelerate.state import AcceleratorState, GradientState
-
     yield accelerate.Accelerator(cpu=True)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    forget_accelerate()
 
 
 # What a loop over folds knows: it attaches, trains, and is left.

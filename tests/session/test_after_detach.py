@@ -11,6 +11,7 @@ from regplug import hookimpl
 from regplug.errors import StateError
 from regplug.schedules import linear
 from regplug_builtins import L1, L2SP, Dropout
+from tests.helpers.compare import same
 
 F64 = torch.float64
 
@@ -28,14 +29,6 @@ def step(model, optimizer, session=None, count=1):
         loss = model(torch.ones(2, 3, dtype=F64)).square().sum()
         (loss if session is None else session.loss(loss)).backward()
         optimizer.step()
-
-
-def same(ours, theirs):
-    if isinstance(ours, torch.Tensor):
-        return torch.equal(ours, theirs)
-    if isinstance(ours, dict):
-        return ours.keys() == theirs.keys() and all(same(ours[k], theirs[k]) for k in ours)
-    return ours == theirs
 
 
 # What it tells

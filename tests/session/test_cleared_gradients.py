@@ -19,6 +19,8 @@ from torch.optim.optimizer import (
 
 import regplug
 from regplug_builtins import L1
+from tests.helpers.compare import close
+from tests.helpers.nets import one_layer
 
 LR = 0.1
 
@@ -78,10 +80,7 @@ CLEARED: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
 
 
 def net() -> nn.Linear:
-    model = nn.Linear(3, 1, bias=False).double()
-    with torch.no_grad():
-        model.weight.copy_(torch.tensor([[1.0, 0.1, -2.0]]))
-    return model
+    return one_layer(1.0, 0.1, -2.0)
 
 
 def backward(model: nn.Module) -> None:
@@ -92,7 +91,7 @@ MOVED = torch.tensor([[0.8, -0.1, -2.2]], dtype=torch.float64)
 
 
 def agrees(model: nn.Linear, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(model.weight.detach(), expected, rtol=0, atol=1e-12)
+    close(model.weight, expected)
 
 
 @pytest.mark.parametrize("cleared", CLEARED)

@@ -20,17 +20,8 @@ from regplug_builtins import (
     MaxNorm,
     WeightDecay,
 )
-
-
-class StochasticDepth(nn.Module):
-    p = 0.0
-
-    def __init__(self):
-        super().__init__()
-        self.p = 0.2
-
-    def forward(self, x):
-        return x
+from tests.helpers.accelerating import forget_accelerate
+from tests.helpers.layers import StochasticDepth
 
 
 def network():
@@ -168,7 +159,6 @@ def test_detaching_again_restores_everything_of_several_plugins_at_any_instructi
 
 def test_an_accelerator_is_let_go_of_by_the_second_call():
     accelerate = pytest.importorskip("accelerate")
-    from accelerate.state import AcceleratorState, GradientState
 
     accelerator = accelerate.Accelerator(cpu=True)
     model, optimizer = nn.Linear(2, 1), None
@@ -181,8 +171,7 @@ def test_an_accelerator_is_let_go_of_by_the_second_call():
             session.detach()
             assert [len(h) for h in hooks] == [0, 0]
     finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
+        forget_accelerate()
 
 
 @pytest.mark.parametrize("closure", [False, True])

@@ -11,6 +11,7 @@ from regplug import hookimpl
 from regplug.errors import PluginError, RegplugError, StateError
 from regplug.schedules import linear
 from regplug_builtins import L1, L2SP, Dropout
+from tests.helpers.compare import same
 
 
 def network():
@@ -74,16 +75,6 @@ def told(model, session):
     return copy.deepcopy(
         (session.state_dict(), session.metrics(), float(model[1].p), getattr(model, "mark", None))
     )
-
-
-def same(ours, theirs):
-    if isinstance(ours, torch.Tensor):
-        return torch.equal(ours, theirs)
-    if isinstance(ours, dict):
-        return ours.keys() == theirs.keys() and all(same(ours[k], theirs[k]) for k in ours)
-    if isinstance(ours, list | tuple):
-        return len(ours) == len(theirs) and all(map(same, ours, theirs))
-    return ours == theirs
 
 
 def anchors(session):

@@ -14,7 +14,8 @@ from regplug.errors import (
     PluginError,
 )
 from regplug_builtins import L1, L2, Dropout, ElasticNet, WeightDecay
-from tests.session.small_loop import EVERYTHING, hooks_of, network, same, train
+from tests.helpers.compare import same
+from tests.session.small_loop import EVERYTHING, hooks_of, network, train
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])

@@ -11,7 +11,9 @@ from regplug import hookimpl
 from regplug.errors import (
     StateError,
 )
-from tests.session.small_loop import batches, network, same, train
+from tests.helpers.compare import same
+from tests.helpers.loops import batches
+from tests.session.small_loop import network, train
 
 
 class Counter(regplug.Plugin):

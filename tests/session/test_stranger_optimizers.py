@@ -6,7 +6,6 @@ as they are widely used; those with other names stand for the ones that nobody h
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -15,6 +14,8 @@ from torch import nn
 
 import regplug
 from regplug.errors import UnsupportedError
+from tests.helpers.nets import one_layer
+from tests.helpers.optimizers import Lookahead
 
 LR = 0.1
 
@@ -91,19 +92,6 @@ class Master(Foreign):
         w.copy_(state.setdefault("wide", w.double()).sub_(g, alpha=lr))
 
 
-class Lookahead(torch.optim.Optimizer):
-    """As timm's: not initialised as an optimizer on purpose."""
-
-    def __init__(self, base: torch.optim.Optimizer) -> None:
-        self._optimizer_step_pre_hooks = OrderedDict()
-        self._optimizer_step_post_hooks = OrderedDict()
-        self._base_optimizer = base
-        self.param_groups = base.param_groups
-
-    def step(self, closure: Any = None) -> Any:
-        return self._base_optimizer.step(closure)
-
-
 class ScheduleFreeWrapper:
     """As schedulefree's: no optimizer itself."""
 
@@ -130,10 +118,7 @@ MOVERS = ["weight_decay(0.1)", "non_negative", "max_norm(0.5)", "unit_norm"]
 
 
 def net() -> nn.Linear:
-    model = nn.Linear(3, 1, bias=False)
-    with torch.no_grad():
-        model.weight.copy_(torch.tensor([[5.0, 3.0, -2.0]]))
-    return model
+    return one_layer(5.0, 3.0, -2.0, dtype=torch.float32)
 
 
 def step(model: nn.Linear, optimizer: Any) -> None:

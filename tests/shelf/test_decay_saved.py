@@ -13,13 +13,9 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, get_state_dict
 
 import regplug
+from tests.helpers.nets import tanh_net
 
 OWN = 0.25
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
 
 
 def backward(model: nn.Module) -> None:
@@ -71,7 +67,7 @@ def saves(optimizer: torch.optim.Optimizer, into: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_saved_at_any_moment_of_a_step_is_the_users(kind: str) -> None:
     make, own, spec = KINDS[kind]
-    model = network()
+    model = tanh_net(4, 8, 3)
     optimizer = make(model.parameters(), lr=0.1, weight_decay=own)
     seen: list[dict[str, Any]] = []
     optimizer.register_step_pre_hook(lambda *_: saves(optimizer, seen))
@@ -105,7 +101,7 @@ def test_a_step_that_is_broken_off_leaves_the_users_decay_to_be_saved(
     kind: str, error: Any
 ) -> None:
     make, own, spec = KINDS[kind]
-    model = network()
+    model = tanh_net(4, 8, 3)
     optimizer = make(model.parameters(), lr=0.1, weight_decay=own)
     session = regplug.attach(model, optimizer, [spec])
 
@@ -129,7 +125,7 @@ def test_a_step_that_is_broken_off_leaves_the_users_decay_to_be_saved(
 
 
 def test_an_update_that_raises_leaves_nothing_lent_after_detach() -> None:
-    model = network()
+    model = tanh_net(4, 8, 3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.0)
     session = regplug.attach(model, optimizer, ["weight_decay(0.5, where='all')"])
     backward(model)
@@ -150,7 +146,7 @@ class Faulty(regplug.Plugin):
 
 
 def test_an_error_of_another_plugin_after_the_update_leaves_the_users_decay_to_be_saved() -> None:
-    model = network()
+    model = tanh_net(4, 8, 3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.0)
     regplug.attach(model, optimizer, [Faulty(), "weight_decay(0.5, where='all')"])
     backward(model)
@@ -169,12 +165,12 @@ def steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int) -> Non
 
 
 def test_a_script_without_regplug_goes_on_from_the_checkpoint_with_its_own_decay() -> None:
-    model = network()
+    model = tanh_net(4, 8, 3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=OWN)
     regplug.attach(model, optimizer, ["weight_decay(0.5, existing='replace')"])
     steps(model, optimizer, 2)
     state = through_a_file(optimizer.state_dict(), weights_only=True)
-    resumed, written = network(), network()
+    resumed, written = tanh_net(4, 8, 3), tanh_net(4, 8, 3)
     for twin in (resumed, written):
         twin.load_state_dict(model.state_dict())
     plain = torch.optim.AdamW(resumed.parameters(), lr=0.1)
@@ -191,14 +187,14 @@ def test_a_script_without_regplug_goes_on_from_the_checkpoint_with_its_own_decay
 
 def test_a_resumed_script_attaches_after_loading_and_gives_back_its_own_decay() -> None:
     spec = "weight_decay(0.5, where='all', existing='replace')"
-    model = network()
+    model = tanh_net(4, 8, 3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=OWN)
     regplug.attach(model, optimizer, [spec])
     steps(model, optimizer, 2)
     weights = copy.deepcopy(model.state_dict())
     state = through_a_file(optimizer.state_dict(), weights_only=True)
     steps(model, optimizer, 2)
-    resumed = network()
+    resumed = tanh_net(4, 8, 3)
     resumed.load_state_dict(weights)
     fresh = torch.optim.AdamW(resumed.parameters(), lr=0.1)
     fresh.load_state_dict(state)
@@ -213,7 +209,7 @@ def test_a_resumed_script_attaches_after_loading_and_gives_back_its_own_decay() 
 @pytest.mark.parametrize("kind", KINDS)
 def test_distributed_checkpoints_hold_the_users_decay(kind: str) -> None:
     make, own, spec = KINDS[kind]
-    model = network()
+    model = tanh_net(4, 8, 3)
     optimizer = make(model.parameters(), lr=0.1, weight_decay=own)
     regplug.attach(model, optimizer, [spec])
     seen = []
@@ -235,7 +231,7 @@ def test_checkpoints_of_accelerate_hold_the_users_decay(tmp_path: Path) -> None:
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)
-    model = network()
+    model = tanh_net(4, 8, 3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=OWN)
     model, optimizer = accelerator.prepare(model, optimizer)
     spec = "weight_decay(0.5, where='all', existing='replace')"
@@ -270,7 +266,7 @@ class Second(Outer):
 
 @pytest.mark.parametrize("own", [OWN, 0.0])
 def test_what_is_lent_stays_out_of_the_state_of_an_optimizer_around_this_one(own: float) -> None:
-    model = network()
+    model = tanh_net(4, 8, 3)
     outer = Second(model.parameters(), torch.optim.AdamW, lr=0.1, weight_decay=own)
     inner = outer.base_optimizer
     regplug.attach(model, inner, ["weight_decay(0.5, where='all', existing='replace')"])
@@ -287,7 +283,7 @@ def test_what_is_lent_stays_out_of_the_state_of_an_optimizer_around_this_one(own
 
 
 def test_an_optimizer_around_this_one_saves_the_users_decay_too() -> None:
-    model = network()
+    model = tanh_net(4, 8, 3)
     outer = Outer(model.parameters(), torch.optim.AdamW, lr=0.1, weight_decay=OWN)
     spec = "weight_decay(0.5, where='all', existing='replace')"
     session = regplug.attach(model, outer.base_optimizer, [spec])
@@ -302,7 +298,7 @@ def test_an_optimizer_around_this_one_saves_the_users_decay_too() -> None:
 
 @pytest.mark.parametrize("own", [1, 0, 0.25])
 def test_the_value_is_given_back_as_it_was(own: float) -> None:
-    model = network()
+    model = tanh_net(4, 8, 3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=own)
     with regplug.attach(model, optimizer, ["weight_decay(0.5, where='all', existing='replace')"]):
         steps(model, optimizer, 1)
@@ -313,7 +309,7 @@ def test_the_value_is_given_back_as_it_was(own: float) -> None:
 
 
 def test_groups_that_are_taken_away_get_their_own_decay_back_too() -> None:
-    model = network()
+    model = tanh_net(4, 8, 3)
     optimizer = torch.optim.AdamW(
         [
             {"params": model[0].parameters(), "weight_decay": 0.1},
@@ -328,7 +324,7 @@ def test_groups_that_are_taken_away_get_their_own_decay_back_too() -> None:
 
 @pytest.mark.parametrize("settings", [{"fused": True}, {"foreach": True}, {"foreach": False}])
 def test_every_kind_of_update_takes_what_is_lent(settings: dict[str, bool]) -> None:
-    model, written = network(), network()
+    model, written = tanh_net(4, 8, 3), tanh_net(4, 8, 3)
     ours = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=OWN, **settings)
     theirs = torch.optim.AdamW(written.parameters(), lr=0.1, weight_decay=0.5, **settings)
     regplug.attach(model, ours, ["weight_decay(0.5, where='all', existing='replace')"])

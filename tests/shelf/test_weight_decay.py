@@ -11,18 +11,13 @@ import regplug
 from regplug.errors import SpecError
 from regplug.schedules import linear
 from regplug_builtins import WeightDecay
+from tests.helpers.compare import same
+from tests.helpers.loops import batches
+from tests.helpers.nets import norm_net
 
 
 def network(dtype=torch.float32):
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 2)).to(dtype)
-
-
-def batches(count, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(2)
-    for _ in range(count):
-        x = torch.randn(5, 4, generator=generator)
-        yield x.to(dtype), torch.randn(5, 2, generator=generator).to(dtype)
+    return norm_net(nn.Tanh()).to(dtype)
 
 
 def train(model, optimizer, count=8, scheduler=None, each=None):
@@ -34,12 +29,6 @@ def train(model, optimizer, count=8, scheduler=None, each=None):
         optimizer.step()
         if scheduler is not None:
             scheduler.step()
-
-
-def same(ours, theirs):
-    return all(
-        torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True)
-    )
 
 
 # The formula

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import regplug
+from tests.helpers.nets import tanh_net
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 5) -> list[torch.Tensor]:
@@ -21,8 +22,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 5) ->
 
 @pytest.fixture
 def model() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    return tanh_net(4, 8, 3)
 
 
 def adamw(model: nn.Module, decay: float) -> torch.optim.Optimizer:

@@ -17,21 +17,14 @@ from regplug.errors import PluginError, SpecError
 
 
 @pytest.fixture
-def install(tmp_path, monkeypatch):
+def install(install, monkeypatch):
     """Return a function that installs a distribution with one module and its entry points."""
 
     def installed(distribution, code, version="2.5", **entry_points):
         module = distribution.replace("-", "_")
-        folder = tmp_path / distribution
-        info = folder / f"{module}-{version}.dist-info"
-        info.mkdir(parents=True)
-        (folder / f"{module}.py").write_text("import regplug\n" + textwrap.dedent(code))
-        lines = [f"{name} = {module}:{target}" for name, target in entry_points.items()]
-        (info / "entry_points.txt").write_text("\n".join(["[regplug]", *lines]))
-        (info / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n"
-        )
-        monkeypatch.syspath_prepend(str(folder))
+        offers = [(name, f"{module}:{target}") for name, target in entry_points.items()]
+        source = "import regplug\n" + textwrap.dedent(code)
+        install(distribution, offers, version, **{module: source})
         importlib.invalidate_caches()
         # A module of an earlier test must not stand in for this one.
         monkeypatch.delitem(sys.modules, module, raising=False)
