@@ -48,6 +48,7 @@ def test_scratch_is_like_what_it_is_for_or_left_to_the_allocator(like, large):
 
 
 def test_scratch_that_was_first_asked_for_in_inference_mode_serves_everywhere():
+    """Catches scratch that is an inference tensor, which torch lets nobody write to outside."""
     like = torch.ones(LARGE, dtype=torch.complex64)  # nobody else asks for these
     with torch.inference_mode():
         scratch(like).fill_(1)

@@ -192,6 +192,7 @@ def test_weights_that_are_not_shared_are_no_matter():
 
 
 def test_other_deliveries_are_no_matter():
+    """Catches a refusal of two penalties of which one alone has an operator."""
     model = nn.Linear(4, 3)
     updates = torch.optim.SGD(model.parameters(), lr=0.1)
     regplug.attach(model, updates, [l2(), net(), L2(0.1, delivery="step", name="x")][::2])
@@ -281,6 +282,7 @@ def test_a_constraint_and_an_operator_keep_their_places(constraint, order):
 
 
 def test_no_warning_for_what_is_known():
+    """Catches a warning of an order that nobody needs to care about."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         one_step([l2(), groups(), l1()], torch.ones(2, 2, dtype=F64))

@@ -210,6 +210,7 @@ def replicated(model):
     ],
 )
 def test_usual_losses_are_neither_refused_nor_told(make, model):
+    """Catches a refusal, and a warning, which would be an error here."""
     model = model()
     session = regplug.attach(model, plugins=["l1(0.1)"])
     for _ in range(4):

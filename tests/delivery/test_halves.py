@@ -36,6 +36,7 @@ def test_strength_that_rounds_away_in_halves_is_told_once(dtype):
 
 
 def test_strength_that_survives_in_halves_is_not_told():
+    """Catches a warning, which would be an error here."""
     model = nn.Linear(20, 20, bias=False).bfloat16()
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     regplug.attach(model, optimizer, ["l1(0.5)"])

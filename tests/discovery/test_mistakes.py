@@ -183,5 +183,6 @@ things = st.recursive(
 @given(things)
 @settings(max_examples=150, deadline=None)
 def test_whatever_stands_for_plugins_only_our_errors_come_out(thing):
+    """Catches a TypeError and its like, from deep within."""
     with contextlib.suppress(RegplugError):
         regplug.attach(torch.nn.Linear(2, 2), plugins=thing).detach()

@@ -226,6 +226,7 @@ def test_the_watch_would_notice(audited):
 @given(text=texts)
 @settings(max_examples=150, deadline=None)
 def test_attach_with_any_text_raises_only_our_errors(text):
+    """Catches a SyntaxError, a RecursionError and their like."""
     with contextlib.suppress(RegplugError):
         regplug.attach(torch.nn.Linear(2, 2), plugins=[text]).detach()
 

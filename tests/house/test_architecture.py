@@ -1,4 +1,4 @@
-"""The page on the house names every room, and no other."""
+"""The page on the house names every room, and no other; and the tests follow the rooms."""
 
 import re
 from pathlib import Path
@@ -34,3 +34,37 @@ def test_every_file_that_the_page_names_is_there() -> None:
         and not (CORE / "backend" / file).exists()
     ]
     assert missing == []
+
+
+# The tests
+
+TESTS = ROOT / "tests"
+LONGEST = 400
+
+
+def test_the_paragraph_on_the_tests_names_every_folder_of_them() -> None:
+    paragraph = PAGE.partition("## The tests")[2].partition("\n## ")[0]
+    folders = {folder.name for folder in TESTS.iterdir() if any(folder.glob("*.py"))}
+    assert set(re.findall(r"`(?:tests/)?([a-z]+)/`", paragraph)) == folders
+
+
+def test_every_room_has_its_tests() -> None:
+    without = {
+        folder.parent.name
+        for folder in CORE.glob("*/__init__.py")
+        if not any((TESTS / folder.parent.name).glob("test_*.py"))
+    }
+    assert without == set()
+
+
+def test_no_test_stands_outside_of_the_rooms() -> None:
+    assert [path.name for path in TESTS.glob("test_*.py")] == []
+
+
+def test_no_file_of_tests_is_long() -> None:
+    """A long one holds several ideas: split it by them, and share what both need."""
+    lengths = {
+        str(path.relative_to(TESTS)): len(path.read_text(encoding="utf-8").splitlines())
+        for path in TESTS.rglob("*.py")
+    }
+    assert {name: length for name, length in lengths.items() if length > LONGEST} == {}

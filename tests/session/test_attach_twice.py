@@ -151,6 +151,7 @@ def test_all_that_double_are_told_and_no_others() -> None:
 
 
 def test_what_does_not_double_is_not_told() -> None:
+    """Catches a warning, which would be an error here."""
     model = network()
     optimizer = sgd(model)
     regplug.attach(model, optimizer, ["l2(0.1)", "dropout(0.4)"])
