@@ -16,12 +16,12 @@ from torch import nn
 import regplug
 from regplug.errors import SpecError, StateError
 from regplug.tune import Auto, Recipe, StrengthCV
+from tests.tune.rows import Search
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(30, 3))
 Y = X @ [2.0, 0.0, -1.0] + rng.normal(size=30)
 WEIGHT = rng.uniform(0.1, 3, size=30)
-Search = functools.partial(StrengthCV, progress=False)
 
 
 def ridge(X, y, plugins, sample_weight=None):
