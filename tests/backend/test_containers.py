@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 import regplug
 from regplug.errors import SpecError
 from tests.backend.wrapping import LR, Container, Two, agrees, container, loss, net
-
-
-def zero_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    for p in model.parameters():
-        p.grad = torch.zeros_like(p)
-    optimizer.step()
+from tests.helpers.loops import zero_step
 
 
 def test_the_learning_rate_is_that_of_the_part() -> None:

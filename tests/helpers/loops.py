@@ -1,4 +1,4 @@
-"""Batches, and steps by a penalty alone."""
+"""Batches, and steps to which the data adds nothing."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +17,13 @@ def batches(
     for _ in range(count):
         x = torch.randn(5, 4, generator=generator)
         yield x.to(dtype), torch.randn(5, 2, generator=generator).to(dtype)
+
+
+def zero_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Step with gradients of zero, so that what plugins do is all there is."""
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
 
 
 def moved(

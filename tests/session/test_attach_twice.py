@@ -14,6 +14,7 @@ from torch import nn
 
 import regplug
 from regplug.errors import SpecError
+from tests.helpers.loops import zero_step
 
 TWICE = r"session 'regplug', which is attached to this {} already \(\d+ steps\), has {} too"
 
@@ -42,12 +43,6 @@ def network() -> nn.Sequential:
 
 def sgd(model: nn.Module, **settings: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), **{"lr": 0.1, **settings})
-
-
-def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    for p in model.parameters():
-        p.grad = torch.zeros_like(p)
-    optimizer.step()
 
 
 SPECS = [
@@ -101,7 +96,7 @@ session = regplug.attach(model, optimizer, ["l2(0.5)", "dropout(linear(0.5, 0.1,
     for _ in range(3):
         exec(cell, space)
     before = model[0].weight.detach().clone()
-    step(model, optimizer)
+    zero_step(model, optimizer)
     torch.testing.assert_close(model[0].weight.detach(), before * (1 - 0.1))
 
 
@@ -202,7 +197,7 @@ def test_the_warning_as_an_error_leaves_nothing_attached_but_the_first() -> None
     assert regplug.sessions.on(optimizer) == (first,)
     assert model[2].p == 0.5
     before = model[0].weight.detach().clone()
-    step(model, optimizer)
+    zero_step(model, optimizer)
     torch.testing.assert_close(model[0].weight.detach(), before * (1 - 0.1))
 
 
