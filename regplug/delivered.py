@@ -12,7 +12,7 @@ import torch
 from regplug.backend.groups import sign
 from regplug.backend.layouts import Layout
 from regplug.delivery import at_step, terms
-from regplug.delivery.proximal import elementwise_proximal, proximal
+from regplug.delivery.proximal import apply_elementwise_steps, apply_one_step
 from regplug.errors import RegplugError, SpecError, UnsupportedError
 from regplug.hookspecs import hookimpl
 from regplug.kernels.kernel import Kernel
@@ -44,7 +44,7 @@ class Delivered(Plugin):
     _selection = Selection()
     _delivery = "auto"
     _settled: str | None = None  # what "auto" has become, else the delivery
-    _told_rounding = False
+    _warned_of_rounding = False
 
     # --- what a formula gives -------------------------------------------------------------
 
@@ -56,7 +56,7 @@ class Delivered(Plugin):
         """Return the formula as deliveries execute it, as it is now."""
         raise NotImplementedError
 
-    def _check_writes_proximal(self) -> None:
+    def _check_has_operator(self) -> None:
         """Raise a :class:`SpecError` if there is no proximal operator."""
         raise NotImplementedError
 
@@ -89,7 +89,7 @@ class Delivered(Plugin):
         if delivery not in DELIVERIES:
             raise SpecError(f"delivery must be one of {', '.join(DELIVERIES)}, got {delivery!r}")
         if delivery == "proximal":
-            self._check_writes_proximal()
+            self._check_has_operator()
         if self._session_name is not None:
             raise SpecError(f"{self.name} is attached: its delivery can't change until detach()")
         self._delivery = delivery
@@ -127,14 +127,14 @@ class Delivered(Plugin):
     def on_attach(self, session: SessionView) -> None:
         """Check what can be known before the first step."""
         self._settled = None if self._delivery == "auto" else self._delivery
-        self._told_rounding = False
+        self._warned_of_rounding = False
         vars(self).pop("_formula_kernel", None)
         _ = self.active  # says so if a strength was never set
         coverage = session.coverage(self._selection)
         self._settle_formula(coverage)
         if self._settled == "proximal":
-            self._check_writes_proximal()
-            self._check_proximal(session)
+            self._check_has_operator()
+            self._check_effective_step(session)
             return
         for entry in coverage:
             if getattr(entry.module, "sparse", False) is True:
@@ -144,7 +144,7 @@ class Delivered(Plugin):
                     f"delivery='proximal', or exclude it with where=[…, '!{entry.name}']"
                 )
 
-    def _check_proximal(self, session: SessionView) -> None:
+    def _check_effective_step(self, session: SessionView) -> None:
         rule = session.update_rule()
         if rule.elementwise and not self.separable and not self.elementwise_steps:
             raise UnsupportedError(
@@ -183,9 +183,9 @@ class Delivered(Plugin):
         layouts = self._layouts(session)
         for index, weights, gradients in session.updates(self._selection):
             factor = scale * sign(session.groups[index])
-            if not self._told_rounding:
-                self._told_rounding = True
-                at_step.tell_rounding(kernel, gradients, weights, factor)
+            if not self._warned_of_rounding:
+                self._warned_of_rounding = True
+                at_step.warn_of_rounding(kernel, gradients, weights, factor)
             try:
                 at_step.add_gradients(kernel, gradients, weights, factor, layouts)
             except RuntimeError as error:
@@ -215,10 +215,10 @@ class Delivered(Plugin):
             if rule.elementwise:
                 assert session.optimizer is not None
                 states = session.optimizer.state
-                elementwise_proximal(kernel, rule, group, states, weights, gradients, layouts)
+                apply_elementwise_steps(kernel, rule, group, states, weights, gradients, layouts)
             else:
                 step = rule.step(group, {}, gradients[0])
-                proximal(kernel, weights, step, layouts)
+                apply_one_step(kernel, weights, step, layouts)
 
     def _layouts(self, session: SessionView) -> Mapping[torch.Tensor, Layout]:
         return session.coverage(self._selection).layouts if self.orientation else {}

@@ -196,7 +196,7 @@ class WeightDecay(Plugin):
         for index, weights, _ in session.updates(self.selection):
             lr = session.learning_rate(index)
             if self._coarse:
-                self._tell_rounding(weights, float(lr) * strength)
+                self._warn_of_rounding(weights, float(lr) * strength)
             if index in self._handed and self._lends(session, index, weights, strength):
                 continue
             parts = [local(w) for w in weights]
@@ -223,7 +223,7 @@ class WeightDecay(Plugin):
         self._lent.append(loan)
         return True
 
-    def _tell_rounding(self, weights: Sequence[torch.Tensor], decay: float) -> None:
+    def _warn_of_rounding(self, weights: Sequence[torch.Tensor], decay: float) -> None:
         for dtype in {w.dtype for w in weights} & _HALVES:
             # Neighbours of w are at least eps/2·|w| apart: what is below half of that is lost.
             if 0 < decay < torch.finfo(dtype).eps / 4:
