@@ -13,6 +13,7 @@ from regplug.backend import lent
 from regplug.backend.blocks import scratch
 from regplug.backend.eager import called_by_a_graph
 from regplug.backend.layouts import Layout
+from regplug.backend.precision import HALVES, widened
 from regplug.backend.shards import full, like, local, part
 from regplug.backend.sums import Sum
 from regplug.hookspecs import hookimpl, hookspec
@@ -25,6 +26,7 @@ from regplug.session import Session, attach
 from regplug.view import SessionView
 
 __all__ = [
+    "HALVES",
     "Coverage",
     "Layout",
     "Penalty",
@@ -48,6 +50,7 @@ __all__ = [
     "schedules",
     "scratch",
     "sessions",
+    "widened",
 ]
 
 __version__ = "0.1.0"

@@ -5,7 +5,19 @@ from typing import Any
 
 import torch
 
-from regplug import Layout, Plugin, Selection, SessionView, Sum, full, hookimpl, in_use, local, part
+from regplug import (
+    Layout,
+    Plugin,
+    Selection,
+    SessionView,
+    Sum,
+    full,
+    hookimpl,
+    in_use,
+    local,
+    part,
+    widened,
+)
 
 __all__ = ["Constraint"]
 
@@ -51,7 +63,7 @@ class Constraint(Plugin):
                     own.copy_(self.constrained(own))
                 else:
                     whole = full(w)
-                    wide = whole.float() if whole.dtype.itemsize < 4 else whole
+                    wide = widened(whole)
                     local(w).copy_(
                         part(self._constrained(wide, layouts.get(w) if layouts else None), w)
                     )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from regplug import Plugin, Scheduled, SessionView, hookimpl
+from regplug import Plugin, Scheduled, SessionView, hookimpl, widened
 from regplug.errors import RegplugError, SelectionError, UnsupportedError
 from regplug.schedules import ScheduleLike
 from regplug_builtins import _private
@@ -146,7 +146,7 @@ class Activity(Plugin):
         sign = -1.0 if any(group.get("maximize") for group in session.groups) else 1.0
         terms = []
         for a in outputs:
-            wide = a.float() if a.dtype.itemsize < 4 else a
+            wide = widened(a)
             term = l1 * wide.abs().sum() + l2 * wide.square().sum()
             terms.append((sign / max(a.shape[0] if a.ndim else 1, 1)) * term)
         return torch.stack([term.to(terms[0]) for term in terms]).sum()

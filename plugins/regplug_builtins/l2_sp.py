@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from regplug import Penalty, SessionView, full, hookimpl, like, part
+from regplug import Penalty, SessionView, full, hookimpl, like, part, widened
 from regplug.errors import StateError
 from regplug.schedules import ScheduleLike
 
@@ -103,7 +103,7 @@ class L2SP(Penalty):
     ) -> None:
         """Replace each weight by its proximal point, in place."""
         for i, w in enumerate(weights):
-            wide = w.float() if w.dtype.itemsize < 4 else w
+            wide = widened(w)
             w.copy_(self.proximal(wide, step, anchors[i] if anchors else None))
 
     # --- the anchors ----------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from regplug import (
+    HALVES,
     Coverage,
     Plugin,
     Scheduled,
@@ -24,7 +25,6 @@ from regplug_builtins._existing import Existing
 
 __all__ = ["WeightDecay"]
 
-_HALVES = {torch.float16, torch.bfloat16}
 # Those that decay as AdamW does if they are told to.
 _DECOUPLED = (torch.optim.Adam, torch.optim.NAdam, torch.optim.RAdam)
 
@@ -115,7 +115,7 @@ class WeightDecay(Plugin):
 
     def _take_over(self, session: SessionView) -> None:
         self._checked = coverage = session.coverage(self.selection)
-        self._coarse = any(entry.parameter.dtype in _HALVES for entry in coverage)
+        self._coarse = any(entry.parameter.dtype in HALVES for entry in coverage)
         self._hand_over(session)
         kind = type(session.optimizer).__name__
         self._own.begin(session.groups, coverage.by_group, self.name, kind)
@@ -224,7 +224,7 @@ class WeightDecay(Plugin):
         return True
 
     def _warn_of_rounding(self, weights: Sequence[torch.Tensor], decay: float) -> None:
-        for dtype in {w.dtype for w in weights} & _HALVES:
+        for dtype in {w.dtype for w in weights} & HALVES:
             # Neighbours of w are at least eps/2·|w| apart: what is below half of that is lost.
             if 0 < decay < torch.finfo(dtype).eps / 4:
                 warnings.warn(

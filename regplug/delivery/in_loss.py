@@ -11,11 +11,10 @@ import torch
 
 from regplug.backend import shards
 from regplug.backend.blocks import TINY, batches
-from regplug.backend.precision import as_outside
+from regplug.backend.precision import as_outside, widened
 from regplug.delivery.at_step import add_gradients, whole_gradient
 from regplug.delivery.terms import Node, Share, Term, nodes_of, total_of
 from regplug.kernels.kernel import Kernel
-from regplug.kernels.pieces import widened
 
 __all__ = ["Objective"]
 
@@ -158,7 +157,7 @@ def _scaled(
     companions: Sequence[torch.Tensor],
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    gradient = kernel.gradient(widened(w), *companions)
+    gradient = kernel.gradient(widened(w.detach()), *companions)
     return torch.mul(gradient, factor, out=out)
 
 

@@ -9,6 +9,7 @@ from regplug.backend import shards
 from regplug.backend.blocks import TINY, batches
 from regplug.backend.groups import Group
 from regplug.backend.layouts import Layout
+from regplug.backend.precision import widened
 from regplug.backend.private import flattened, unflattened
 from regplug.backend.update_rules import UpdateRule
 from regplug.kernels.kernel import Kernel
@@ -16,7 +17,6 @@ from regplug.kernels.pieces import (
     NO_LAYOUTS,
     Layouts,
     is_small,
-    widened,
 )
 
 __all__ = ["apply_elementwise_steps", "apply_one_step"]
@@ -114,7 +114,7 @@ def _apply_joined(
 
 
 def _apply_whole(kernel: Kernel, w: torch.Tensor, step: Any, layout: Layout | None) -> None:
-    tensors = (widened(shards.full(w)), *kernel.whole_companions(w))
+    tensors = (widened(shards.full(w).detach()), *kernel.whole_companions(w))
     if layout is None:
         whole = kernel.proximal(tensors[0], step, *tensors[1:])
     else:

@@ -10,10 +10,11 @@ import torch
 from regplug.backend import shards
 from regplug.backend.blocks import BLOCK, batches
 from regplug.backend.layouts import Layout
+from regplug.backend.precision import widened
 from regplug.backend.private import flattened
 from regplug.backend.sums import Sum, resolve
 from regplug.kernels.kernel import Kernel
-from regplug.kernels.pieces import FEW, is_small, widened
+from regplug.kernels.pieces import FEW, is_small
 from regplug.selection.coverage import Coverage
 
 __all__ = ["Share", "Term", "total", "value", "zeros"]
@@ -88,7 +89,7 @@ def _values(node: Node) -> list[tuple[Kernel, torch.Tensor | float]]:
     found: list[tuple[Kernel, torch.Tensor | float]] = []
     for kernel, factor in node.shares:
         if not kernel.separable:
-            whole = (widened(shards.full(first)), *kernel.whole_companions(first))
+            whole = (widened(shards.full(first).detach()), *kernel.whole_companions(first))
             given = [kernel.arranged(t, node.layout) for t in whole]
             found.append((kernel, _value(kernel, *given) * factor))
         elif (part := shards.local(first)).numel() == 0:
@@ -96,7 +97,8 @@ def _values(node: Node) -> list[tuple[Kernel, torch.Tensor | float]]:
         else:
             for (piece,), *parts in batches([[part], *kernel.companion_parts([first])]):
                 companions = [companion for (companion,) in parts]
-                found.append((kernel, _value(kernel, widened(piece), *companions) * factor))
+                term = _value(kernel, widened(piece.detach()), *companions)
+                found.append((kernel, term * factor))
     return found
 
 

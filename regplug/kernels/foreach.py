@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from regplug.kernels.pieces import widened
+from regplug.backend.precision import widened
 
 __all__ = ["Formula", "add_each_gradient", "each_gradient", "each_proximal_"]
 
@@ -42,4 +42,4 @@ def each_proximal_(
 ) -> None:
     """Replace each of ``weights`` by its proximal point; ``companions`` as above."""
     for w, *of_w in zip(weights, *companions, strict=True):
-        w.copy_(proximal(widened(w), step, *of_w))
+        w.copy_(proximal(widened(w.detach()), step, *of_w))

@@ -8,9 +8,9 @@ import torch
 
 from regplug.backend import shards
 from regplug.backend.blocks import batches
+from regplug.backend.precision import HALVES
 from regplug.backend.sums import Sum, resolve, wide
 from regplug.errors import SelectionError
-from regplug.kernels.pieces import HALVES
 from regplug.selection.coverage import Covered
 from regplug.selection.in_use import in_use
 from regplug.selection.where import Selection

@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 
 from regplug import Penalty, Plugin, Scheduled
 from regplug.backend.groups import sign
+from regplug.backend.precision import widened
 from regplug.backend.update_rules import update_rule
-from regplug.kernels.pieces import widened
 from regplug.plugin import set_step
 from regplug.schedules import constant
 
@@ -80,7 +80,7 @@ class StackedPenalty:
                 if self.delivery == "step":
                     continue
                 w.grad = torch.zeros_like(w)  # as a term of the loss it has a gradient
-            wide = widened(w)
+            wide = widened(w.detach())
             found = self._call("gradient", strengths, wide, None)
             found = found * _spread(strengths["strength"], wide) * sign(group)
             if active is not None:
@@ -95,7 +95,7 @@ class StackedPenalty:
         for w, group in self._weights:
             if w.grad is None:
                 continue
-            wide = widened(w)
+            wide = widened(w.detach())
             stride = self._rule.step(group, self._optimizer.state[w], w.grad)
             found = self._call("proximal", strengths, wide, stride)
             w.copy_(found if active is None else torch.where(_spread(active, wide), found, wide))
