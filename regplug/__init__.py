@@ -21,6 +21,7 @@ from regplug.penalty import Penalty
 from regplug.plugin import Plugin, Scheduled
 from regplug.selection import in_use
 from regplug.selection.coverage import Coverage
+from regplug.selection.patterns import Patterns
 from regplug.selection.where import Selection
 from regplug.session import Session, attach
 from regplug.view import SessionView
@@ -29,6 +30,7 @@ __all__ = [
     "HALVES",
     "Coverage",
     "Layout",
+    "Patterns",
     "Penalty",
     "Plugin",
     "Scheduled",

@@ -1,18 +1,16 @@
 """Activity regularization: L1 and L2 of what chosen modules put out."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import nn
 
-from regplug import Plugin, Scheduled, SessionView, hookimpl, widened
+from regplug import Patterns, Plugin, Scheduled, SessionView, hookimpl, widened
 from regplug.errors import RegplugError, SelectionError, UnsupportedError
 from regplug.schedules import ScheduleLike
 from regplug_builtins import _private
 from regplug_builtins._copies import in_copies, not_scripted
-from regplug_builtins._rates import patterns
 
 __all__ = ["Activity"]
 
@@ -76,7 +74,7 @@ class Activity(Plugin):
     ) -> None:
         self.l1_strength = l1
         self.l2_strength = l2
-        self.where = patterns(where)
+        self.where = Patterns(where).where
         self.name = name
         self._modules: list[str] = []
         self._undo: list[Callable[[], None]] = []
@@ -88,7 +86,12 @@ class Activity(Plugin):
         """Find the modules and watch their outputs."""
         _private.check_backward_is_told(self.name)
         named = {path: module for path, module in session.model.named_modules() if path}
-        chosen = {path: module for path, module in named.items() if self._takes(path, module)}
+        patterns = Patterns(self.where, "activations")
+        chosen = {
+            path: module
+            for path, module in named.items()
+            if patterns.takes(path, activations=_is_activation(module))
+        }
         if not chosen:
             have = ", ".join(list(named)[:6]) or "none"
             raise SelectionError(
@@ -102,14 +105,6 @@ class Activity(Plugin):
             self._undo.append(module.register_forward_hook(watch).remove)
             self._undo.append(in_copies(module, _unwatched))
             self._undo.append(not_scripted(module, f"{self.name} watches {path}"))
-
-    def _takes(self, path: str, module: nn.Module) -> bool:
-        include = [pattern for pattern in self.where if not pattern.startswith("!")]
-        exclude = [pattern[1:] for pattern in self.where if pattern.startswith("!")]
-        return any(
-            _is_activation(module) if pattern == "activations" else fnmatchcase(path, pattern)
-            for pattern in include or ["activations"]
-        ) and not any(fnmatchcase(path, pattern) for pattern in exclude)
 
     def saw(self, path: str, output: Any) -> None:
         """Keep what the module at ``path`` put out, in training mode, until the next loss event."""

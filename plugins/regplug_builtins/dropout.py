@@ -6,11 +6,11 @@ from contextlib import suppress
 
 from torch import nn
 
-from regplug import Scheduled, SessionView, hookimpl
+from regplug import Patterns, Scheduled, SessionView, hookimpl
 from regplug.errors import SpecError
 from regplug.schedules import Schedule, ScheduleLike
 from regplug_builtins._private import is_dropout
-from regplug_builtins._rates import ScheduledRates, Target, is_rate, patterns
+from regplug_builtins._rates import ScheduledRates, Target, is_rate
 from regplug_builtins.drop_path import DropPath, is_stochastic_depth
 
 __all__ = ["Dropout"]
@@ -100,7 +100,7 @@ class Dropout(ScheduledRates):
             self.factor = rate
         else:
             self.rate = rate
-        self.where = patterns(where)
+        self.where = Patterns(where).where
         self.name = name
 
     def find(self, model: nn.Module) -> Iterator[Target]:
