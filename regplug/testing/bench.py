@@ -11,7 +11,6 @@ from torch import nn
 
 import regplug
 from regplug.discovery.catalog import load
-from regplug.discovery.specs import parse
 from regplug.plugin import Plugin
 
 __all__ = [
@@ -120,7 +119,7 @@ class Setup:
     def make(self) -> Plugin:
         """Return a new instance."""
         if isinstance(self.source, str):
-            plugin = _from_spec(self.source)
+            plugin = load(self.source)
         elif isinstance(self.source, Plugin):
             plugin = copy.deepcopy(self.source)
         else:
@@ -130,17 +129,6 @@ class Setup:
         for name, value in self.values.items():
             setattr(plugin, name, value)
         return plugin
-
-
-def _from_spec(spec: str) -> Plugin:
-    # What is installed is looked up once: reading all metadata anew takes longer than a check.
-    if spec not in _classes:
-        _classes[spec] = type(load(spec))
-    _, args, kwargs = parse(spec)
-    return _classes[spec](*args, **kwargs)
-
-
-_classes: dict[str, type[Plugin]] = {}
 
 
 def noisy_modules(model: nn.Module) -> Iterator[nn.Module]:
