@@ -18,7 +18,7 @@ from regplug.backend.shards import full, like, local, part
 from regplug.backend.sums import Sum
 from regplug.hookspecs import hookimpl, hookspec
 from regplug.penalty import Penalty
-from regplug.plugin import Plugin, Scheduled
+from regplug.plugin import Plugin, Scheduled, Selective
 from regplug.selection import in_use
 from regplug.selection.coverage import Coverage
 from regplug.selection.patterns import Patterns
@@ -35,6 +35,7 @@ __all__ = [
     "Plugin",
     "Scheduled",
     "Selection",
+    "Selective",
     "Session",
     "SessionView",
     "Sum",

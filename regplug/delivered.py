@@ -3,7 +3,7 @@
 :class:`regplug.Penalty` adds the formula. Here is all that is the same for every formula.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -16,10 +16,9 @@ from regplug.delivery.proximal import apply_elementwise_steps, apply_one_step
 from regplug.errors import RegplugError, SpecError, UnsupportedError
 from regplug.hookspecs import hookimpl
 from regplug.kernels.kernel import Kernel
-from regplug.plugin import Plugin, Scheduled
+from regplug.plugin import Scheduled, Selective
 from regplug.selection.coverage import Coverage
-from regplug.selection.in_use import in_use, notes
-from regplug.selection.where import Selection, Where
+from regplug.selection.in_use import in_use
 from regplug.view import SessionView
 
 __all__ = ["DELIVERIES", "Delivered"]
@@ -27,7 +26,7 @@ __all__ = ["DELIVERIES", "Delivered"]
 DELIVERIES = ("auto", "loss", "step", "proximal")
 
 
-class Delivered(Plugin):
+class Delivered(Selective):
     """A plugin that is delivered in the loss, at the step, or by a proximal operator.
 
     A subclass has the formula, and gives deliveries a kernel of it.
@@ -41,7 +40,6 @@ class Delivered(Plugin):
 
     strength = Scheduled()
 
-    _selection = Selection()
     _delivery = "auto"
     _settled: str | None = None  # what "auto" has become, else the delivery
     _warned_of_rounding = False
@@ -69,15 +67,6 @@ class Delivered(Plugin):
         return self._make_formula_kernel()
 
     # --- settings -------------------------------------------------------------------------
-
-    @property
-    def where(self) -> Where:
-        """The selection as it was given."""
-        return self._selection.where
-
-    @where.setter
-    def where(self, where: Where) -> None:
-        self._selection = Selection(where)
 
     @property
     def delivery(self) -> str:
@@ -246,30 +235,13 @@ class Delivered(Plugin):
 
     def agreement(self, session: SessionView) -> Mapping[str, Any]:
         """Return the settings, and what they come to in this model."""
-        return {
-            **super().agreement(session),
-            "delivery": self._delivery,
-            "covers": session.coverage(self._selection).names,
-        }
+        return {**super().agreement(session), "delivery": self._delivery}
 
     def acts(self, session: SessionView) -> str:
         """Return the delivery, with what ``"auto"`` became."""
         if self._delivery == "auto":
             return f"{self._settled} (auto)" if self._settled else "auto"
         return self._delivery
-
-    def covers(self, session: SessionView) -> tuple[int, int] | None:
-        """Return how many tensors and weights are covered."""
-        coverage: Coverage = session.coverage(self._selection)
-        return len(coverage.trainable), coverage.weights
-
-    def covered(self, session: SessionView) -> Sequence[str]:
-        """Return the names of all that is covered, or may be once it has a shape."""
-        return session.coverage(self._selection).names
-
-    def notes(self, session: SessionView) -> Sequence[str]:
-        """Return what is covered if it is little, and what is special about it."""
-        return notes(session.coverage(self._selection))
 
 
 def _is_own(plugin: Delivered, event: str) -> bool:

@@ -11,11 +11,10 @@ from regplug import (
     Coverage,
     Plugin,
     Scheduled,
-    Selection,
+    Selective,
     SessionView,
     called_by_a_graph,
     hookimpl,
-    in_use,
     lent,
     local,
     sessions,
@@ -29,7 +28,7 @@ __all__ = ["WeightDecay"]
 _DECOUPLED = (torch.optim.Adam, torch.optim.NAdam, torch.optim.RAdam)
 
 
-class WeightDecay(Plugin):
+class WeightDecay(Selective):
     r"""Decoupled weight decay: w ← (1 − lr·λ)·w before the optimizer's update.
 
     This is AdamW's meaning, and bit-equal to AdamW when attached to Adam: the decay is scaled by
@@ -85,7 +84,7 @@ class WeightDecay(Plugin):
     ) -> None:
         self._own = Existing(existing)
         self.strength = strength
-        self.selection = Selection(where)  # type: ignore[arg-type]
+        self.where = where  # type: ignore[assignment]
         self.existing = existing
         self.cautious = self.order_matters = bool(cautious)
         self.name = name
@@ -114,7 +113,7 @@ class WeightDecay(Plugin):
             ]
 
     def _take_over(self, session: SessionView) -> None:
-        self._checked = coverage = session.coverage(self.selection)
+        self._checked = coverage = session.coverage(self._selection)
         self._coarse = any(entry.parameter.dtype in HALVES for entry in coverage)
         self._hand_over(session)
         kind = type(session.optimizer).__name__
@@ -135,12 +134,12 @@ class WeightDecay(Plugin):
             _hears(p, "before_step") for p in others
         ):
             return
-        by_group = session.coverage(self.selection).by_group
+        by_group = session.coverage(self._selection).by_group
         self._handed = [index for index in by_group if self._can_hand_over(session, index)]
 
     def _can_hand_over(self, session: SessionView, index: int) -> bool:
         """Whether the optimizer's own update would do just the same to this group, at no cost."""
-        group, coverage = session.groups[index], session.coverage(self.selection)
+        group, coverage = session.groups[index], session.coverage(self._selection)
         exact = type(session.optimizer) is torch.optim.AdamW or (
             type(session.optimizer) in _DECOUPLED and group.get("decoupled_weight_decay", False)
         )
@@ -179,7 +178,7 @@ class WeightDecay(Plugin):
         """Decay the weights that take part in this step."""
         self._take_back()  # the optimizer's update may have raised last time
         self._before = []
-        coverage = session.coverage(self.selection)
+        coverage = session.coverage(self._selection)
         if coverage is not self._checked:
             self._take_over(session)
         elif self.existing != "add":
@@ -193,7 +192,7 @@ class WeightDecay(Plugin):
             return
         if self._sessions != sessions.changes():
             self._hand_over(session)
-        for index, weights, _ in session.updates(self.selection):
+        for index, weights, _ in session.updates(self._selection):
             lr = session.learning_rate(index)
             if self._coarse:
                 self._warn_of_rounding(weights, float(lr) * strength)
@@ -243,29 +242,15 @@ class WeightDecay(Plugin):
         """Return the strength."""
         return {"strength": self.strength}
 
-    def covers(self, session: SessionView) -> tuple[int, int]:
-        """Return how many tensors and weights are covered."""
-        coverage = session.coverage(self.selection)
-        return len(coverage.trainable), coverage.weights
-
     def acts(self, session: SessionView) -> str:
         """Return when it acts, and on what terms."""
         if self._checked is not None and self._sessions != sessions.changes():
             self._hand_over(session)
-        if self._handed and len(self._handed) == len(session.coverage(self.selection).by_group):
+        if self._handed and len(self._handed) == len(session.coverage(self._selection).by_group):
             return f"the update of {type(session.optimizer).__name__} itself"
         took = {f"{lent.own(group['weight_decay']):g}" for group in self._own.taken}
         when = "after_step, cautiously" if self.cautious else "before_step"
         return when + (f", replacing {', '.join(sorted(took))}" if took else "")
-
-    def notes(self, session: SessionView) -> list[str]:
-        """Return what is covered if it is little, and what is special about it."""
-        return in_use.notes(session.coverage(self.selection))
-
-    def agreement(self, session: SessionView) -> Mapping[str, Any]:
-        """Return the settings, and what they come to in this model."""
-        covered = session.coverage(self.selection).names
-        return {**super().agreement(session), "covers": covered}
 
 
 def _with_gradient(group: Mapping[str, Any]) -> int:
