@@ -169,7 +169,8 @@ class Plugin:
     def waits_for_loss(self, session: SessionView) -> bool:
         """Return whether all that it does now hangs on the loop's calling ``session.loss``.
 
-        A loop that does not is told so. By default: whether ``on_loss`` is its only busy event.
+        In a loop that does not, a warning says so. By default: whether ``on_loss`` is its only
+        busy event.
         """
         idle = self.idle(session)
         events = ("on_loss", "on_gradients", "before_step", "after_step")

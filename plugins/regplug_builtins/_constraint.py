@@ -57,8 +57,8 @@ class Constraint(Selective):
         for _, weights, _ in session.updates(self._selection):
             for w in weights:
                 if self.separable:
-                    own = local(w)
-                    own.copy_(self.constrained(own))
+                    local_w = local(w)
+                    local_w.copy_(self.constrained(local_w))
                 else:
                     whole = full(w)
                     wide = widened(whole)
@@ -78,6 +78,6 @@ class Constraint(Selective):
         coverage = in_use.in_use(session.coverage(self._selection))
         zeros = []
         for entry in coverage.trainable:
-            own = local(entry.parameter).detach()
-            zeros.append((entry.parameter, own.numel() - torch.count_nonzero(own)))
+            local_w = local(entry.parameter).detach()
+            zeros.append((entry.parameter, local_w.numel() - torch.count_nonzero(local_w)))
         return {**self.strengths(), "zeros": Sum(zeros, factor=1 / max(coverage.weights, 1))}

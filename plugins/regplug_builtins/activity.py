@@ -79,12 +79,12 @@ class Activity(Plugin):
         self._modules: list[str] = []
         self._undo: list[Callable[[], None]] = []
         self._outputs: list[torch.Tensor] = []
-        self._seen = False
+        self._was_counted = False
 
     @hookimpl
     def on_attach(self, session: SessionView) -> None:
         """Find the modules and watch their outputs."""
-        _private.check_backward_is_told(self.name)
+        _private.check_backward_is_known(self.name)
         named = {path: module for path, module in session.model.named_modules() if path}
         patterns = Patterns(self.where, "activations")
         chosen = {
@@ -98,7 +98,7 @@ class Activity(Plugin):
                 f"{self.name}: where={self.where!r} matches no module; the model has {have}"
             )
         self._modules = list(chosen)
-        self._outputs, self._seen = [], False
+        self._outputs, self._was_counted = [], False
         self._undo = []
         for path, module in chosen.items():
             watch = _Watch(self, path)
@@ -129,13 +129,13 @@ class Activity(Plugin):
         self._outputs = []
         l1, l2 = self.l1_strength, self.l2_strength
         if not outputs:
-            if not self._seen and torch.is_grad_enabled() and session.model.training:
+            if not self._was_counted and torch.is_grad_enabled() and session.model.training:
                 raise RegplugError(
                     f"{self.name}: none of {', '.join(self._modules[:3])} put anything out: call "
                     "the model before session.loss, and attach before a first compiled call"
                 )
             return None
-        self._seen = True
+        self._was_counted = True
         if l1 == 0 and l2 == 0:
             return None
         sign = -1.0 if any(group.get("maximize") for group in session.groups) else 1.0
@@ -150,7 +150,7 @@ class Activity(Plugin):
     def on_gradients(self, session: SessionView) -> None:
         """Check that the outputs reached a loss, and forget what is left of them."""
         left, self._outputs = self._outputs, []
-        if left and not self._seen and (self.l1_strength or self.l2_strength):
+        if left and not self._was_counted and (self.l1_strength or self.l2_strength):
             raise RegplugError(
                 f"{self.name} acts in the loss, but no loss event took what the modules put out: "
                 "write `loss = session.loss(loss)` before `loss.backward()`"

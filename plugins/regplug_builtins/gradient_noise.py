@@ -88,8 +88,8 @@ class GradientNoise(Selective):
             if gradient is None:
                 continue
             noise = self._noise(entry.name, session.steps, entry.parameter)
-            own = local(gradient)
-            own.add_(part(noise, entry.parameter).to(own.dtype), alpha=scale)
+            local_gradient = local(gradient)
+            local_gradient.add_(part(noise, entry.parameter).to(local_gradient.dtype), alpha=scale)
 
     def _noise(self, name: str, step: int, w: torch.Tensor) -> torch.Tensor:
         """Return standard normal numbers for the whole of ``w``, of which shards take a part."""

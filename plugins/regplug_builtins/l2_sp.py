@@ -181,14 +181,14 @@ class L2SP(Penalty):
             isinstance(anchor, torch.Tensor) for anchor in saved.values()
         ):
             raise StateError(f"{self.name}: the saved anchors are no tensors by parameter name")
-        own = {name: tuple(anchor.shape) for name, anchor in self._anchors.items()}
+        shapes = {name: tuple(anchor.shape) for name, anchor in self._anchors.items()}
         lazy = {entry.name for entry in session.coverage(self._selection).lazy}
         known = {n: tuple(anchor.shape) for n, anchor in saved.items() if n not in lazy}
-        if known != own:
+        if known != shapes:
             raise StateError(
                 f"{self.name}: the saved anchors are of {', '.join(map(str, saved)) or 'nothing'}, "
-                f"and this session has {', '.join(own)}: select the same parameters, of the same "
-                "shapes"
+                f"and this session has {', '.join(shapes)}: select the same parameters, of the "
+                "same shapes"
             )
         loaded = {}
         for name, anchor in self._anchors.items():

@@ -24,7 +24,7 @@ from regplug_builtins._existing import Existing
 
 __all__ = ["WeightDecay"]
 
-# Those that decay as AdamW does if they are told to.
+# Those that decay as AdamW does if they are asked to.
 _DECOUPLED = (torch.optim.Adam, torch.optim.NAdam, torch.optim.RAdam)
 
 
@@ -39,7 +39,7 @@ class WeightDecay(Selective):
     Args:
         strength: λ, a finite number ≥ 0 or a schedule of the step count; AdamW's default is 0.01.
         where: the parameters, by default ``"weights"``, which spares biases and norms.
-        existing: what to do where the optimizer itself decays a covered parameter (AdamW does so
+        existing: what to do where the optimizer itself decays a covered parameter (AdamW decays
             by 0.01 unless told otherwise): ``"error"``; ``"replace"``, which sets the
             ``weight_decay`` of those whole parameter groups to 0 until detached (what is saved or
             copied of the optimizer keeps its own, and a value that the loop sets later is taken
@@ -99,7 +99,7 @@ class WeightDecay(Selective):
 
     @hookimpl
     def on_attach(self, session: SessionView) -> None:
-        """Check what the optimizer decays by itself, and take it over if so told."""
+        """Check what the optimizer decays by itself, and take it over if asked to."""
         self._take_over(session)
         optimizer = session.optimizer
         if optimizer is not None and self.existing != "add":
@@ -148,7 +148,7 @@ class WeightDecay(Selective):
 
     @hookimpl
     def after_step(self, session: SessionView) -> None:
-        """Decay cautiously, if so told."""
+        """Decay cautiously, if asked to."""
         before, self._before = self._before, []
         for weights, earlier, decay in before:
             for w, old in zip(weights, earlier, strict=True):
@@ -231,7 +231,7 @@ class WeightDecay(Selective):
                     "changes nothing: keep the weights in float32 (autocast does)",
                     stacklevel=2,
                 )
-                self._coarse = False  # told once
+                self._coarse = False  # one warning is enough
 
     def idle(self, session: SessionView) -> tuple[str, ...]:
         """After the update only the cautious kind acts."""

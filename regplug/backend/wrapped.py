@@ -55,10 +55,10 @@ def wrappers(optimizer: object) -> list[object]:
     """
     found = [optimizer]
     for _ in range(8):
-        seen = found[-1]
-        _refuse_deepspeed(seen)
-        hooked = isinstance(seen, Optimizer) and is_hooked(seen)
-        inner = _passes_on_to(seen) if hooked else _named(seen)  # type: ignore[arg-type]
+        outer = found[-1]
+        _refuse_deepspeed(outer)
+        hooked = isinstance(outer, Optimizer) and is_hooked(outer)
+        inner = _passes_on_to(outer) if hooked else _named(outer)  # type: ignore[arg-type]
         if inner is None:
             break
         found.append(inner)
@@ -71,19 +71,19 @@ def parts(optimizer: Optimizer) -> list[Optimizer]:
     The groups of a container are copies that nobody reads (torchtitan's, which is an optimizer for
     its hooks alone): learning rates and the like are those of the parts.
     """
-    own = _ids(optimizer)
-    inner = [other for _, other in _held(optimizer) if _ids(other) <= own]
-    if _is_zero(optimizer) or sum(len(_ids(other)) for other in inner) != len(own):
+    ids = _ids(optimizer)
+    inner = [other for _, other in _held(optimizer) if _ids(other) <= ids]
+    if _is_zero(optimizer) or sum(len(_ids(other)) for other in inner) != len(ids):
         return []
-    return inner if set().union(*map(_ids, inner)) == own else []
+    return inner if set().union(*map(_ids, inner)) == ids else []
 
 
-def _refuse_deepspeed(seen: object) -> None:
-    if type(seen).__module__.partition(".")[0] == "deepspeed" or (
-        type(seen).__name__ == "DeepSpeedOptimizerWrapper"
+def _refuse_deepspeed(outer: object) -> None:
+    if type(outer).__module__.partition(".")[0] == "deepspeed" or (
+        type(outer).__name__ == "DeepSpeedOptimizerWrapper"
     ):
         raise UnsupportedError(
-            f"{type(seen).__name__}: DeepSpeed's ZeRO keeps gradients out of .grad, where a "
+            f"{type(outer).__name__}: DeepSpeed's ZeRO keeps gradients out of .grad, where a "
             "penalty could be added; use DDP or FSDP2"
         )
 
@@ -95,8 +95,8 @@ def _is_zero(optimizer: Optimizer) -> bool:
 
 def _passes_on_to(outer: Optimizer) -> Optimizer | None:
     """Return the optimizer that ``outer`` holds for all of its weights, if there is one."""
-    own = _ids(outer)
-    found = {id(held): (name, held) for name, held in _held(outer) if own <= _ids(held)}
+    ids = _ids(outer)
+    found = {id(held): (name, held) for name, held in _held(outer) if ids <= _ids(held)}
     if not found or _is_zero(outer):
         return None
     if len(found) > 1:
@@ -110,14 +110,14 @@ def _passes_on_to(outer: Optimizer) -> Optimizer | None:
     return inner
 
 
-def _named(seen: object) -> Optimizer | None:
+def _named(outer: object) -> Optimizer | None:
     """Return what a wrapper without hooks of its own keeps under one of the usual names."""
     for name in _NAMES:
-        if isinstance(candidate := getattr(seen, name, None), Optimizer):
+        if isinstance(candidate := getattr(outer, name, None), Optimizer):
             return candidate
-    if isinstance(seen, Optimizer) or not callable(getattr(seen, "step", None)):
+    if isinstance(outer, Optimizer) or not callable(getattr(outer, "step", None)):
         return None
-    held = list(_held(seen))
+    held = list(_held(outer))
     return held[0][1] if len(held) == 1 else None
 
 
@@ -140,10 +140,10 @@ def _members(value: object) -> Iterable[Any]:
     return value if type(value) in (list, tuple) else (value,)  # type: ignore[return-value]
 
 
-def _nothing_inside(optimizer: object, seen: object) -> Exception:
+def _nothing_inside(optimizer: object, outer: object) -> Exception:
     each = _each(optimizer)
-    if each is None and seen is not optimizer:
-        each = _each(seen)
+    if each is None and outer is not optimizer:
+        each = _each(outer)
     name = type(optimizer).__name__
     if each is not None:
         line = (
@@ -216,9 +216,9 @@ class Doubt:
         self._handles = []
 
     def _begins(self, outer: Optimizer, args: Any, kwargs: Any) -> None:
-        own = [p for group in outer.param_groups for p in group["params"]]
-        taking = [p for p in own if p.grad is not None]
-        smallest = local(min(taking or own, key=torch.Tensor.numel)).detach()
+        params = [p for group in outer.param_groups for p in group["params"]]
+        taking = [p for p in params if p.grad is not None]
+        smallest = local(min(taking or params, key=torch.Tensor.numel)).detach()
         self._before = smallest, smallest.clone()
 
     def _ends(self, outer: Optimizer, args: Any, kwargs: Any) -> None:

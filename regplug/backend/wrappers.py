@@ -35,12 +35,12 @@ def finds_unused(model: nn.Module) -> bool:
 
 def leaves(tensor: torch.Tensor) -> set[torch.Tensor]:
     """Return the leaves of the graph behind ``tensor`` that gradients will reach."""
-    found, seen, stack = set(), set(), [tensor.grad_fn]
+    found, visited, stack = set(), set(), [tensor.grad_fn]
     while stack:
         node = stack.pop()
-        if node is None or node in seen:
+        if node is None or node in visited:
             continue
-        seen.add(node)
+        visited.add(node)
         if (leaf := getattr(node, "variable", None)) is not None:
             found.add(leaf)
         stack += [following for following, _ in node.next_functions]

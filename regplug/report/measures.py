@@ -136,7 +136,7 @@ def histogram(session: SessionView, entries: Sequence[Covered], limit: float) ->
                 clamped = piece.float().clamp(-limit, limit)
                 counts += torch.histc(clamped, _BINS, -limit, limit).cpu()
     numbers = [(w, counts.tolist()) for w, counts in by_layout.values()]
-    sums = [Sum((w, own[place]) for w, own in numbers) for place in range(_BINS)]
+    sums = [Sum((w, counts[place]) for w, counts in numbers) for place in range(_BINS)]
     totals = [round(total) for total in resolve(sums)]
     return Histogram(session.steps, limit, totals)
 

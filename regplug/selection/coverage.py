@@ -96,8 +96,8 @@ def shared(model: nn.Module, groups: Sequence[dict[str, list[torch.Tensor]]]) ->
     Raises:
         SelectionError: there are none.
     """
-    own = {id(parameter) for group in groups for parameter in group["params"]}
-    names = [named.name for named in named_parameters(model) if id(named.parameter) in own]
+    ids = {id(parameter) for group in groups for parameter in group["params"]}
+    names = [named.name for named in named_parameters(model) if id(named.parameter) in ids]
     if not names:
         raise SelectionError(
             "this optimizer has no parameter of this model: it was made from another model, or "
@@ -129,10 +129,10 @@ def cover(
 def _within(
     chosen: Iterable[Named], groups: Sequence[dict[str, list[torch.Tensor]]]
 ) -> list[Covered]:
-    own = {id(named.parameter): named for named in chosen}
+    chosen_by_id = {id(named.parameter): named for named in chosen}
     return [
         Covered(named.name, named.parameter, index, named.modules[0])
         for index, group in enumerate(groups)
         for parameter in group["params"]
-        if (named := own.get(id(parameter))) is not None
+        if (named := chosen_by_id.get(id(parameter))) is not None
     ]

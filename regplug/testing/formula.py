@@ -101,10 +101,10 @@ def gradient(subject: Subject) -> Iterable[Case]:
         "gradients": (cls.gradients is not Penalty.gradients, scaled),
         "add_gradients": (cls.add_gradients is not Penalty.add_gradients, added),
     }
-    if not any(own for own, _ in stated.values()):
+    if not any(is_stated for is_stated, _ in stated.values()):
         raise Skip("it states no gradient of its own: autograd's is used")
-    for regime, (own, run) in stated.items():
-        if own:
+    for regime, (is_stated, run) in stated.items():
+        if is_stated:
             yield regime, torch.no_grad()(run)
 
 

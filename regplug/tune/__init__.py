@@ -3,7 +3,7 @@
 Needs the extra ``regplug[tune]`` (scikit-learn, joblib, matplotlib, tqdm).
 
 - :class:`StrengthCV`: a scikit-learn estimator around your own training loop.
-- :class:`Recipe`: a loop told as data, of which all fits are trained at once.
+- :class:`Recipe`: a loop written as data, of which all fits are trained at once.
 - :class:`Auto`: the settings of an automatic grid.
 """
 

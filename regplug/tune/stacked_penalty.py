@@ -30,10 +30,10 @@ def why_not_stacked(plugin: Plugin) -> str:
     """
     if not isinstance(plugin, Penalty):
         return f"{plugin.name} is no penalty"
-    own = [hook for hook in _HOOKS if _hook(type(plugin), hook) is not _hook(Penalty, hook)]
+    overridden = [hook for hook in _HOOKS if _hook(type(plugin), hook) is not _hook(Penalty, hook)]
     if plugin.orientation is not None and not plugin.separable:
         return f"{plugin.name} asks for rows or columns, which depend on the layer"
-    return f"{plugin.name} has its own {', '.join(own)}" if own else ""
+    return f"{plugin.name} has its own {', '.join(overridden)}" if overridden else ""
 
 
 def _hook(cls: type, name: str) -> object:

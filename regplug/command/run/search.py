@@ -56,9 +56,9 @@ def optimizers() -> list[Optimizer]:
 
 def passes_on(optimizer: Optimizer) -> bool:
     """Tell whether other optimizers, which ``optimizer`` holds, update all of its parameters."""
-    own = _ids(optimizer)
+    ids = _ids(optimizer)
     inner = [_ids(other) for other in _held_by(optimizer) if _is_whole(other)]
-    return set().union(*(ids for ids in inner if ids <= own)) == own
+    return set().union(*(held for held in inner if held <= ids)) == ids
 
 
 def _is_whole(optimizer: Optimizer) -> bool:
@@ -96,34 +96,36 @@ def model_of(optimizer: Optimizer, called: Sequence[nn.Module] = ()) -> nn.Modul
         module around a called one that does; without a called one, the outermost whose parameters
         are just these, or the outermost that has them among others. Else a :class:`Bare`.
     """
-    own = {id(p): p for p in parameters_of(optimizer)}
-    called = [module for module in called if own.keys() & _held(module, own)]
+    params = {id(p): p for p in parameters_of(optimizer)}
+    called = [module for module in called if params.keys() & _held(module, params)]
     for module in called:
-        if own.keys() <= _held(module, own):
+        if params.keys() <= _held(module, params):
             return module
     parents = _Parents()
     around = [
-        module for module in parents.above(parents.owners(own)) if own.keys() <= _held(module, own)
+        module
+        for module in parents.above(parents.owners(params))
+        if params.keys() <= _held(module, params)
     ]
     if around:
         if called:
-            size = {id(module): len(_held(module, own)) for module in around}
-            wanted = _held(called[0], own)
-            around = [module for module in around if wanted <= _held(module, own)] or around
+            size = {id(module): len(_held(module, params)) for module in around}
+            wanted = _held(called[0], params)
+            around = [module for module in around if wanted <= _held(module, params)] or around
             least = min(size[id(module)] for module in around)
             return _outermost([m for m in around if size[id(m)] == least], parents)
         trained = [
             module
             for module in around
-            if {id(p) for p in module.parameters() if p.requires_grad} <= own.keys()
+            if {id(p) for p in module.parameters() if p.requires_grad} <= params.keys()
         ]
         return _outermost(trained or around, parents)
     return _together(optimizer, called, parents)
 
 
-def _held(module: nn.Module, own: dict[int, torch.Tensor]) -> set[int]:
+def _held(module: nn.Module, params: dict[int, torch.Tensor]) -> set[int]:
     held = {id(p) for p in module.parameters()}
-    if any(shards.is_dtensor(p) and id(p) not in held for p in own.values()):
+    if any(shards.is_dtensor(p) and id(p) not in held for p in params.values()):
         # FSDP2 may have left the root's parameters gathered; they are not the optimizer's then.
         wrappers.reshard(module)
         held = {id(p) for p in module.parameters()}
@@ -132,8 +134,8 @@ def _held(module: nn.Module, own: dict[int, torch.Tensor]) -> set[int]:
 
 def holds_any(module: nn.Module, optimizer: Optimizer) -> bool:
     """Tell whether ``module`` has a parameter that ``optimizer`` updates."""
-    own = {id(p): p for p in parameters_of(optimizer)}
-    return bool(own.keys() & _held(module, own))
+    params = {id(p): p for p in parameters_of(optimizer)}
+    return bool(params.keys() & _held(module, params))
 
 
 class _Parents:
@@ -158,12 +160,12 @@ class _Parents:
     def name(self, module: nn.Module) -> list[str]:
         return [name for _, name in self._of[id(module)] if not name.isdigit()]
 
-    def owners(self, own: dict[int, torch.Tensor]) -> list[nn.Module]:
+    def owners(self, params: dict[int, torch.Tensor]) -> list[nn.Module]:
         """Return the modules that hold one of these parameters themselves."""
         return [
             module
             for module in self.modules
-            if any(id(p) in own for _, p in own_parameters(module))
+            if any(id(p) in params for _, p in own_parameters(module))
         ]
 
     def above(self, modules: Iterable[nn.Module]) -> list[nn.Module]:
