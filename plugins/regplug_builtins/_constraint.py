@@ -9,7 +9,6 @@ from regplug import (
     Layout,
     Selective,
     SessionView,
-    Sum,
     full,
     hookimpl,
     in_use,
@@ -75,9 +74,5 @@ class Constraint(Selective):
     @hookimpl
     def on_metrics(self, session: SessionView) -> Mapping[str, Any]:
         """Return the bound, and the share of the covered weights that are exactly 0."""
-        coverage = in_use.in_use(session.coverage(self._selection))
-        zeros = []
-        for entry in coverage.trainable:
-            local_w = local(entry.parameter).detach()
-            zeros.append((entry.parameter, local_w.numel() - torch.count_nonzero(local_w)))
-        return {**self.strengths(), "zeros": Sum(zeros, factor=1 / max(coverage.weights, 1))}
+        used = in_use.in_use(session.coverage(self._selection))
+        return {**self.strengths(), "zeros": used.zeros()}

@@ -15,7 +15,7 @@ from regplug.backend.optimizer_names import is_hooked
 from regplug.backend.shards import local
 from regplug.errors import SpecError, UnsupportedError
 
-__all__ = ["Doubt", "parts", "unwrap", "wrappers"]
+__all__ = ["Doubt", "held", "ids", "parameters", "parts", "unwrap", "wrappers"]
 
 # Where wrappers keep the optimizer inside, the commonest first.
 _NAMES = (
@@ -71,11 +71,11 @@ def parts(optimizer: Optimizer) -> list[Optimizer]:
     The groups of a container are copies that nobody reads (torchtitan's, which is an optimizer for
     its hooks alone): learning rates and the like are those of the parts.
     """
-    ids = _ids(optimizer)
-    inner = [other for _, other in _held(optimizer) if _ids(other) <= ids]
-    if _is_zero(optimizer) or sum(len(_ids(other)) for other in inner) != len(ids):
+    whole = ids(optimizer)
+    inner = [other for _, other in held(optimizer) if ids(other) <= whole]
+    if _is_zero(optimizer) or sum(len(ids(other)) for other in inner) != len(whole):
         return []
-    return inner if set().union(*map(_ids, inner)) == ids else []
+    return inner if set().union(*map(ids, inner)) == whole else []
 
 
 def _refuse_deepspeed(outer: object) -> None:
@@ -95,12 +95,12 @@ def _is_zero(optimizer: Optimizer) -> bool:
 
 def _passes_on_to(outer: Optimizer) -> Optimizer | None:
     """Return the optimizer that ``outer`` holds for all of its weights, if there is one."""
-    ids = _ids(outer)
-    found = {id(held): (name, held) for name, held in _held(outer) if ids <= _ids(held)}
+    whole = ids(outer)
+    found = {id(inner): (name, inner) for name, inner in held(outer) if whole <= ids(inner)}
     if not found or _is_zero(outer):
         return None
     if len(found) > 1:
-        names = " and ".join(f"{name} ({type(held).__name__})" for name, held in found.values())
+        names = " and ".join(f"{name} ({type(inner).__name__})" for name, inner in found.values())
         raise UnsupportedError(
             f"{type(outer).__name__} holds several optimizers of the same weights, {names}, and "
             "which of them updates can't be known: attach to each that does, "
@@ -117,16 +117,21 @@ def _named(outer: object) -> Optimizer | None:
             return candidate
     if isinstance(outer, Optimizer) or not callable(getattr(outer, "step", None)):
         return None
-    held = list(_held(outer))
-    return held[0][1] if len(held) == 1 else None
+    found = list(held(outer))
+    return found[0][1] if len(found) == 1 else None
 
 
-def _ids(optimizer: Optimizer) -> set[int]:
-    groups = getattr(optimizer, "param_groups", ())
-    return {id(p) for group in groups for p in group["params"]}
+def parameters(optimizer: Optimizer) -> list[torch.Tensor]:
+    """Return the tensors that ``optimizer`` updates, in its order."""
+    return [p for group in getattr(optimizer, "param_groups", ()) for p in group["params"]]
 
 
-def _held(outer: object) -> Iterator[tuple[str, Optimizer]]:
+def ids(optimizer: Optimizer) -> set[int]:
+    """Return what tells the tensors that ``optimizer`` updates from others."""
+    return {id(p) for p in parameters(optimizer)}
+
+
+def held(outer: object) -> Iterator[tuple[str, Optimizer]]:
     """Yield the optimizers in the attributes of ``outer``, and in lists and dicts there."""
     for name, value in list(getattr(outer, "__dict__", {}).items()):
         for part in _members(value):
@@ -175,11 +180,11 @@ def _each(optimizer: object) -> str | None:
 
 
 def _several(value: object) -> bool:
-    held = value.values() if isinstance(value, Mapping) else value
+    members = value.values() if isinstance(value, Mapping) else value
     return (
-        isinstance(held, Iterable)
-        and (type(held) in (list, tuple) or isinstance(value, Mapping))
-        and any(isinstance(part, Optimizer) for part in held)
+        isinstance(members, Iterable)
+        and (type(members) in (list, tuple) or isinstance(value, Mapping))
+        and any(isinstance(part, Optimizer) for part in members)
     )
 
 
@@ -216,7 +221,7 @@ class Doubt:
         self._handles = []
 
     def _begins(self, outer: Optimizer, args: Any, kwargs: Any) -> None:
-        params = [p for group in outer.param_groups for p in group["params"]]
+        params = parameters(outer)
         taking = [p for p in params if p.grad is not None]
         smallest = local(min(taking or params, key=torch.Tensor.numel)).detach()
         self._before = smallest, smallest.clone()
@@ -227,7 +232,7 @@ class Doubt:
             return
         self._alone += 1
         if self._alone > 1:  # the first may have been a detour, as SAM's
-            name = next((n for n, held in _held(outer) if held is self._inner), "inner")
+            name = next((n for n, inner in held(outer) if inner is self._inner), "inner")
             raise UnsupportedError(
                 f"{type(outer).__name__} holds {name} ({type(self._inner).__name__}) for all of "
                 "its weights, which is attached to for that, and updates them by itself: attach "

@@ -17,7 +17,7 @@ from regplug.kernels.kernel import Kernel
 from regplug.kernels.pieces import FEW, is_small
 from regplug.selection.coverage import Coverage
 
-__all__ = ["Share", "Term", "total", "value", "zeros"]
+__all__ = ["Share", "Term", "total", "value"]
 
 
 # One penalty's part in a weight's gradient: its formula, and the factor before it.
@@ -150,12 +150,3 @@ def value(kernel: Kernel, coverage: Coverage, factor: float) -> Any:
         terms = [(node.weights[0], term) for node in nodes for _, term in _values(node)]
         return Sum(terms, factor=factor)
     return total_of(nodes) * factor
-
-
-def zeros(coverage: Coverage) -> Sum:
-    """Return the share of the covered weights that are exactly 0."""
-    terms = []
-    for entry in coverage.trainable:
-        w = shards.local(entry.parameter).detach()
-        terms.append((entry.parameter, w.numel() - torch.count_nonzero(w)))
-    return Sum(terms, factor=1 / max(coverage.weights, 1))

@@ -100,13 +100,5 @@ def _stand_for(leaves: Iterable[torch.Tensor], weights: Iterable[torch.Tensor]) 
 
 def _computes_again(loss: torch.Tensor) -> bool:
     """Whether the graph hides a part of itself in a Python function, as checkpointing does."""
-    visited, stack = set(), [loss.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in visited:
-            continue
-        if isinstance(node, torch.autograd.function.BackwardCFunction):
-            return True
-        visited.add(node)
-        stack += [following for following, _ in node.next_functions]
-    return False
+    python = torch.autograd.function.BackwardCFunction
+    return any(isinstance(node, python) for node in wrappers.graph(loss))

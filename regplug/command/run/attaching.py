@@ -20,7 +20,7 @@ from torch.nn.modules import module as nn_module
 from torch.optim import Optimizer
 from torch.optim import optimizer as optim_module
 
-from regplug.backend import private, stack
+from regplug.backend import private, stack, wrapped
 from regplug.command.run import search
 from regplug.command.run.entries import Entry
 from regplug.command.run.naming import class_names, names_of_optimizer
@@ -162,9 +162,9 @@ class Watch:
             raise Stop(self.failure)
         if optimizer in self._known:
             return
-        ids = {id(p) for p in search.parameters_of(optimizer)}
+        ids = wrapped.ids(optimizer)
         for outer in stack.stepping():
-            if outer in self._known and ids & {id(p) for p in search.parameters_of(outer)}:
+            if outer in self._known and ids & wrapped.ids(outer):
                 return  # it works for one that has its session
         if search.passes_on(optimizer):
             return  # another one works for it, and gets the session
@@ -242,7 +242,7 @@ class Watch:
     def _others(self, optimizer: Optimizer) -> list[Optimizer]:
         """Return the other living optimizers, those of the most weights first, as on any rank."""
         others = [o for o in search.optimizers() if o is not optimizer]
-        return sorted(others, key=lambda o: -sum(p.numel() for p in search.parameters_of(o)))
+        return sorted(others, key=lambda o: -sum(p.numel() for p in wrapped.parameters(o)))
 
     def _called_now(self) -> list[nn.Module]:
         return [module for ref in self._called if (module := ref()) is not None]
@@ -274,7 +274,7 @@ def _order_in(module: nn.Module) -> Callable[[Optimizer], tuple[int, str]]:
     places = {id(p): place for place, p in enumerate(module.parameters())}
 
     def key(optimizer: Optimizer) -> tuple[int, str]:
-        first = min(places.get(id(p), len(places)) for p in search.parameters_of(optimizer))
+        first = min(places.get(id(p), len(places)) for p in wrapped.parameters(optimizer))
         return first, type(optimizer).__name__
 
     return key

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from regplug.backend import optimizer_names, private, shards, stack, wrappers
+from regplug.backend import optimizer_names, private, shards, stack, wrapped, wrappers
 from regplug.backend.names import own_parameters
 
 __all__ = [
@@ -23,16 +23,10 @@ __all__ = [
     "model_of",
     "names_of",
     "optimizers",
-    "parameters_of",
     "passes_on",
 ]
 
 _INTERNAL = {"torch", "regplug", "accelerate", "pluggy", "contextlib", "runpy"}
-
-
-def parameters_of(optimizer: Optimizer) -> list[torch.Tensor]:
-    """Return the tensors that ``optimizer`` updates, in its order."""
-    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def optimizers() -> list[Optimizer]:
@@ -50,30 +44,20 @@ def optimizers() -> list[Optimizer]:
     hidden = {id(outer) for outer in found if passes_on(outer)}
     for outer in found:
         if id(outer) not in hidden:
-            hidden.update(map(id, _held_by(outer)))
+            hidden.update(id(inner) for _, inner in wrapped.held(outer))
     return [optimizer for optimizer in found if id(optimizer) not in hidden]
 
 
 def passes_on(optimizer: Optimizer) -> bool:
     """Tell whether other optimizers, which ``optimizer`` holds, update all of its parameters."""
-    ids = _ids(optimizer)
-    inner = [_ids(other) for other in _held_by(optimizer) if _is_whole(other)]
-    return set().union(*(held for held in inner if held <= ids)) == ids
+    whole = wrapped.ids(optimizer)
+    inner = [wrapped.ids(other) for _, other in wrapped.held(optimizer) if _is_whole(other)]
+    return set().union(*(part for part in inner if part <= whole)) == whole
 
 
 def _is_whole(optimizer: Optimizer) -> bool:
     # A wrapper may skip Optimizer.__init__, and then has neither groups nor hooks of its own.
     return "param_groups" in vars(optimizer) and optimizer_names.is_hooked(optimizer, step=False)
-
-
-def _ids(optimizer: Optimizer) -> set[int]:
-    return {id(p) for p in parameters_of(optimizer)}
-
-
-def _held_by(outer: Optimizer) -> Iterator[Optimizer]:
-    for value in list(vars(outer).values()):
-        parts = value if type(value) in (list, tuple) else [value]
-        yield from (part for part in parts if isinstance(part, Optimizer) and part is not outer)
 
 
 class Bare(nn.ModuleDict):
@@ -96,7 +80,7 @@ def model_of(optimizer: Optimizer, called: Sequence[nn.Module] = ()) -> nn.Modul
         module around a called one that does; without a called one, the outermost whose parameters
         are just these, or the outermost that has them among others. Else a :class:`Bare`.
     """
-    params = {id(p): p for p in parameters_of(optimizer)}
+    params = {id(p): p for p in wrapped.parameters(optimizer)}
     called = [module for module in called if params.keys() & _held(module, params)]
     for module in called:
         if params.keys() <= _held(module, params):
@@ -134,7 +118,7 @@ def _held(module: nn.Module, params: dict[int, torch.Tensor]) -> set[int]:
 
 def holds_any(module: nn.Module, optimizer: Optimizer) -> bool:
     """Tell whether ``module`` has a parameter that ``optimizer`` updates."""
-    params = {id(p): p for p in parameters_of(optimizer)}
+    params = {id(p): p for p in wrapped.parameters(optimizer)}
     return bool(params.keys() & _held(module, params))
 
 
@@ -190,7 +174,7 @@ def _outermost(modules: Sequence[nn.Module], parents: _Parents) -> nn.Module:
 
 def _together(optimizer: Optimizer, called: Sequence[nn.Module], parents: _Parents) -> nn.Module:
     """Return a :class:`Bare` of the modules that hold a part each, and of what no module holds."""
-    left = {id(p): p for p in parameters_of(optimizer)}
+    left = {id(p): p for p in wrapped.parameters(optimizer)}
     parts: list[nn.Module] = []
     for module in called:
         if left.keys() & _held(module, left):
@@ -212,7 +196,7 @@ def _together(optimizer: Optimizer, called: Sequence[nn.Module], parents: _Paren
         names = [*names_of(module), *parents.name(module), type(module).__name__.lower()]
         name = next((n for n in names if not hasattr(whole, n)), f"{names[-1]}_{len(whole)}")
         whole[name] = module
-    for place, tensor in enumerate(parameters_of(optimizer)):
+    for place, tensor in enumerate(wrapped.parameters(optimizer)):
         if id(tensor) in left:
             private.put_parameter(whole, f"param_{place}", tensor)
     return whole
