@@ -62,11 +62,11 @@ def in_use(coverage: Coverage) -> Coverage:
             with torch.no_grad():
                 made: Any = use.make().detach()
             made.requires_grad_(entry.parameter.requires_grad)
-            entries.append(replace(entry, name=_beside(entry, use.name), parameter=made))
+            entries.append(replace(entry, name=_sibling(entry, use.name), parameter=made))
     return Coverage(entries, coverage.lazy, coverage.where)
 
 
-def _beside(entry: Covered, name: str) -> str:
+def _sibling(entry: Covered, name: str) -> str:
     return entry.name.rpartition(".")[0] + "." * ("." in entry.name) + name
 
 

@@ -96,8 +96,8 @@ class StackedPenalty:
             if w.grad is None:
                 continue
             wide = widened(w.detach())
-            stride = self._rule.step(group, self._optimizer.state[w], w.grad)
-            found = self._call("proximal", strengths, wide, stride)
+            effective_step = self._rule.step(group, self._optimizer.state[w], w.grad)
+            found = self._call("proximal", strengths, wide, effective_step)
             w.copy_(found if active is None else torch.where(_spread(active, wide), found, wide))
 
     def _strengths(self, step: int) -> tuple[Strengths, torch.Tensor | None]:
