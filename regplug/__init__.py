@@ -13,24 +13,29 @@ from regplug.backend import lent
 from regplug.backend.blocks import scratch
 from regplug.backend.eager import called_by_a_graph
 from regplug.backend.layouts import Layout
+from regplug.backend.precision import HALVES, widened
 from regplug.backend.shards import full, like, local, part
 from regplug.backend.sums import Sum
 from regplug.hookspecs import hookimpl, hookspec
 from regplug.penalty import Penalty
-from regplug.plugin import Plugin, Scheduled
+from regplug.plugin import Plugin, Scheduled, Selective
 from regplug.selection import in_use
 from regplug.selection.coverage import Coverage
+from regplug.selection.patterns import Patterns
 from regplug.selection.where import Selection
 from regplug.session import Session, attach
 from regplug.view import SessionView
 
 __all__ = [
+    "HALVES",
     "Coverage",
     "Layout",
+    "Patterns",
     "Penalty",
     "Plugin",
     "Scheduled",
     "Selection",
+    "Selective",
     "Session",
     "SessionView",
     "Sum",
@@ -48,6 +53,7 @@ __all__ = [
     "schedules",
     "scratch",
     "sessions",
+    "widened",
 ]
 
 __version__ = "0.1.0"

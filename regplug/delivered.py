@@ -3,7 +3,7 @@
 :class:`regplug.Penalty` adds the formula. Here is all that is the same for every formula.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -12,14 +12,13 @@ import torch
 from regplug.backend.groups import sign
 from regplug.backend.layouts import Layout
 from regplug.delivery import at_step, terms
-from regplug.delivery.proximal import elementwise_proximal, proximal
+from regplug.delivery.proximal import apply_elementwise_steps, apply_one_step
 from regplug.errors import RegplugError, SpecError, UnsupportedError
 from regplug.hookspecs import hookimpl
 from regplug.kernels.kernel import Kernel
-from regplug.plugin import Plugin, Scheduled
+from regplug.plugin import Scheduled, Selective
 from regplug.selection.coverage import Coverage
-from regplug.selection.in_use import in_use, notes
-from regplug.selection.where import Selection, Where
+from regplug.selection.in_use import in_use
 from regplug.view import SessionView
 
 __all__ = ["DELIVERIES", "Delivered"]
@@ -27,7 +26,7 @@ __all__ = ["DELIVERIES", "Delivered"]
 DELIVERIES = ("auto", "loss", "step", "proximal")
 
 
-class Delivered(Plugin):
+class Delivered(Selective):
     """A plugin that is delivered in the loss, at the step, or by a proximal operator.
 
     A subclass has the formula, and gives deliveries a kernel of it.
@@ -41,10 +40,9 @@ class Delivered(Plugin):
 
     strength = Scheduled()
 
-    _selection = Selection()
     _delivery = "auto"
     _settled: str | None = None  # what "auto" has become, else the delivery
-    _told_rounding = False
+    _warned_of_rounding = False
 
     # --- what a formula gives -------------------------------------------------------------
 
@@ -56,7 +54,7 @@ class Delivered(Plugin):
         """Return the formula as deliveries execute it, as it is now."""
         raise NotImplementedError
 
-    def _check_writes_proximal(self) -> None:
+    def _check_has_operator(self) -> None:
         """Raise a :class:`SpecError` if there is no proximal operator."""
         raise NotImplementedError
 
@@ -71,15 +69,6 @@ class Delivered(Plugin):
     # --- settings -------------------------------------------------------------------------
 
     @property
-    def where(self) -> Where:
-        """The selection as it was given."""
-        return self._selection.where
-
-    @where.setter
-    def where(self, where: Where) -> None:
-        self._selection = Selection(where)
-
-    @property
     def delivery(self) -> str:
         """The delivery as it was given; :meth:`acts` tells what ``"auto"`` became."""
         return self._delivery
@@ -89,7 +78,7 @@ class Delivered(Plugin):
         if delivery not in DELIVERIES:
             raise SpecError(f"delivery must be one of {', '.join(DELIVERIES)}, got {delivery!r}")
         if delivery == "proximal":
-            self._check_writes_proximal()
+            self._check_has_operator()
         if self._session_name is not None:
             raise SpecError(f"{self.name} is attached: its delivery can't change until detach()")
         self._delivery = delivery
@@ -127,14 +116,14 @@ class Delivered(Plugin):
     def on_attach(self, session: SessionView) -> None:
         """Check what can be known before the first step."""
         self._settled = None if self._delivery == "auto" else self._delivery
-        self._told_rounding = False
+        self._warned_of_rounding = False
         vars(self).pop("_formula_kernel", None)
         _ = self.active  # says so if a strength was never set
         coverage = session.coverage(self._selection)
         self._settle_formula(coverage)
         if self._settled == "proximal":
-            self._check_writes_proximal()
-            self._check_proximal(session)
+            self._check_has_operator()
+            self._check_effective_step(session)
             return
         for entry in coverage:
             if getattr(entry.module, "sparse", False) is True:
@@ -144,7 +133,7 @@ class Delivered(Plugin):
                     f"delivery='proximal', or exclude it with where=[…, '!{entry.name}']"
                 )
 
-    def _check_proximal(self, session: SessionView) -> None:
+    def _check_effective_step(self, session: SessionView) -> None:
         rule = session.update_rule()
         if rule.elementwise and not self.separable and not self.elementwise_steps:
             raise UnsupportedError(
@@ -183,9 +172,9 @@ class Delivered(Plugin):
         layouts = self._layouts(session)
         for index, weights, gradients in session.updates(self._selection):
             factor = scale * sign(session.groups[index])
-            if not self._told_rounding:
-                self._told_rounding = True
-                at_step.tell_rounding(kernel, gradients, weights, factor)
+            if not self._warned_of_rounding:
+                self._warned_of_rounding = True
+                at_step.warn_of_rounding(kernel, gradients, weights, factor)
             try:
                 at_step.add_gradients(kernel, gradients, weights, factor, layouts)
             except RuntimeError as error:
@@ -215,10 +204,10 @@ class Delivered(Plugin):
             if rule.elementwise:
                 assert session.optimizer is not None
                 states = session.optimizer.state
-                elementwise_proximal(kernel, rule, group, states, weights, gradients, layouts)
+                apply_elementwise_steps(kernel, rule, group, states, weights, gradients, layouts)
             else:
                 step = rule.step(group, {}, gradients[0])
-                proximal(kernel, weights, step, layouts)
+                apply_one_step(kernel, weights, step, layouts)
 
     def _layouts(self, session: SessionView) -> Mapping[torch.Tensor, Layout]:
         return session.coverage(self._selection).layouts if self.orientation else {}
@@ -232,7 +221,7 @@ class Delivered(Plugin):
         # Companions belong to the parameters themselves.
         valued = coverage if self._formula_kernel.has_companions else used
         value = terms.value(self._formula_kernel, valued, factor=strengths.get("strength", 1.0))
-        return {"value": value, **strengths, "zeros": terms.zeros(used)}
+        return {"value": value, **strengths, "zeros": used.zeros()}
 
     def _settle(self, session: SessionView) -> str:
         if self._settled is None:
@@ -246,30 +235,13 @@ class Delivered(Plugin):
 
     def agreement(self, session: SessionView) -> Mapping[str, Any]:
         """Return the settings, and what they come to in this model."""
-        return {
-            **super().agreement(session),
-            "delivery": self._delivery,
-            "covers": session.coverage(self._selection).names,
-        }
+        return {**super().agreement(session), "delivery": self._delivery}
 
     def acts(self, session: SessionView) -> str:
         """Return the delivery, with what ``"auto"`` became."""
         if self._delivery == "auto":
             return f"{self._settled} (auto)" if self._settled else "auto"
         return self._delivery
-
-    def covers(self, session: SessionView) -> tuple[int, int] | None:
-        """Return how many tensors and weights are covered."""
-        coverage: Coverage = session.coverage(self._selection)
-        return len(coverage.trainable), coverage.weights
-
-    def covered(self, session: SessionView) -> Sequence[str]:
-        """Return the names of all that is covered, or may be once it has a shape."""
-        return session.coverage(self._selection).names
-
-    def notes(self, session: SessionView) -> Sequence[str]:
-        """Return what is covered if it is little, and what is special about it."""
-        return notes(session.coverage(self._selection))
 
 
 def _is_own(plugin: Delivered, event: str) -> bool:

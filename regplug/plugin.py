@@ -24,9 +24,20 @@ from typing import Any, overload
 from regplug.errors import NeverSetError, PluginError, RegplugError, SpecError
 from regplug.installed import distribution_of, entry_name_of
 from regplug.schedules import Schedule, ScheduleLike, as_schedule, checked, constant
+from regplug.selection.in_use import notes
+from regplug.selection.where import Selection, Where
 from regplug.view import SessionView
 
-__all__ = ["Plugin", "Scheduled", "failure", "failure_now", "session_of", "set_session", "set_step"]
+__all__ = [
+    "Plugin",
+    "Scheduled",
+    "Selective",
+    "failure",
+    "failure_now",
+    "session_of",
+    "set_session",
+    "set_step",
+]
 
 
 class Scheduled:
@@ -158,7 +169,8 @@ class Plugin:
     def waits_for_loss(self, session: SessionView) -> bool:
         """Return whether all that it does now hangs on the loop's calling ``session.loss``.
 
-        A loop that does not is told so. By default: whether ``on_loss`` is its only busy event.
+        In a loop that does not, a warning says so. By default: whether ``on_loss`` is its only
+        busy event.
         """
         idle = self.idle(session)
         events = ("on_loss", "on_gradients", "before_step", "after_step")
@@ -191,6 +203,42 @@ class Plugin:
             if not name.startswith("_")
             and isinstance(value, int | float | str | None | list | tuple | Schedule)
         }
+
+
+class Selective(Plugin):
+    """Base of the plugins that act on selected parameters.
+
+    A subclass sets ``self.where``; what it covers in a session is
+    ``session.coverage(self._selection)``.
+    """
+
+    _selection = Selection()
+
+    @property
+    def where(self) -> Where:
+        """The selection as it was given."""
+        return self._selection.where
+
+    @where.setter
+    def where(self, where: Where) -> None:
+        self._selection = Selection(where)
+
+    def covers(self, session: SessionView) -> tuple[int, int] | None:
+        """Return how many tensors and weights are covered."""
+        coverage = session.coverage(self._selection)
+        return len(coverage.trainable), coverage.weights
+
+    def covered(self, session: SessionView) -> Sequence[str]:
+        """Return the names of all that is covered, or may be once it has a shape."""
+        return session.coverage(self._selection).names
+
+    def notes(self, session: SessionView) -> Sequence[str]:
+        """Return what is covered if it is little, and what is special about it."""
+        return notes(session.coverage(self._selection))
+
+    def agreement(self, session: SessionView) -> Mapping[str, Any]:
+        """Return the settings, and what they come to in this model."""
+        return {**super().agreement(session), "covers": self.covered(session)}
 
 
 def failure(error: Exception, plugin: Plugin, event: str, step: int) -> Exception:

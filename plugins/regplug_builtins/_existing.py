@@ -29,7 +29,7 @@ class Existing:
             raise SpecError(f"existing must be one of {', '.join(EXISTING)}, got {mode!r}")
         self.mode = mode
         self.taken: list[Group] = []
-        self._told = False
+        self._warned = False
 
     def begin(self, groups: list[Group], covered: Iterable[int], name: str, optimizer: str) -> None:
         """Refuse or replace what there is.
@@ -81,8 +81,8 @@ class Existing:
                     "takes over what is set) or existing='add' (both act)"
                 )
             self._take(groups[index])
-            if not self._told:
-                self._told = True
+            if not self._warned:
+                self._warned = True
                 warnings.warn(
                     f"{who}: it has no effect, for existing='replace' means that {name} alone "
                     f"decays: {how}, or say existing='add' (both act)",
@@ -101,4 +101,4 @@ class Existing:
         while self.taken:
             lent.give_back(self.taken[-1], "weight_decay", self)
             self.taken.pop()
-        self._told = False
+        self._warned = False

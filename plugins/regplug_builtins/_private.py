@@ -10,7 +10,7 @@ from torch.autograd.function import FunctionCtx
 from regplug.errors import UnsupportedError
 
 __all__ = [
-    "check_backward_is_told",
+    "check_backward_is_known",
     "in_autograd_function",
     "in_backward",
     "is_dropout",
@@ -80,7 +80,7 @@ def is_fake(tensor: torch.Tensor) -> bool:
     return False
 
 
-def check_backward_is_told(name: str) -> None:
+def check_backward_is_known(name: str) -> None:
     """Check that torch tells of a forward that runs within a backward pass.
 
     Raises:

@@ -112,8 +112,8 @@ class StepHooks:
                 args, kwargs = changed
             elif changed is not None:
                 return changed  # which torch will refuse
-            own = self._enter(optimizer, args, kwargs)
-            return changed if own is None else own
+            registered = self._enter(optimizer, args, kwargs)
+            return changed if registered is None else registered
 
         self._pre[last], self._undo = then, undo
         self._overtaken = True
@@ -166,9 +166,9 @@ def _remove_after_step(handles: Sequence[RemovableHandle]) -> None:
         return
 
     def remove(*arguments: Any) -> None:
-        own.remove()  # the last of its kind, which alone can be taken out here
+        registered.remove()  # the last of its kind, which alone can be taken out here
         while _waiting:
             _waiting.pop().remove()
 
     # torch calls these after the optimizer's own hooks, each list by itself.
-    own = register_optimizer_step_post_hook(remove)
+    registered = register_optimizer_step_post_hook(remove)

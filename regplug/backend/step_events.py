@@ -53,7 +53,8 @@ class StepEvents:
 
     Args:
         optimizer: a torch optimizer, already unwrapped.
-        listener: who is told. The reference is strong; :meth:`disconnect` lets go of it.
+        listener: has a method for each event. The reference is strong; :meth:`disconnect` lets
+            go of it.
     """
 
     def __init__(self, optimizer: Optimizer, listener: StepListener) -> None:
@@ -166,13 +167,13 @@ def is_real(optimizer: Optimizer) -> bool:
 def _is_dummy(optimizer: Optimizer) -> bool:
     if any(group.get("lr", 1.0) != 0 for group in optimizer.param_groups):
         return False
-    own = [p for group in optimizer.param_groups for p in group["params"]]
+    params = [p for group in optimizer.param_groups for p in group["params"]]
     # A shard may be zero, or empty, on one rank alone. So all ranks, which are in this step too,
     # count together, also what has no gradient here.
-    shared = [(p, _is_nonzero(p.grad)) for p in own if shards.is_dtensor(p)]
+    shared = [(p, _is_nonzero(p.grad)) for p in params if shards.is_dtensor(p)]
     if shared and resolve([Sum(shared)])[0]:
         return False
-    return not any(_is_nonzero(p.grad) for p in own if not shards.is_dtensor(p))
+    return not any(_is_nonzero(p.grad) for p in params if not shards.is_dtensor(p))
 
 
 def _is_nonzero(gradient: torch.Tensor | None) -> bool:
@@ -212,9 +213,9 @@ def _has_hook(parameter: torch.Tensor) -> bool:
     if not (parameter.requires_grad and parameter.is_leaf):
         return False
     handle = parameter.register_post_accumulate_grad_hook(lambda gradient: None)
-    beside = len(handle.hooks_dict_ref() or ())
+    count = len(handle.hooks_dict_ref() or ())
     handle.remove()
-    return beside > 1
+    return count > 1
 
 
 def gradient_scale(optimizer: Optimizer | None) -> float:

@@ -12,17 +12,16 @@ import torch
 from regplug.backend import shards
 from regplug.backend.blocks import batches
 from regplug.backend.layouts import Layout
+from regplug.backend.precision import HALVES, widened
 from regplug.kernels.kernel import Kernel
 from regplug.kernels.pieces import (
     FEW,
-    HALVES,
     NO_LAYOUTS,
     Layouts,
     is_small,
-    widened,
 )
 
-__all__ = ["add_gradients", "tell_rounding", "whole_gradient"]
+__all__ = ["add_gradients", "warn_of_rounding", "whole_gradient"]
 
 
 def add_gradients(
@@ -38,15 +37,15 @@ def add_gradients(
             kernel.add_gradients(list(gradients), list(weights), factor)
             return
         parts = [shards.local(g) for g in gradients], [shards.local(w) for w in weights]
-        for gs, ws, *cs in batches([*parts, *kernel.columns(weights)]):
+        for gs, ws, *of_ws in batches([*parts, *kernel.companion_parts(weights)]):
             # Not detached, which for a thousand small tensors would cost a third of it all.
-            wide = [w.float() if w.dtype in HALVES else w for w in ws]
-            kernel.add_gradients(gs, wide, factor, *cs)
+            wide = [widened(w) for w in ws]
+            kernel.add_gradients(gs, wide, factor, *of_ws)
         return
     for g, w in zip(gradients, weights, strict=True):
         layout = layouts.get(w) if layouts else None
-        beside = kernel.whole_companions(w)
-        whole = whole_gradient(kernel, shards.full(w), beside, layout)
+        companions = kernel.whole_companions(w)
+        whole = whole_gradient(kernel, shards.full(w), companions, layout)
         shards.local(g).add_(shards.part(whole, w), alpha=factor)
 
 
@@ -58,12 +57,12 @@ def whole_gradient(
 ) -> torch.Tensor:
     """Return the gradient of a formula that is given whole weights, in the layout that it wants."""
     if layout is None:
-        return kernel.gradient(widened(whole), *companions)
-    given = [kernel.arranged(t, layout) for t in (widened(whole), *companions)]
+        return kernel.gradient(widened(whole.detach()), *companions)
+    given = [kernel.arranged(t, layout) for t in (widened(whole.detach()), *companions)]
     return kernel.restored(kernel.gradient(*given), layout)
 
 
-def tell_rounding(
+def warn_of_rounding(
     kernel: Kernel,
     gradients: Sequence[torch.Tensor],
     weights: Sequence[torch.Tensor],
@@ -76,8 +75,8 @@ def tell_rounding(
             continue
         if w.numel() == 0:
             continue
-        beside = [shards.local(c) for c in kernel.companions(pair[1])]
-        added = kernel.gradient(widened(w), *beside) * factor
+        companions = [shards.local(c) for c in kernel.companions(pair[1])]
+        added = kernel.gradient(widened(w.detach()), *companions) * factor
         lost = ((g + added).to(g.dtype) == g) & (added != 0)
         if lost.sum() * 2 > (added != 0).sum():
             warnings.warn(

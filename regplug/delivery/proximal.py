@@ -9,6 +9,7 @@ from regplug.backend import shards
 from regplug.backend.blocks import TINY, batches
 from regplug.backend.groups import Group
 from regplug.backend.layouts import Layout
+from regplug.backend.precision import widened
 from regplug.backend.private import flattened, unflattened
 from regplug.backend.update_rules import UpdateRule
 from regplug.kernels.kernel import Kernel
@@ -16,13 +17,12 @@ from regplug.kernels.pieces import (
     NO_LAYOUTS,
     Layouts,
     is_small,
-    widened,
 )
 
-__all__ = ["elementwise_proximal", "proximal"]
+__all__ = ["apply_elementwise_steps", "apply_one_step"]
 
 
-def proximal(
+def apply_one_step(
     kernel: Kernel,
     weights: Sequence[torch.Tensor],
     step: Any,
@@ -31,14 +31,14 @@ def proximal(
     """Replace ``weights`` by their proximal points for one step that they all have."""
     if kernel.separable:
         parts = [shards.local(w) for w in weights]
-        for pieces, *cs in batches([parts, *kernel.columns(weights)]):
-            kernel.proximal_(pieces, step, *cs)
+        for pieces, *companions in batches([parts, *kernel.companion_parts(weights)]):
+            kernel.proximal_(pieces, step, *companions)
         return
     for w in weights:
-        _whole_proximal(kernel, w, step, layouts.get(w))
+        _apply_whole(kernel, w, step, layouts.get(w))
 
 
-def elementwise_proximal(
+def apply_elementwise_steps(
     kernel: Kernel,
     rule: UpdateRule,
     group: Group,
@@ -60,9 +60,9 @@ def elementwise_proximal(
             parts = {name: widened(shards.local(state[name])) for name in names}
             step = rule.step(group, {**state, **parts}, shards.local(used))
             whole = shards.full(shards.like(step, w))
-            _whole_proximal(kernel, w, whole, layouts.get(w))
+            _apply_whole(kernel, w, whole, layouts.get(w))
         elif not (kernel.plain and is_small([w])):
-            _blockwise_proximal(kernel, rule, group, state, w, used)
+            _apply_blockwise(kernel, rule, group, state, w, used)
         elif w.numel() >= TINY:
             kernel.proximal_([w], rule.step(group, state, used))
         else:
@@ -72,11 +72,11 @@ def elementwise_proximal(
             alike.setdefault((w.dtype, w.device, numbers), []).append(row)
     for (_, _, numbers), rows in alike.items():
         state = dict(zip(rule.numbers, numbers, strict=True))
-        for ws, *columns in batches(list(zip(*rows, strict=True))):
-            _joined_proximal(kernel, rule, group, state, ws, columns)
+        for ws, *inputs in batches(list(zip(*rows, strict=True))):
+            _apply_joined(kernel, rule, group, state, ws, inputs)
 
 
-def _blockwise_proximal(
+def _apply_blockwise(
     kernel: Kernel,
     rule: UpdateRule,
     group: Group,
@@ -85,39 +85,41 @@ def _blockwise_proximal(
     used: torch.Tensor,
 ) -> None:
     names = rule.tensors(group)
-    columns = [[shards.local(t)] for t in (w, used, *(state[name] for name in names))]
-    for batch in batches([*columns, *kernel.columns([w])]):
+    inputs = [[shards.local(t)] for t in (w, used, *(state[name] for name in names))]
+    for batch in batches([*inputs, *kernel.companion_parts([w])]):
         (weight,), (gradient,), *others = batch
-        pieces, cs = others[: len(names)], others[len(names) :]
+        pieces, companions = others[: len(names)], others[len(names) :]
         moments = {name: widened(piece) for name, (piece,) in zip(names, pieces, strict=True)}
         step = rule.step(group, {**state, **moments}, gradient)
-        kernel.proximal_([weight], step, *cs)
+        kernel.proximal_([weight], step, *companions)
 
 
-def _joined_proximal(
+def _apply_joined(
     kernel: Kernel,
     rule: UpdateRule,
     group: Group,
     state: Mapping[str, Any],
     weights: Sequence[torch.Tensor],
-    columns: Sequence[Sequence[torch.Tensor]],
+    inputs: Sequence[Sequence[torch.Tensor]],
 ) -> None:
-    """Do so for tiny weights as one flat tensor: the calls for each would cost far more."""
-    flat, *rest = (flattened(column) for column in (weights, *columns))
+    """Replace tiny weights as one flat tensor: the calls for each would cost far more.
+
+    ``inputs`` has a list for each tensor that the rule needs of a weight.
+    """
+    flat, *rest = (flattened(tensors) for tensors in (weights, *inputs))
     used, moments = (rest[0], rest[1:]) if rule.uses_gradient else (flat, rest)
     tensors = dict(zip(rule.tensors(group), moments, strict=True))
     kernel.proximal_([flat], rule.step(group, {**state, **tensors}, used))
     torch._foreach_copy_(list(weights), unflattened(flat, weights))
 
 
-def _whole_proximal(kernel: Kernel, w: torch.Tensor, step: Any, layout: Layout | None) -> None:
-    tensors = (widened(shards.full(w)), *kernel.whole_companions(w))
+def _apply_whole(kernel: Kernel, w: torch.Tensor, step: Any, layout: Layout | None) -> None:
+    tensors = (widened(shards.full(w).detach()), *kernel.whole_companions(w))
     if layout is None:
-        own, *beside = tensors
-        whole = kernel.proximal(own, step, *beside)
+        whole = kernel.proximal(tensors[0], step, *tensors[1:])
     else:
         if isinstance(step, torch.Tensor) and step.shape == w.shape:
             step = kernel.arranged(step, layout)
-        own, *beside = (kernel.arranged(t, layout) for t in tensors)
-        whole = kernel.restored(kernel.proximal(own, step, *beside), layout)
+        arranged, *companions = (kernel.arranged(t, layout) for t in tensors)
+        whole = kernel.restored(kernel.proximal(arranged, step, *companions), layout)
     shards.local(w).copy_(shards.part(whole, w))

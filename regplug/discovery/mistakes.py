@@ -33,15 +33,15 @@ def signature(cls: type) -> inspect.Signature:
     (strength, *, where='weights')
     """
     try:
-        own = inspect.signature(cls)
+        found = inspect.signature(cls)
     except (TypeError, ValueError):  # a class that hides what it takes
-        own = inspect.signature(lambda *args, **kwargs: None)
-    plain = [p.replace(annotation=inspect.Parameter.empty) for p in own.parameters.values()]
-    return own.replace(parameters=plain, return_annotation=inspect.Signature.empty)
+        found = inspect.signature(lambda *args, **kwargs: None)
+    plain = [p.replace(annotation=inspect.Parameter.empty) for p in found.parameters.values()]
+    return found.replace(parameters=plain, return_annotation=inspect.Signature.empty)
 
 
 def misfit(wanted: inspect.Signature, args: Iterable[Any], kwargs: Mapping[str, Any]) -> str | None:
-    """Return why ``wanted`` can't be called like this, or None. A wrong keyword is told first."""
+    """Return why ``wanted`` can't be called like this, or None. A wrong keyword comes first."""
     if not any(p.kind is p.VAR_KEYWORD for p in wanted.parameters.values()):
         for key in kwargs:
             if key not in wanted.parameters:
@@ -114,7 +114,7 @@ def _readings(wish: object) -> Iterator[list[str]]:
 
 def _listed(value: object) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}={_literal(own)}" for key, own in value.items())
+        return ", ".join(f"{key}={_literal(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(map(_literal, value))
     return "" if value is None else _literal(value)

@@ -63,8 +63,9 @@ class Kernel:
         proximal: ``(w, step, *companions)``.
         companions: ``(w)``, the tensors that belong to a parameter.
         gradients: ``(weights, factor)``, new tensors; only for what is plain.
-        add_gradients: ``(gradients, weights, factor, *columns)``, in place.
-        proximal_: ``(weights, step, *columns)``, in place.
+        add_gradients: ``(gradients, weights, factor, *companions)``, in place.
+        proximal_: ``(weights, step, *companions)``, in place. Lists of companions are as of
+            :meth:`companion_parts`.
         blame: ``(error, event)``, what to raise instead of an error where no session stands by.
         refuse_value: ``(found)``, says that it is no 0-d tensor.
     """
@@ -96,12 +97,12 @@ class Kernel:
             return found
         return layout.restored(found, self.orientation)
 
-    def columns(self, weights: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:
-        """Return a column of this rank's parts for each companion that ``weights`` have."""
+    def companion_parts(self, weights: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:
+        """Return, for each companion that a weight has, the list of this rank's parts of it."""
         if not self.has_companions or not weights or not self.companions(weights[0]):
             return []
-        rows = [[shards.local(c) for c in self.companions(w)] for w in weights]
-        return list(zip(*rows, strict=True))
+        of_weights = [[shards.local(c) for c in self.companions(w)] for w in weights]
+        return list(zip(*of_weights, strict=True))
 
     def whole_companions(self, w: torch.Tensor) -> list[torch.Tensor]:
         """Return each companion of a weight, whole: a collective if it is sharded."""
@@ -124,14 +125,14 @@ def kernel_of(
         refuse_value: see :class:`Kernel`.
     """
     has_companions = is_written(author, base, "companions")
-    stated = is_written(author, base, "gradient")
+    has_gradient = is_written(author, base, "gradient")
     gradient = Gradient(
-        author.name, author.gradient if stated else partial(by_autograd, author.value)
+        author.name, author.gradient if has_gradient else partial(by_autograd, author.value)
     )
 
     def on_lists(name: str, otherwise: Callable[..., Any], formula: Formula) -> Any:
-        own = is_written(author, base, name)
-        return getattr(author, name) if own else partial(otherwise, formula)
+        stated = is_written(author, base, name)
+        return getattr(author, name) if stated else partial(otherwise, formula)
 
     return Kernel(
         name=author.name,

@@ -1,4 +1,4 @@
-"""Weights as formulas get them: local parts or whole, halves in float32."""
+"""Pieces of weights: when they are small, and the layouts that they come with."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
@@ -8,14 +8,13 @@ import torch
 from regplug.backend import shards
 from regplug.backend.blocks import BLOCK
 from regplug.backend.layouts import Layout
+from regplug.backend.precision import HALVES
 
 __all__ = [
     "FEW",
-    "HALVES",
     "NO_LAYOUTS",
     "Layouts",
     "is_small",
-    "widened",
 ]
 
 
@@ -23,9 +22,6 @@ Layouts: TypeAlias = Mapping[torch.Tensor, Layout]
 
 
 NO_LAYOUTS: Layouts = {}
-
-
-HALVES = (torch.float16, torch.bfloat16)
 
 
 FEW = 16
@@ -40,9 +36,3 @@ def is_small(weights: Sequence[torch.Tensor]) -> bool:
             return False
         size += w.numel()
     return 0 < size <= BLOCK
-
-
-def widened(w: torch.Tensor) -> torch.Tensor:
-    """Return halves in float32, in which sums and small strengths survive; others as they are."""
-    w = w.detach()
-    return w.float() if w.dtype in HALVES else w

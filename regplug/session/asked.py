@@ -75,7 +75,7 @@ class Asked:
         """Return the learning rate of a group, as the optimizer itself keeps it.
 
         Raises:
-            RegplugError: it is not known: ``with session.step():`` was not told.
+            RegplugError: it is not known: ``with session.step():`` was given none.
         """
         return learning_rate(self._binding.groups[group_index])
 
@@ -94,7 +94,7 @@ class Asked:
         weights is a plugin.
 
         Returns:
-            A function that undoes it. Detaching the session does so too.
+            A function that undoes it. Detaching the session undoes it too.
         """
         events = self._steps
         events.watchers += (callback,)

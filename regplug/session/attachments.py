@@ -19,9 +19,9 @@ def check(plugins: Sequence[Plugin], steppers: Sequence[object]) -> None:
         SpecError: two have one name, or one is attached to another session.
         UnsupportedError: one would break an optimizer.
     """
-    seen: dict[str, Plugin] = {}
+    by_name: dict[str, Plugin] = {}
     for plugin in plugins:
-        if plugin.name in seen:
+        if plugin.name in by_name:
             raise SpecError(
                 f"two plugins are named {plugin.name!r}: give one of them another, as in "
                 f"{plugin.name}(…, name='{plugin.name}_2')"
@@ -32,7 +32,7 @@ def check(plugins: Sequence[Plugin], steppers: Sequence[object]) -> None:
                 f"({name!r}): make a second instance, or give its spec"
             )
         own_weights.refuse(plugin, steppers)
-        seen[plugin.name] = plugin
+        by_name[plugin.name] = plugin
 
 
 class Attachments:

@@ -28,7 +28,7 @@ class Binding:
     Args:
         model: the user's own module, unwrapped.
         optimizer: the torch optimizer, unwrapped, or None.
-        silence: is told what to watch.
+        silence: is given what to watch.
 
     Attributes:
         parts: the optimizers that a wrapper of several holds.
@@ -78,8 +78,8 @@ class Binding:
         groups, bound = self.groups, self._bound
         if len(groups) == len(bound):
             for group, known in zip(groups, bound, strict=True):
-                own = group["params"]
-                if len(own) != len(known) or not all(map(operator.is_, own, known)):
+                params = group["params"]
+                if len(params) != len(known) or not all(map(operator.is_, params, known)):
                     break
             else:
                 return

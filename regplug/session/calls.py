@@ -16,7 +16,7 @@ from regplug.hookspecs import PROJECT
 from regplug.plugin import Plugin, failure
 from regplug.view import SessionView
 
-__all__ = ["Calls", "is_number", "is_scalar", "seen"]
+__all__ = ["Calls", "described", "is_number", "is_scalar"]
 
 _MARK = f"{PROJECT}_impl"
 _EVENTS = [
@@ -127,7 +127,7 @@ class Calls:
         """Call one plugin that must return a mapping or None, and return the mapping."""
         returned = self.one(plugin, event, session)
         if returned is not None and not isinstance(returned, Mapping):
-            wrong = f"it must return a mapping or None, got {seen(returned)}"
+            wrong = f"it must return a mapping or None, got {described(returned)}"
             self.blame(TypeError(wrong), event, session, plugin)
         return returned or {}
 
@@ -138,7 +138,7 @@ class Calls:
         for plugin in self._plugins:
             returned = self.one(plugin, event, session, **arguments)
             if returned is not None and not is_right(returned):
-                wrong = f"it must return a 0-d tensor or None, got {seen(returned)}"
+                wrong = f"it must return a 0-d tensor or None, got {described(returned)}"
                 self.blame(TypeError(wrong), event, session, plugin)
 
     def blame(
@@ -149,11 +149,11 @@ class Calls:
         Without ``plugin`` it is the one on the traceback: at no cost until it is needed.
         """
         plugin = plugin or self._culprit(error, event)
-        told = error if plugin is None else failure(error, plugin, event, session.steps)
-        self._tell(told)
-        if told is error:
+        named = error if plugin is None else failure(error, plugin, event, session.steps)
+        self._tell(named)
+        if named is error:
             raise error
-        raise told from error
+        raise named from error
 
     def _culprit(self, error: BaseException, event: str) -> Plugin | None:
         by_instance = {id(plugin): plugin for plugin in self._plugins}
@@ -183,7 +183,7 @@ def is_number(value: object) -> bool:
     return isinstance(value, Real) or is_scalar(value)
 
 
-def seen(value: object) -> str:
+def described(value: object) -> str:
     """Return ``value`` as a message shows it."""
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}"

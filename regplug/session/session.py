@@ -91,7 +91,7 @@ class Session(Asked):
             self._begin(optimizer, accelerator)
             ranks.compare(self)
             if not self._detached:
-                sessions.tell_doubles(self)
+                sessions.warn_of_doubles(self)
                 sessions.enter(self)
         except BaseException:
             with suppress(RegplugError):  # the first error is the one to see

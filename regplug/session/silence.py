@@ -1,4 +1,4 @@
-"""Loops in which plugins are attached and nothing acts: noticed, and told once.
+"""Loops in which plugins are attached and nothing acts: noticed, and warned of once.
 
 Three kinds: a loop that trains with another optimizer than the attached one; one that stops calling
 ``session.loss``, where penalties are delivered in the loss; and one that never calls it, for
@@ -31,7 +31,7 @@ _IDLE_MOVES = 16
 """The same where there is nothing else to go by."""
 
 _NEVER = 4
-"""Steps without any loss event, after which plugins that need one are told of."""
+"""Steps without any loss event, after which plugins that need one are warned of."""
 
 _GAP = 32
 """Steps since the last loss event: penalties that are added every 16th step only are usual."""
@@ -54,7 +54,7 @@ class Silence:
         self._witness: torch.Tensor | None = None
         self._version = 0
         self._sample: torch.Tensor | None = None
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     # --- what happens ---------------------------------------------------------------------
 
@@ -96,7 +96,7 @@ class Silence:
             if needy := self._needy(session):
                 self._tell("loss", self._no_loss(session, needy))
 
-    # --- what is told ---------------------------------------------------------------------
+    # --- what is warned of ----------------------------------------------------------------
 
     def notes(self, session: SessionView) -> list[str]:
         """Return what ``describe()`` says of it."""
@@ -109,11 +109,11 @@ class Silence:
 
     def ask(self, session: SessionView) -> None:
         """Tell of an optimizer that was replaced, which no event shows: when metrics are asked."""
-        if "step" not in self._told and self._is_left(session):
+        if "step" not in self._warned and self._is_left(session):
             self._tell("step", self._no_step(session))
 
     def last_words(self, session: SessionView) -> dict[str, str]:
-        """Return what is to be told when the session is detached, by its kind."""
+        """Return what is to be warned of when the session is detached, by its kind."""
         found = {}
         if self._is_left(session):
             found["step"] = self._no_step(session)
@@ -121,7 +121,7 @@ class Silence:
         enough = lacking > 3 and lacking > 2 * self._longest if self._ever else lacking > 0
         if enough and (needy := self._needy(session)):
             found["loss"] = self._no_loss(session, needy)
-        return {kind: words for kind, words in found.items() if kind not in self._told}
+        return {kind: words for kind, words in found.items() if kind not in self._warned}
 
     def tell(self, words: dict[str, str]) -> None:
         """Tell what :meth:`last_words` returned."""
@@ -129,8 +129,8 @@ class Silence:
             self._tell(kind, text)
 
     def _tell(self, kind: str, words: str) -> None:
-        if kind not in self._told:
-            self._told.add(kind)
+        if kind not in self._warned:
+            self._warned.add(kind)
             warnings.warn(words, stacklevel=4)
 
     # --- how it is seen -------------------------------------------------------------------
@@ -149,7 +149,7 @@ class Silence:
 
         Without that, many passes are accumulation, evaluation, or steps that a scaler skips.
         """
-        if "step" in self._told or self._witness is None:
+        if "step" in self._warned or self._witness is None:
             return
         by_hand = session.optimizer is None and self._events < 256
         sample, self._sample = self._sample, _sample(self._witness)

@@ -26,14 +26,14 @@ def checked(
     states = state.get("plugins") if isinstance(state, Mapping) else None
     whole = isinstance(steps, int) and not isinstance(steps, bool) and steps >= 0
     if not (whole and isinstance(states, Mapping)) or not all(
-        isinstance(own, Mapping) for own in states.values()
+        isinstance(remembered, Mapping) for remembered in states.values()
     ):
         raise StateError("this is not what session.state_dict() returned")
-    own = {plugin.name for plugin in plugins}
-    if own != set(states):
+    names = {plugin.name for plugin in plugins}
+    if names != set(states):
         raise StateError(
             f"the saved state is of the plugins {sorted(states, key=str) or 'none'}, "
-            f"this session has {sorted(own) or 'none'}"
+            f"this session has {sorted(names) or 'none'}"
         )
     assert isinstance(steps, int)
     return steps, states
@@ -100,8 +100,8 @@ class States:
             # Once more, for what a plugin has set elsewhere by what it read.
             for plugin, _ in memories:
                 with suppress(RegplugError):  # the first error is the one to see
-                    own = self._calls.mapping(plugin, "on_state", session)
-                    self._load(session, plugin, own)
+                    remembered = self._calls.mapping(plugin, "on_state", session)
+                    self._load(session, plugin, remembered)
             raise
 
     def _load(self, session: SessionView, plugin: Plugin, state: Mapping[str, Any]) -> None:

@@ -158,6 +158,6 @@ def same(
     atol: float = 1e-9,
 ) -> None:
     """Raise a :class:`Failure` that says ``what`` if two snapshots differ."""
-    told = difference(found, expected, rtol=rtol, atol=atol)
-    if told is not None:
-        raise Failure(f"{what}: {told}")
+    gap = difference(found, expected, rtol=rtol, atol=atol)
+    if gap is not None:
+        raise Failure(f"{what}: {gap}")

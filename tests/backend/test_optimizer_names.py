@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import regplug
 from regplug.backend import hook_order, optimizer_names, stack, step_events, wrapped
-from regplug.command.run import living
+from regplug.command.run import search
 from regplug.errors import UnsupportedError
 from tests.helpers.nets import one_layer
 
@@ -26,7 +26,7 @@ GONE = "_no_such_name"
 @pytest.fixture(autouse=True)
 def asked_anew() -> Any:
     """Forget what torch has, before and after a name of it is taken away."""
-    memories = (optimizer_names._torch_marks, optimizer_names._told_by_scaler)
+    memories = (optimizer_names._torch_marks, optimizer_names._set_by_scaler)
     for memory in (*memories, hook_order._warn_of_order):
         memory.cache_clear()
     yield
@@ -72,7 +72,7 @@ def test_who_has_hooks_is_known_without_the_table_and_the_mark(
     assert not optimizer_names.is_hooked(outer)
     assert not optimizer_names.is_hooked(outer, step=False)
     assert wrapped.unwrap(outer) is optimizer
-    found = [o for o in living.optimizers() if o in (optimizer, outer)]
+    found = [o for o in search.optimizers() if o in (optimizer, outer)]
     assert found == [optimizer]
     assert not optimizer._optimizer_step_pre_hooks  # what was asked with is gone
 
@@ -361,7 +361,7 @@ def test_a_scaler_is_asked_once_and_nobody_notices() -> None:
     finally:
         handle.remove()
     assert not seen
-    assert optimizer_names._told_by_scaler.cache_info().misses == 1
+    assert optimizer_names._set_by_scaler.cache_info().misses == 1
     assert torch.equal(torch.get_rng_state(), state)
 
 

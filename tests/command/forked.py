@@ -17,7 +17,7 @@ _CONTEXT.set_forkserver_preload(
         "torch._dynamo",
         "accelerate",
         "regplug.command.cli",
-        "regplug.command.run.watch",
+        "regplug.command.run.attaching",
         "regplug_builtins.l1",
     ]
 )

@@ -129,9 +129,9 @@ def test_nan_scores_are_kept_in_the_file_too(tmp_path):
 
 def test_the_progress_is_told(capsys):
     StrengthCV(ridge, {"l2": [1.0, 0.1]}, cv=5).fit(X, Y)
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 10
-    assert re.fullmatch(r"strengths █+ 10/10 fits, 0:00 \+ 0:00, best fold -\d.*", told[-1])
+    told = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert len(told) == 12  # the beginning, each fit, the end
+    assert re.fullmatch(r"strengths █+ 10/10 fits, 00:00 \+ 00:00, best fold -\d.*", told[-1])
     StrengthCV(ridge, {"l2": [1.0, 0.1]}, cv=5, progress=False).fit(X, Y)
     assert capsys.readouterr().err == ""
 
@@ -150,5 +150,20 @@ def test_the_progress_rewrites_its_line_on_a_terminal():
     bar.advance(3, -0.5)
     bar.close()
     bar.close()
-    assert stream.getvalue().startswith("\r\x1b[2K")
-    assert stream.getvalue().endswith("4/4 fits, 0:00 + 0:00, best fold -0.5\n")
+    assert stream.getvalue().startswith("\rstrengths")
+    assert stream.getvalue().endswith("4/4 fits, 00:00 + 00:00, best fold -0.5\n")
+    assert stream.getvalue().count("\n") == 1
+
+
+def test_the_progress_of_many_fits_is_a_few_lines_in_a_log():
+    import io
+
+    from regplug.tune.progress import Progress
+
+    stream = io.StringIO()
+    bar = Progress(1000, stream=stream)
+    for _ in range(1000):
+        bar.advance(1, -0.5)
+    bar.close()
+    assert len(stream.getvalue().strip().split("\r")) == 12
+    assert stream.getvalue().endswith(" 1000/1000 fits, 00:00 + 00:00, best fold -0.5\n")

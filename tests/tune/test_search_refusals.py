@@ -126,7 +126,7 @@ def test_scores_of_the_wrong_width_and_missing_scores_are_named():
         Search(labels, {"l1": [1.0]}, cv=3, scoring="neg_log_loss").fit(X, LABELS)
 
 
-@pytest.mark.parametrize("missing", ["joblib", "sklearn"])
+@pytest.mark.parametrize("missing", ["joblib", "sklearn", "tqdm"])
 def test_without_its_extra_it_says_what_to_install(missing):
     code = f"import sys; sys.modules[{missing!r}] = None; import regplug.tune"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)

@@ -56,7 +56,6 @@ class Bowl(regplug.Penalty):
 def formulas(monkeypatch):
     """Make the classes above known by their names in specs."""
     from regplug.discovery import catalog
-    from regplug.tune import loading
 
     known = {"rows": Rows, "branching": Branching, "bowl": Bowl}
     real = catalog.load_class
@@ -65,10 +64,6 @@ def formulas(monkeypatch):
         return known.get(name) or real(name)
 
     monkeypatch.setattr(catalog, "load_class", load_class)
-    monkeypatch.setattr(loading, "load_class", load_class)
-    loading._class_of.cache_clear()
-    yield
-    loading._class_of.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -60,11 +60,11 @@ def checked(texts: Sequence[str]) -> list[Order]:
         UnsupportedError: it needs the loss event, which only the program itself could fire.
     """
     orders = [Order.parse(text) for text in texts]
-    seen: dict[tuple[str, str | None], str] = {}
+    first_specs: dict[tuple[str, str | None], str] = {}
     for order in orders:
         plugin = load(order.spec)
         _refuse_loss(plugin, order.spec)
-        first = seen.setdefault((plugin.name, order.scope), order.spec)
+        first = first_specs.setdefault((plugin.name, order.scope), order.spec)
         if first is not order.spec:
             raise SpecError(
                 f"{first} and {order.spec} are both named {plugin.name!r}: give one of them "
@@ -76,12 +76,12 @@ def checked(texts: Sequence[str]) -> list[Order]:
 def _refuse_loss(plugin: Plugin, spec: str) -> None:
     from regplug import Penalty
 
-    own = getattr(type(plugin), "on_loss", None)
-    if isinstance(plugin, Penalty) and own is Penalty.on_loss:
+    hook = getattr(type(plugin), "on_loss", None)
+    if isinstance(plugin, Penalty) and hook is Penalty.on_loss:
         if plugin.delivery != "loss":
             return
         way = "use delivery='step', or attach"
-    elif hasattr(own, "regplug_impl"):
+    elif hasattr(hook, "regplug_impl"):
         way = "attach"
     else:
         return

@@ -20,8 +20,8 @@ from torch.nn.modules import module as nn_module
 from torch.optim import Optimizer
 from torch.optim import optimizer as optim_module
 
-from regplug.backend import private, stack
-from regplug.command.run import living
+from regplug.backend import private, stack, wrapped
+from regplug.command.run import search
 from regplug.command.run.entries import Entry
 from regplug.command.run.naming import class_names, names_of_optimizer
 from regplug.command.run.orders import Order, checked, fitting
@@ -31,7 +31,9 @@ from regplug.session import Session, attach
 __all__ = ["Order", "Stop", "Watch", "checked"]
 
 # So many forwards of outermost modules may pass before the forward hook gives up.
-_PATIENCE = 16
+_FORWARDS = 16
+# So many of the modules that were called last are remembered.
+_REMEMBERED = 16
 # So often may new parameters bring it back in vain: a program may register some at every step.
 _RETURNS = 64
 
@@ -75,7 +77,7 @@ class Watch:
         self._called: list[weakref.ref[nn.Module]] = []
         self._inside: set[int] = set()
         self._forward: Any = None
-        self._patience, self._returns = _PATIENCE, _RETURNS
+        self._forwards_left, self._returns = _FORWARDS, _RETURNS
         self._undo: list[Callable[[], Any]] = []
         self._title = ""
 
@@ -103,7 +105,7 @@ class Watch:
             self._undo.pop()()
 
     def _arm(self) -> None:
-        self._patience = _PATIENCE if not self._known else 4
+        self._forwards_left = _FORWARDS if not self._known else 4
         self._inside.clear()
         if self._forward is None:
             self._forward = nn_module.register_module_forward_pre_hook(self._on_forward)
@@ -127,16 +129,16 @@ class Watch:
             return
         if not (module.training or torch.is_grad_enabled()):
             return
-        own = {id(p) for p in module.parameters()}
-        if not own:
+        ids = {id(p) for p in module.parameters()}
+        if not ids:
             return
         self._inside.update(id(child) for child in module.modules() if child is not module)
         self._remember(module)
         found = self._unknown()
-        served = [o for o in found if living.holds_any(module, o)]
+        served = [o for o in found if search.holds_any(module, o)]
         self._try_to_attach(sorted(served, key=_order_in(module)))
-        self._patience = _PATIENCE if served else self._patience - 1
-        if (served and len(served) == len(found)) or self._patience <= 0:
+        self._forwards_left = _FORWARDS if served else self._forwards_left - 1
+        if (served and len(served) == len(found)) or self._forwards_left <= 0:
             self._disarm()
 
     def _on_compile(self, *_: Any) -> None:
@@ -145,7 +147,7 @@ class Watch:
             self._disarm()
 
     def _unknown(self) -> list[Optimizer]:
-        return [o for o in living.optimizers() if o not in self._known | self._refused]
+        return [o for o in search.optimizers() if o not in self._known | self._refused]
 
     def _try_to_attach(self, optimizers: Sequence[Optimizer]) -> None:
         for optimizer in optimizers:
@@ -160,11 +162,11 @@ class Watch:
             raise Stop(self.failure)
         if optimizer in self._known:
             return
-        own = {id(p) for p in living.parameters_of(optimizer)}
+        ids = wrapped.ids(optimizer)
         for outer in stack.stepping():
-            if outer in self._known and own & {id(p) for p in living.parameters_of(outer)}:
+            if outer in self._known and ids & wrapped.ids(outer):
                 return  # it works for one that has its session
-        if living.passes_on(optimizer):
+        if search.passes_on(optimizer):
             return  # another one works for it, and gets the session
         try:
             self._attach(optimizer)
@@ -177,11 +179,11 @@ class Watch:
     def _remember(self, module: nn.Module) -> None:
         self._called = [ref for ref in self._called if ref() not in (None, module)]
         self._called.insert(0, weakref.ref(module))
-        del self._called[_PATIENCE:]
+        del self._called[_REMEMBERED:]
 
     def _attach(self, optimizer: Optimizer) -> None:
-        model = living.model_of(optimizer, self._called_now())
-        names = [*living.names_of(model), *class_names(model)]
+        model = search.model_of(optimizer, self._called_now())
+        names = [*search.names_of(model), *class_names(model)]
         self._title = f"{names[0]} with {type(optimizer).__name__}"
         mine = [o for o in self.orders if o.fits([*names, *names_of_optimizer(optimizer)])]
         self.unmatched.difference_update(mine)
@@ -220,7 +222,7 @@ class Watch:
         optimizer: Optimizer,
         error: SelectionError,
     ) -> list[Order]:
-        """Return the orders that select something here, if the others do so somewhere else.
+        """Return the orders that select something here, if the others select something elsewhere.
 
         Nobody asked for a scalar of its own (a temperature, say) to be regularized; but a
         selection that matches nothing anywhere is a mistake.
@@ -230,7 +232,7 @@ class Watch:
             raise error
         missed = [order for order in unfit if order not in self._used]
         for other in self._others(optimizer) if missed else ():
-            found, _ = fitting(missed, living.model_of(other, self._called_now()), other)
+            found, _ = fitting(missed, search.model_of(other, self._called_now()), other)
             missed = [order for order in missed if order not in found]
         if missed or not unfit:
             raise error
@@ -239,8 +241,8 @@ class Watch:
 
     def _others(self, optimizer: Optimizer) -> list[Optimizer]:
         """Return the other living optimizers, those of the most weights first, as on any rank."""
-        others = [o for o in living.optimizers() if o is not optimizer]
-        return sorted(others, key=lambda o: -sum(p.numel() for p in living.parameters_of(o)))
+        others = [o for o in search.optimizers() if o is not optimizer]
+        return sorted(others, key=lambda o: -sum(p.numel() for p in wrapped.parameters(o)))
 
     def _called_now(self) -> list[nn.Module]:
         return [module for ref in self._called if (module := ref()) is not None]
@@ -249,7 +251,7 @@ class Watch:
         """Say how a plugin is kept to the models that it is meant for, if there are several."""
         names: dict[str, None] = {}
         for other in self._others(optimizer):
-            found = living.names_of(living.model_of(other, self._called_now()))
+            found = search.names_of(search.model_of(other, self._called_now()))
             names[(found or names_of_optimizer(other))[0]] = None
         spec = next((order.spec for order in self.orders if order.scope is None), None)
         if spec is None or not names:
@@ -272,7 +274,7 @@ def _order_in(module: nn.Module) -> Callable[[Optimizer], tuple[int, str]]:
     places = {id(p): place for place, p in enumerate(module.parameters())}
 
     def key(optimizer: Optimizer) -> tuple[int, str]:
-        first = min(places.get(id(p), len(places)) for p in living.parameters_of(optimizer))
+        first = min(places.get(id(p), len(places)) for p in wrapped.parameters(optimizer))
         return first, type(optimizer).__name__
 
     return key

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from regplug.backend import optimizer_names, private, shards, stack, wrappers
+from regplug.backend import optimizer_names, private, shards, stack, wrapped, wrappers
 from regplug.backend.names import own_parameters
 
 __all__ = [
@@ -23,16 +23,10 @@ __all__ = [
     "model_of",
     "names_of",
     "optimizers",
-    "parameters_of",
     "passes_on",
 ]
 
 _INTERNAL = {"torch", "regplug", "accelerate", "pluggy", "contextlib", "runpy"}
-
-
-def parameters_of(optimizer: Optimizer) -> list[torch.Tensor]:
-    """Return the tensors that ``optimizer`` updates, in its order."""
-    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def optimizers() -> list[Optimizer]:
@@ -50,30 +44,20 @@ def optimizers() -> list[Optimizer]:
     hidden = {id(outer) for outer in found if passes_on(outer)}
     for outer in found:
         if id(outer) not in hidden:
-            hidden.update(map(id, _held_by(outer)))
+            hidden.update(id(inner) for _, inner in wrapped.held(outer))
     return [optimizer for optimizer in found if id(optimizer) not in hidden]
 
 
 def passes_on(optimizer: Optimizer) -> bool:
     """Tell whether other optimizers, which ``optimizer`` holds, update all of its parameters."""
-    own = _ids(optimizer)
-    inner = [_ids(other) for other in _held_by(optimizer) if _is_whole(other)]
-    return set().union(*(ids for ids in inner if ids <= own)) == own
+    whole = wrapped.ids(optimizer)
+    inner = [wrapped.ids(other) for _, other in wrapped.held(optimizer) if _is_whole(other)]
+    return set().union(*(part for part in inner if part <= whole)) == whole
 
 
 def _is_whole(optimizer: Optimizer) -> bool:
     # A wrapper may skip Optimizer.__init__, and then has neither groups nor hooks of its own.
     return "param_groups" in vars(optimizer) and optimizer_names.is_hooked(optimizer, step=False)
-
-
-def _ids(optimizer: Optimizer) -> set[int]:
-    return {id(p) for p in parameters_of(optimizer)}
-
-
-def _held_by(outer: Optimizer) -> Iterator[Optimizer]:
-    for value in list(vars(outer).values()):
-        parts = value if type(value) in (list, tuple) else [value]
-        yield from (part for part in parts if isinstance(part, Optimizer) and part is not outer)
 
 
 class Bare(nn.ModuleDict):
@@ -96,34 +80,36 @@ def model_of(optimizer: Optimizer, called: Sequence[nn.Module] = ()) -> nn.Modul
         module around a called one that does; without a called one, the outermost whose parameters
         are just these, or the outermost that has them among others. Else a :class:`Bare`.
     """
-    own = {id(p): p for p in parameters_of(optimizer)}
-    called = [module for module in called if own.keys() & _held(module, own)]
+    params = {id(p): p for p in wrapped.parameters(optimizer)}
+    called = [module for module in called if params.keys() & _held(module, params)]
     for module in called:
-        if own.keys() <= _held(module, own):
+        if params.keys() <= _held(module, params):
             return module
     parents = _Parents()
     around = [
-        module for module in parents.above(parents.owners(own)) if own.keys() <= _held(module, own)
+        module
+        for module in parents.above(parents.owners(params))
+        if params.keys() <= _held(module, params)
     ]
     if around:
         if called:
-            size = {id(module): len(_held(module, own)) for module in around}
-            wanted = _held(called[0], own)
-            around = [module for module in around if wanted <= _held(module, own)] or around
+            size = {id(module): len(_held(module, params)) for module in around}
+            wanted = _held(called[0], params)
+            around = [module for module in around if wanted <= _held(module, params)] or around
             least = min(size[id(module)] for module in around)
             return _outermost([m for m in around if size[id(m)] == least], parents)
         trained = [
             module
             for module in around
-            if {id(p) for p in module.parameters() if p.requires_grad} <= own.keys()
+            if {id(p) for p in module.parameters() if p.requires_grad} <= params.keys()
         ]
         return _outermost(trained or around, parents)
     return _together(optimizer, called, parents)
 
 
-def _held(module: nn.Module, own: dict[int, torch.Tensor]) -> set[int]:
+def _held(module: nn.Module, params: dict[int, torch.Tensor]) -> set[int]:
     held = {id(p) for p in module.parameters()}
-    if any(shards.is_dtensor(p) and id(p) not in held for p in own.values()):
+    if any(shards.is_dtensor(p) and id(p) not in held for p in params.values()):
         # FSDP2 may have left the root's parameters gathered; they are not the optimizer's then.
         wrappers.reshard(module)
         held = {id(p) for p in module.parameters()}
@@ -132,8 +118,8 @@ def _held(module: nn.Module, own: dict[int, torch.Tensor]) -> set[int]:
 
 def holds_any(module: nn.Module, optimizer: Optimizer) -> bool:
     """Tell whether ``module`` has a parameter that ``optimizer`` updates."""
-    own = {id(p): p for p in parameters_of(optimizer)}
-    return bool(own.keys() & _held(module, own))
+    params = {id(p): p for p in wrapped.parameters(optimizer)}
+    return bool(params.keys() & _held(module, params))
 
 
 class _Parents:
@@ -158,12 +144,12 @@ class _Parents:
     def name(self, module: nn.Module) -> list[str]:
         return [name for _, name in self._of[id(module)] if not name.isdigit()]
 
-    def owners(self, own: dict[int, torch.Tensor]) -> list[nn.Module]:
+    def owners(self, params: dict[int, torch.Tensor]) -> list[nn.Module]:
         """Return the modules that hold one of these parameters themselves."""
         return [
             module
             for module in self.modules
-            if any(id(p) in own for _, p in own_parameters(module))
+            if any(id(p) in params for _, p in own_parameters(module))
         ]
 
     def above(self, modules: Iterable[nn.Module]) -> list[nn.Module]:
@@ -188,7 +174,7 @@ def _outermost(modules: Sequence[nn.Module], parents: _Parents) -> nn.Module:
 
 def _together(optimizer: Optimizer, called: Sequence[nn.Module], parents: _Parents) -> nn.Module:
     """Return a :class:`Bare` of the modules that hold a part each, and of what no module holds."""
-    left = {id(p): p for p in parameters_of(optimizer)}
+    left = {id(p): p for p in wrapped.parameters(optimizer)}
     parts: list[nn.Module] = []
     for module in called:
         if left.keys() & _held(module, left):
@@ -210,7 +196,7 @@ def _together(optimizer: Optimizer, called: Sequence[nn.Module], parents: _Paren
         names = [*names_of(module), *parents.name(module), type(module).__name__.lower()]
         name = next((n for n in names if not hasattr(whole, n)), f"{names[-1]}_{len(whole)}")
         whole[name] = module
-    for place, tensor in enumerate(parameters_of(optimizer)):
+    for place, tensor in enumerate(wrapped.parameters(optimizer)):
         if id(tensor) in left:
             private.put_parameter(whole, f"param_{place}", tensor)
     return whole
