@@ -68,6 +68,16 @@ class Delivered(Plugin):
         """
         return self._make_formula_kernel()
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Copies and pickles make a kernel of their own: this one is bound to the original.
+        make, arguments, *more = super().__reduce_ex__(protocol)
+        state = more[0] if more else None
+        if isinstance(state, tuple) and isinstance(state[0], dict):  # with what is in slots
+            more[0] = (_without_kernel(state[0]), *state[1:])
+        elif isinstance(state, dict):
+            more[0] = _without_kernel(state)
+        return (make, arguments, *more)
+
     # --- settings -------------------------------------------------------------------------
 
     @property
@@ -270,6 +280,10 @@ class Delivered(Plugin):
     def notes(self, session: SessionView) -> Sequence[str]:
         """Return what is covered if it is little, and what is special about it."""
         return notes(session.coverage(self._selection))
+
+
+def _without_kernel(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in state.items() if name != "_formula_kernel"}
 
 
 def _is_own(plugin: Delivered, event: str) -> bool:
