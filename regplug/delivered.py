@@ -70,7 +70,8 @@ class Delivered(Plugin):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # Copies and pickles make a kernel of their own: this one is bound to the original.
-        make, arguments, *more = super().__reduce_ex__(protocol)
+        reduced: Any = super().__reduce_ex__(protocol)
+        make, arguments, *more = reduced
         state = more[0] if more else None
         if isinstance(state, tuple) and isinstance(state[0], dict):  # with what is in slots
             more[0] = (_without_kernel(state[0]), *state[1:])

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from regplug.backend.private import compiled_inside
+from regplug.backend.private import compiled_inside, leaf_of
 from regplug.errors import UnsupportedError
 
 __all__ = ["finds_unused", "layers", "leaves", "reshard", "unwrap_model"]
@@ -41,7 +41,7 @@ def leaves(tensor: torch.Tensor) -> set[torch.Tensor]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if (leaf := getattr(node, "variable", None)) is not None:
+        if (leaf := leaf_of(node)) is not None:
             found.add(leaf)
         stack += [following for following, _ in node.next_functions]
     return found
