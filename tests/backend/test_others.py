@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,22 @@ def test_without_its_list_an_accelerator_has_to_be_given(monkeypatch: pytest.Mon
     with pytest.raises(UnsupportedError, match=rf"Accelerator\.{GONE}.*accelerator=accelerator"):
         regplug.attach(model, optimizer, ["l1(0.1)"])
     regplug.attach(model, optimizer, ["l1(0.1)"], accelerator=accelerator).detach()
+
+
+def test_its_wrapper_of_an_optimizer_is_known_by_the_package_alone(tmp_path: Path) -> None:
+    from accelerate.optimizer import AcceleratedOptimizer as Wrapper
+
+    accelerator = Accelerator(cpu=True)
+    model = nn.Linear(2, 1)
+    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    named = Wrapper.__name__, Wrapper.__module__
+    Wrapper.__name__, Wrapper.__module__ = "Renamed", "accelerate.elsewhere"
+    try:
+        with regplug.attach(model, optimizer, ["l1(0.1)"]):
+            accelerator.save_state(str(tmp_path))
+    finally:
+        Wrapper.__name__, Wrapper.__module__ = named
+    assert list((tmp_path / "regplug").iterdir())
 
 
 # --- scikit-learn ------------------------------------------------------------------------------
