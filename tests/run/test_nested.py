@@ -3,30 +3,25 @@
 import pytest
 from forked import command
 
-STEPS = """
+# What torch's own wrapper of a step does, in a module and by names that torch has not.
+ELSEWHERE = """
 import functools, itertools
-import torch
 from torch.optim import optimizer as module
 
-ELSEWHERE = '''
-def run(*given, **more):
-    of_all, own = module._global_optimizer_pre_hooks, given[0]._optimizer_step_pre_hooks
-    for hook in itertools.chain(of_all.values(), own.values()):
-        changed = hook(given[0], given, more)
-        if changed is not None:
-            given, more = changed
-    result = function(*given, **more)
-    of_all, own = module._global_optimizer_post_hooks, given[0]._optimizer_step_post_hooks
-    for hook in itertools.chain(own.values(), of_all.values()):
-        hook(given[0], given, more)
-    return result
-'''
-
 def moved(function):
-    scope = {"function": function, "module": module, "itertools": itertools}
-    scope["__name__"] = "steps.elsewhere"
-    exec(ELSEWHERE, scope)
-    return functools.wraps(function)(scope["run"])
+    @functools.wraps(function)
+    def run(*given, **more):
+        of_all, own = module._global_optimizer_pre_hooks, given[0]._optimizer_step_pre_hooks
+        for hook in itertools.chain(of_all.values(), own.values()):
+            changed = hook(given[0], given, more)
+            if changed is not None:
+                given, more = changed
+        result = function(*given, **more)
+        of_all, own = module._global_optimizer_post_hooks, given[0]._optimizer_step_post_hooks
+        for hook in itertools.chain(own.values(), of_all.values()):
+            hook(given[0], given, more)
+        return result
+    return run
 
 class Hidden:
     "A step that is no function of Python's."
@@ -38,6 +33,9 @@ class Hidden:
 """
 
 TRAIN = """
+import torch
+from elsewhere import Hidden, moved
+
 class Part(torch.optim.Optimizer):                 # works on a part, for another
     def __init__(self, params, lr):
         super().__init__(params, dict(lr=lr))
@@ -58,10 +56,11 @@ class Whole(torch.optim.Optimizer):
 model = torch.nn.Linear(2, 2)
 optimizer = Whole(model.parameters(), lr=0.1)
 torch.nn.init.ones_(model.weight)
+step = {step}
 for _ in range(2):
     optimizer.zero_grad()
     (0 * model(torch.ones(1, 2))).sum().backward()
-    optimizer.step()
+    step()
 print(round(model.weight[0, 0].item(), 6))
 """
 
@@ -69,15 +68,20 @@ MOVED = "torch.optim.Optimizer.profile_hook_step = staticmethod(moved)"
 HIDDEN = "Part.step, Whole.step = Hidden(Part.step), Hidden(Whole.step)"
 
 
-def run(wrap, folder, plugin="l1(0.5)"):
+COMPILED = "torch.compile(optimizer.step, backend='eager')"
+
+
+def run(wrap, folder, step="optimizer.step"):
     script = folder / "script.py"
-    script.write_text(STEPS + TRAIN.format(wrap=wrap))
-    return command("run", "-p", plugin, script, cwd=folder)
+    script.write_text(TRAIN.format(wrap=wrap, step=step))
+    (folder / "elsewhere.py").write_text(ELSEWHERE)
+    return command("run", "-p", "l1(0.5)", script, cwd=folder)
 
 
+@pytest.mark.parametrize("step", ["optimizer.step", COMPILED], ids=["eager", "compiled"])
 @pytest.mark.parametrize("wrap", ["", MOVED], ids=["torch", "moved"])
-def test_an_inner_one_gets_no_session_of_its_own(wrap, tmp_path):
-    ended = run(wrap, tmp_path)
+def test_an_inner_one_gets_no_session_of_its_own(wrap, step, tmp_path):
+    ended = run(wrap, tmp_path, step)
     assert ended.code == 0, ended.err
     assert float(ended.out) == 1 - 2 * 0.1 * 0.5
     assert "Linear with Whole, 2 real steps" in ended.err
