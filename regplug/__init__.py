@@ -13,6 +13,7 @@ from regplug.backend import lent
 from regplug.backend.blocks import scratch
 from regplug.backend.eager import called_by_a_graph
 from regplug.backend.layouts import Layout
+from regplug.backend.marks import is_hook
 from regplug.backend.precision import HALVES, widened
 from regplug.backend.shards import full, like, local, part
 from regplug.backend.sums import Sum
@@ -46,6 +47,7 @@ __all__ = [
     "hookimpl",
     "hookspec",
     "in_use",
+    "is_hook",
     "lent",
     "like",
     "local",

@@ -66,6 +66,17 @@ class Delivered(Selective):
         """
         return self._make_formula_kernel()
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Copies and pickles make a kernel of their own: this one is bound to the original.
+        reduced: Any = super().__reduce_ex__(protocol)
+        make, arguments, *more = reduced
+        state = more[0] if more else None
+        if isinstance(state, tuple) and isinstance(state[0], dict):  # with what is in slots
+            more[0] = (_without_kernel(state[0]), *state[1:])
+        elif isinstance(state, dict):
+            more[0] = _without_kernel(state)
+        return (make, arguments, *more)
+
     # --- settings -------------------------------------------------------------------------
 
     @property
@@ -242,6 +253,10 @@ class Delivered(Selective):
         if self._delivery == "auto":
             return f"{self._settled} (auto)" if self._settled else "auto"
         return self._delivery
+
+
+def _without_kernel(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in state.items() if name != "_formula_kernel"}
 
 
 def _is_own(plugin: Delivered, event: str) -> bool:

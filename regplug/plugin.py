@@ -21,6 +21,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, overload
 
+from regplug.backend.marks import is_hook
 from regplug.errors import NeverSetError, PluginError, RegplugError, SpecError
 from regplug.installed import distribution_of, entry_name_of
 from regplug.schedules import Schedule, ScheduleLike, as_schedule, checked, constant
@@ -154,7 +155,7 @@ class Plugin:
             ", ".join(
                 hook
                 for hook in ("on_loss", "on_gradients", "before_step", "after_step")
-                if hasattr(getattr(type(self), hook, None), "regplug_impl")
+                if is_hook(getattr(type(self), hook, None))
             )
             or "nowhere"
         )
@@ -175,7 +176,7 @@ class Plugin:
         idle = self.idle(session)
         events = ("on_loss", "on_gradients", "before_step", "after_step")
         hooks = {event: getattr(self, event, None) for event in events if event not in idle}
-        return [e for e, hook in hooks.items() if hasattr(hook, "regplug_impl")] == ["on_loss"]
+        return [e for e, hook in hooks.items() if is_hook(hook)] == ["on_loss"]
 
     def covers(self, session: SessionView) -> tuple[int, int] | None:
         """Return how many tensors and weights are covered, or None if that is no question."""

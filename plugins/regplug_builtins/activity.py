@@ -222,7 +222,8 @@ def _unwatched(attributes: dict[str, Any]) -> None:
 
 
 def _is_activation(module: nn.Module) -> bool:
-    return type(module).__module__ == "torch.nn.modules.activation" and not isinstance(
+    # All are in one file, wherever torch has it.
+    return type(module).__module__ == nn.ReLU.__module__ and not isinstance(
         module, nn.MultiheadAttention | nn.Softmax | nn.LogSoftmax | nn.Softmax2d | nn.Softmin
     )
 

@@ -15,6 +15,7 @@ from regplug import (
     SessionView,
     called_by_a_graph,
     hookimpl,
+    is_hook,
     lent,
     local,
     sessions,
@@ -258,4 +259,4 @@ def _with_gradient(group: Mapping[str, Any]) -> int:
 
 
 def _hears(plugin: Plugin, *events: str) -> bool:
-    return any(hasattr(getattr(plugin, event, None), "regplug_impl") for event in events)
+    return any(is_hook(getattr(plugin, event, None)) for event in events)

@@ -150,8 +150,11 @@ def _to_the_front(table: Any) -> None:
 
 
 def _is_last(handle: RemovableHandle) -> bool:
-    """Whether a hook is the last of its kind, or is gone."""
-    hooks = getattr(handle, "hooks_dict_ref", lambda: None)()
+    """Whether a hook is the last of its kind, or is gone; no if that can't be known."""
+    table_of = getattr(handle, "hooks_dict_ref", None)
+    if table_of is None:
+        return False
+    hooks = table_of()
     return not hooks or handle.id not in hooks or next(reversed(hooks)) == handle.id
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "in_transform",
     "is_any_autocast_enabled",
     "is_made",
+    "leaf_of",
     "missing",
     "normalizations",
     "on_compile_start",
@@ -46,6 +47,7 @@ _INNER, _COMPILED_CLASS = "_orig_mod", "OptimizedModule"
 _TRANSFORMS = "_C._are_functorch_transforms_active"
 _ANY_AUTOCAST = "_C._is_any_autocast_enabled"
 _VERSION = "_version"
+_LEAF, _ACCUMULATES = "variable", "AccumulateGrad"
 _CHILDREN, _PARAMETERS = "_modules", "_parameters"
 _NORMALIZATION = "nn.modules.batchnorm._NormBase"
 
@@ -111,6 +113,22 @@ def version(tensor: torch.Tensor) -> int | None:
     if found is None:
         _warn_of_versions()
     return found
+
+
+def leaf_of(node: Any) -> torch.Tensor | None:
+    """Return the leaf whose gradient a node of an autograd graph accumulates, None for others.
+
+    Raises:
+        UnsupportedError: it accumulates one, and does not say of what.
+    """
+    leaf: torch.Tensor | None = getattr(node, _LEAF, None)
+    if leaf is None and not node.next_functions and _ACCUMULATES in node.name():
+        raise missing(
+            f"{_ACCUMULATES}.{_LEAF}",
+            "the weights that a loss comes from",
+            "use delivery='step', and attach without session.loss",
+        )
+    return leaf
 
 
 # --- compiling and transforms ------------------------------------------------------------------

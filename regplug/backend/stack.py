@@ -1,21 +1,35 @@
 """What the frames on this thread's stack tell, by no name of a library's own.
 
 The guard against a step that fires twice rests on frames as objects: an inner step is one within
-the very call of the outer one, whatever torch calls the functions in between.
+the very call of the outer one, whatever torch calls the functions in between. Whose step or method
+a frame is, is known by the code of what the classes have at that moment. So nothing here goes
+astray when torch renames or moves a function; where frames don't tell what must be there, whoever
+asks says so.
 """
 
 import inspect
-from collections.abc import Collection, Iterator
-from types import FrameType
+from collections.abc import Collection, Iterable, Iterator
+from types import CodeType, FrameType
 from typing import Any
 
 from torch.optim import Optimizer
 
 from regplug.errors import UnsupportedError
 
-__all__ = ["caller", "is_running", "of_traceback", "require", "scopes", "stepping", "surrounding"]
+__all__ = [
+    "caller",
+    "is_running",
+    "is_stepping",
+    "of_traceback",
+    "require",
+    "scopes",
+    "stepping",
+    "surrounding",
+]
 
 _OWN = __name__.partition(".")[0]
+# An object may answer that it wraps another for ever.
+_WRAPPED_AT_MOST = 20
 
 
 def require() -> None:
@@ -69,26 +83,74 @@ def is_running(wanted: FrameType | None) -> bool:
     return False
 
 
-def stepping() -> Iterator[Optimizer]:
-    """Yield the optimizers whose ``step`` calls this, innermost first.
+def stepping(optimizers: Collection[Optimizer]) -> Iterator[Optimizer]:
+    """Yield those of ``optimizers`` whose ``step`` is at work in this thread, innermost first.
 
-    They are what functions of ``torch.optim``, as which each step runs, have in hand.
+    A step is known by the code of what its class has by that name, whoever wrapped it, and by its
+    first argument. Whoever knows that one is at work can see by it whether frames tell of it.
     """
+    wanted = {id(optimizer) for optimizer in optimizers}
+    codes = _codes(getattr(kind, "step", None) for kind in set(map(type, optimizers)))
     for frame in _frames():
-        if _module(frame).startswith("torch.optim."):
-            held = next((v for v in frame.f_locals.values() if isinstance(v, Optimizer)), None)
-            if held is not None:
+        if id(frame.f_code) in codes:
+            held = _first_argument(frame)
+            if isinstance(held, Optimizer) and id(held) in wanted:
                 yield held
 
 
+def is_stepping(optimizer: Optimizer) -> bool:
+    """Whether the ``step`` of ``optimizer`` is at work: yes where it is no function of Python's."""
+    if not _codes([getattr(type(optimizer), "step", None)]):
+        return True
+    return next(stepping([optimizer]), None) is not None
+
+
 def surrounding(optimizer: Optimizer) -> Iterator[Optimizer]:
-    """Yield the other optimizers of which a method named like ``step`` calls this one's."""
+    """Yield the other optimizers of which a method, whatever its name, calls this one's."""
+    classes = {base for kind in _subclasses(Optimizer) for base in kind.__mro__}
+    codes = _codes(value for kind in classes for value in list(vars(kind).values()))
     for frame in _frames():
         # A look at a frame's locals keeps them alive until the frame ends: only where that is soon.
-        if "step" in frame.f_code.co_name and "self" in frame.f_code.co_varnames:
-            holder = frame.f_locals.get("self")
+        if id(frame.f_code) in codes or "step" in frame.f_code.co_name:
+            holder = _first_argument(frame)
             if isinstance(holder, Optimizer) and holder is not optimizer:
                 yield holder
+
+
+def _codes(functions: Iterable[object]) -> dict[int, CodeType]:
+    """Return the code of each of these functions, and of what they wrap, by its identity."""
+    found: dict[int, CodeType] = {}
+    for outermost in functions:
+        function = outermost
+        for _ in range(_WRAPPED_AT_MOST):
+            if function is None:
+                break
+            code = getattr(function, "__code__", None)
+            if isinstance(code, CodeType):
+                found[id(code)] = code
+            function = getattr(function, "__wrapped__", None)
+    return found
+
+
+def _first_argument(frame: FrameType) -> object:
+    """Return what the function of ``frame`` was given first: of a method, whose it is."""
+    code = frame.f_code
+    if code.co_argcount:
+        return frame.f_locals.get(code.co_varnames[0])
+    if code.co_flags & inspect.CO_VARARGS:
+        given = frame.f_locals.get(code.co_varnames[code.co_kwonlyargcount])
+        return given[0] if isinstance(given, tuple) and given else None
+    return None
+
+
+def _subclasses(kind: type) -> set[type]:
+    found: set[type] = set()
+    left: list[type] = [kind]
+    while left:
+        one = left.pop()
+        found.add(one)
+        left += set(one.__subclasses__()) - found
+    return found
 
 
 def scopes(internal: Collection[str]) -> Iterator[dict[str, Any]]:

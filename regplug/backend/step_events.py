@@ -1,6 +1,7 @@
 """The step hooks of a torch optimizer turned into the events of its real steps."""
 
 import inspect
+import warnings
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, Protocol
@@ -64,6 +65,7 @@ class StepEvents:
         # The call that the outermost step is within, to know one that raised from one at work.
         self._call: FrameType | None = None
         self._real = False
+        self._looked, self._shown = False, True
         stack.require()
         optimizer_names.check_grad_scaler(optimizer)
         self._hooks = StepHooks(optimizer, self._enter, self._leave)
@@ -72,7 +74,8 @@ class StepEvents:
         """Remove the hooks. May be called twice."""
         begun = self._depth > 0 and stack.is_running(self._call)
         self._listener = self._call = None
-        stepping = any(o is self.optimizer for o in stack.stepping())
+        # Where frames don't show a step, one may be at work.
+        stepping = begun or not self._shown or stack.is_stepping(self.optimizer)
         self._hooks.remove(stepping=stepping, begun=begun)
 
     def _enter(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
@@ -108,6 +111,8 @@ class StepEvents:
         self._depth -= 1
         if self._depth:
             return
+        if not self._looked:
+            self._look()
         self._call = None
         if self._real and self._listener is not None:
             self._real = False
@@ -117,6 +122,22 @@ class StepEvents:
             except BaseException:
                 torch.set_grad_enabled(grad)
                 raise
+
+    def _look(self) -> None:
+        """See, once and within a step, whether frames tell of it what they are asked for."""
+        self._looked = True
+        self._shown = stack.is_stepping(self.optimizer)
+        if self._call is None or stack.is_running(self._call):
+            return
+        module, code = self._call.f_globals.get("__name__"), self._call.f_code
+        warnings.warn(
+            f"{module}.{code.co_name}, which called the first step hook of this "
+            f"{type(self.optimizer).__name__}, was over before the step was, so that a step inside "
+            "another one can't be told from one after a step that raised, and would count twice: "
+            "if this optimizer's step calls itself, attach without it, attach(model, plugins=…), "
+            "and write `with session.step(lr=…): optimizer.step()`",
+            stacklevel=4,
+        )
 
     def _wrap(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         def penalized() -> Any:
@@ -181,9 +202,13 @@ def _is_nonzero(gradient: torch.Tensor | None) -> bool:
 
 
 def is_torchs(optimizer: Optimizer) -> bool:
-    """Whether the step is one of torch's own: they leave gradients, and keep no weights."""
+    """Whether the step is one of torch's own: they leave gradients, and keep no weights.
+
+    If torch moves them they are strangers, which are looked at more closely. If what wraps each
+    step no longer says what it wraps, it is taken for no step of torch's.
+    """
     module: str = inspect.unwrap(type(optimizer).step).__module__
-    return module.startswith("torch.optim.")
+    return module.startswith("torch.optim.") and module != Optimizer.__module__
 
 
 def check_not_in_backward(optimizer: Optimizer, *, hooked: bool = False) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from regplug.backend.private import compiled_inside
+from regplug.backend.private import compiled_inside, leaf_of
 from regplug.errors import UnsupportedError
 
 __all__ = ["finds_unused", "layers", "leaves", "reshard", "unwrap_model"]
@@ -48,7 +48,7 @@ def graph(tensor: torch.Tensor) -> Iterator[Any]:
 
 def leaves(tensor: torch.Tensor) -> set[torch.Tensor]:
     """Return the leaves of the graph behind ``tensor`` that gradients will reach."""
-    found = (getattr(node, "variable", None) for node in graph(tensor))
+    found = map(leaf_of, graph(tensor))
     return {leaf for leaf in found if leaf is not None}
 
 

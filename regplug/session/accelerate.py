@@ -34,10 +34,8 @@ _sessions: "WeakKeyDictionary[Accelerator, dict[str, SessionView]]" = WeakKeyDic
 
 def is_wrapper(optimizer: object) -> bool:
     """Whether ``optimizer`` is Accelerate's wrapper of one, told without importing Accelerate."""
-    return any(
-        base.__name__ == "AcceleratedOptimizer" and base.__module__.startswith("accelerate.")
-        for base in type(optimizer).__mro__
-    )
+    bases = type(optimizer).__mro__  # by the package alone, whatever the class is called there
+    return any(base.__module__.partition(".")[0] == "accelerate" for base in bases)
 
 
 def owners(optimizer: object) -> "list[Accelerator]":

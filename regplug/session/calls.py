@@ -11,19 +11,14 @@ import torch
 
 from regplug import hookspecs
 from regplug.backend import stack
+from regplug.backend.marks import PROJECT, is_hook, is_spec
 from regplug.errors import PluginError
-from regplug.hookspecs import PROJECT
 from regplug.plugin import Plugin, failure
 from regplug.view import SessionView
 
 __all__ = ["Calls", "described", "is_number", "is_scalar"]
 
-_MARK = f"{PROJECT}_impl"
-_EVENTS = [
-    name
-    for name, hook in vars(hookspecs).items()
-    if hasattr(hook, f"{PROJECT}_spec") and callable(hook)
-]
+_EVENTS = [name for name, hook in vars(hookspecs).items() if is_spec(hook) and callable(hook)]
 
 
 # Those in which a plugin acts on a loop, and not just answers its session.
@@ -206,7 +201,7 @@ def _is_marked(plugin: object, name: str) -> bool:
     # One of another name is no event; pluggy says so.
     found = inspect.getattr_static(plugin, name, None)
     return inspect.isroutine(found) and (
-        hasattr(found, _MARK) or hasattr(getattr(found, "__func__", None), _MARK)
+        is_hook(found) or is_hook(getattr(found, "__func__", None))
     )
 
 
@@ -222,7 +217,7 @@ def _manager(plugins: Iterable[Plugin]) -> pluggy.PluginManager:
             )
         for name in _EVENTS:
             hook: Callable[..., Any] | None = getattr(plugin, name, None)
-            if callable(hook) and not hasattr(hook, _MARK):
+            if callable(hook) and not is_hook(hook):
                 raise PluginError(
                     f"{plugin.name} ({plugin.source}): {name} is a hook but is not marked with "
                     "@regplug.hookimpl, so it would never be called"

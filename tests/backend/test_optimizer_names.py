@@ -280,11 +280,11 @@ def test_who_steps_is_seen_from_within() -> None:
 
     model, outer = linear(Outer)
     inner = torch.optim.SGD(model.parameters(), lr=0.1)
-    inner.register_step_pre_hook(lambda *arguments: seen.extend(stack.stepping()))
+    inner.register_step_pre_hook(lambda *arguments: seen.extend(stack.stepping([inner, outer])))
     outer.step()
     assert inner in seen
     assert outer in seen
-    assert not list(stack.stepping())
+    assert not list(stack.stepping([inner, outer]))
 
 
 # --- steps that are none -----------------------------------------------------------------------

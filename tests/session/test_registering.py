@@ -1,6 +1,10 @@
 """A plugin is registered without reading its attributes, whatever the pluggy."""
 
 import inspect
+import json
+import subprocess
+import sys
+import textwrap
 
 import pluggy
 import pytest
@@ -8,7 +12,8 @@ import torch
 from torch import nn
 
 import regplug
-from regplug.errors import PluginError
+from regplug.backend import marks
+from regplug.errors import PluginError, UnsupportedError
 from regplug_builtins import Activity, Dropout, GradientNoise
 
 
@@ -112,3 +117,58 @@ def test_an_attribute_that_was_never_set_is_as_one_that_is_missing():
     assert dict(inspect.getmembers(plugin))["rate"] == 0.5
     with pytest.raises(PluginError, match=r"Dropout\.factor was never set"):
         _ = plugin.factor
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_hooks_are_known_by_whatever_pluggy_marks_them_with(renamed):
+    code = f"""
+        import pluggy
+        if {renamed}:
+            class Impl(pluggy.HookimplMarker): ...
+            class Spec(pluggy.HookspecMarker): ...
+            impl, spec = pluggy.HookimplMarker("regplug"), pluggy.HookspecMarker("regplug")
+            Impl.__call__ = lambda self, f=None, **m: renamed(impl, "impl", f, m)
+            Spec.__call__ = lambda self, f=None, **m: renamed(spec, "spec", f, m)
+            def renamed(marker, name, function, more):
+                if function is None:
+                    return lambda function: renamed(marker, name, function, more)
+                marker(function, **more)
+                vars(function)["_" + name] = vars(function).pop("regplug_" + name)
+                return function
+            pluggy.HookimplMarker, pluggy.HookspecMarker = Impl, Spec
+            own = pluggy.PluginManager
+            own.parse_hookimpl_opts = lambda self, plugin, name: getattr(
+                getattr(plugin, name), "_impl", None
+            )
+            own.parse_hookspec_opts = lambda self, module, name: getattr(
+                getattr(module, name), "_spec", None
+            )
+        import torch, regplug, warnings
+        warnings.simplefilter("error")
+        model = torch.nn.Linear(2, 1, bias=False)
+        torch.nn.init.constant_(model.weight, 2.0)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.25)
+        specs = ["weight_decay(0.5, existing='replace')", "l2(0.5)"]
+        class Watcher(regplug.Plugin):
+            @regplug.hookimpl
+            def after_step(self, session):
+                self.seen = session.steps
+        with regplug.attach(model, optimizer, [*specs, Watcher()]) as session:
+            (0 * model(torch.ones(1, 2))).sum().backward()
+            optimizer.step()
+            print(session.steps, session.plugins[2].seen, session.plugins[2].acts(session))
+            print(model.weight.tolist())
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    first, second = ended.stdout.splitlines()
+    assert first == "1 0 after_step"
+    # Adam's first step is lr, whatever the gradient.
+    assert json.loads(second) == [[pytest.approx(2 * 0.95 - 0.1, abs=1e-6)] * 2]
+
+
+def test_a_pluggy_that_marks_no_function_is_told_of():
+    with pytest.raises(UnsupportedError, match=r"pluggy .* does not mark .*\(but by \[\]\)"):
+        marks.mark_of(lambda function: function)

@@ -25,7 +25,7 @@ from regplug.command.run import search
 from regplug.command.run.entries import Entry
 from regplug.command.run.naming import class_names, names_of_optimizer
 from regplug.command.run.orders import Order, checked, fitting
-from regplug.errors import RegplugError, SelectionError
+from regplug.errors import RegplugError, SelectionError, UnsupportedError
 from regplug.session import Session, attach
 
 __all__ = ["Order", "Stop", "Watch", "checked"]
@@ -162,17 +162,28 @@ class Watch:
             raise Stop(self.failure)
         if optimizer in self._known:
             return
-        ids = wrapped.ids(optimizer)
-        for outer in stack.stepping():
-            if outer in self._known and ids & wrapped.ids(outer):
-                return  # it works for one that has its session
-        if search.passes_on(optimizer):
-            return  # another one works for it, and gets the session
         try:
+            if self._works_for_a_known_one(optimizer) or search.passes_on(optimizer):
+                return  # that one has its session, or the other way round: that one gets it
             self._attach(optimizer)
         except RegplugError as error:
             self.failure = f"{self._title}: {error}{self._way_out(optimizer)}"
             raise Stop(self.failure) from None
+
+    def _works_for_a_known_one(self, optimizer: Optimizer) -> bool:
+        """Whether the step of one that has its session calls this one's, of the same weights."""
+        ids = wrapped.ids(optimizer)
+        sharing = [other for other in self._known if ids & wrapped.ids(other)]
+        running = list(stack.stepping([*sharing, optimizer])) if sharing else []
+        if sharing and not any(held is optimizer for held in running):
+            self._title = type(optimizer).__name__
+            raise UnsupportedError(
+                f"its step hooks were called, and no frame shows {type(optimizer).step!r} at work, "
+                "by which regplug knows whether one optimizer works for another, as "
+                f"{type(sharing[0]).__name__} has the same weights: attach to the one that is to "
+                "have the plugins, regplug.attach(model, optimizer, plugins)"
+            )
+        return any(held is not optimizer for held in running)
 
     # --- sessions --------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from regplug.backend import wrappers
+from regplug.backend.marks import is_hook
 from regplug.discovery.catalog import load
 from regplug.errors import RegplugError, SelectionError, SpecError, UnsupportedError
 from regplug.plugin import Plugin
@@ -81,7 +82,7 @@ def _refuse_loss(plugin: Plugin, spec: str) -> None:
         if plugin.delivery != "loss":
             return
         way = "use delivery='step', or attach"
-    elif hasattr(hook, "regplug_impl"):
+    elif is_hook(hook):
         way = "attach"
     else:
         return
