@@ -16,6 +16,7 @@ from regplug.delivery.proximal import elementwise_proximal, proximal
 from regplug.errors import RegplugError, SpecError, UnsupportedError
 from regplug.hookspecs import hookimpl
 from regplug.kernels.kernel import Kernel
+from regplug.kernels.pieces import NO_LAYOUTS
 from regplug.plugin import Plugin, Scheduled
 from regplug.selection.coverage import Coverage
 from regplug.selection.in_use import in_use, notes
@@ -179,10 +180,10 @@ class Delivered(Plugin):
         if not self.active:
             return
         kernel = self._formula_kernel
-        scale = self.strength * session.gradient_scale
-        layouts = self._layouts(session)
+        scale, groups = self.strength * session.gradient_scale, session.groups
+        layouts = self._layouts(session) if kernel.orientation else NO_LAYOUTS
         for index, weights, gradients in session.updates(self._selection):
-            factor = scale * sign(session.groups[index])
+            factor = scale * sign(groups[index])
             if not self._told_rounding:
                 self._told_rounding = True
                 at_step.tell_rounding(kernel, gradients, weights, factor)
@@ -208,10 +209,10 @@ class Delivered(Plugin):
         """Apply the proximal operator, if that is the delivery."""
         if self._settled != "proximal" or not self.active:
             return
-        kernel, rule = self._formula_kernel, session.update_rule()
-        layouts = self._layouts(session)
+        kernel, rule, groups = self._formula_kernel, session.update_rule(), session.groups
+        layouts = self._layouts(session) if kernel.orientation else NO_LAYOUTS
         for index, weights, gradients in session.updates(self._selection):
-            group = session.groups[index]
+            group = groups[index]
             if rule.elementwise:
                 assert session.optimizer is not None
                 states = session.optimizer.state
@@ -221,7 +222,7 @@ class Delivered(Plugin):
                 proximal(kernel, weights, step, layouts)
 
     def _layouts(self, session: SessionView) -> Mapping[torch.Tensor, Layout]:
-        return session.coverage(self._selection).layouts if self.orientation else {}
+        return session.coverage(self._selection).layouts
 
     @hookimpl
     def on_metrics(self, session: SessionView) -> Mapping[str, Any]:

@@ -18,7 +18,7 @@ step 0
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, overload
 
 from regplug.errors import NeverSetError, PluginError, RegplugError, SpecError
@@ -26,7 +26,7 @@ from regplug.installed import distribution_of, entry_name_of
 from regplug.schedules import Schedule, ScheduleLike, as_schedule, checked, constant
 from regplug.view import SessionView
 
-__all__ = ["Plugin", "Scheduled", "failure", "failure_now", "session_of", "set_session", "set_step"]
+__all__ = ["Plugin", "Scheduled", "failure", "failure_now", "session_of", "set_session", "set_steps"]
 
 
 class Scheduled:
@@ -212,9 +212,10 @@ def failure_now(instance: Plugin, error: Exception, event: str) -> Exception:
     return failure(error, instance, event, instance._step)
 
 
-def set_step(instance: Plugin, step: int) -> None:
-    """Have the scheduled attributes of a plugin read at ``step``."""
-    instance._step = step
+def set_steps(plugins: Iterable[Plugin], step: int) -> None:
+    """Have the scheduled attributes of plugins read at ``step``."""
+    for plugin in plugins:
+        plugin._step = step
 
 
 def session_of(instance: Plugin) -> str | None:

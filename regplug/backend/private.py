@@ -11,6 +11,7 @@ import importlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -33,6 +34,7 @@ __all__ = [
     "unflattened",
     "untraced",
     "version",
+    "version_reader",
 ]
 
 P = ParamSpec("P")
@@ -54,12 +56,16 @@ PREFIXES = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 then matches nothing, which is an error."""
 
 
+# Asked at each step, where the name of a path would have to be split each time.
+_getter = lru_cache(attrgetter)
+
+
 def _found(path: str) -> Any:
     """Return ``torch.path``, None where this torch has it not."""
-    found: Any = torch
-    for part in path.split("."):
-        found = getattr(found, part, None)
-    return found
+    try:
+        return _getter(path)(torch)
+    except AttributeError:
+        return None
 
 
 def missing(name: str, what: str, way_out: str) -> UnsupportedError:
@@ -111,6 +117,11 @@ def version(tensor: torch.Tensor) -> int | None:
     if found is None:
         _warn_of_versions()
     return found
+
+
+def version_reader() -> Callable[[torch.Tensor], int | None]:
+    """Return what does the same as :func:`version`, for whoever asks at each step."""
+    return attrgetter(_VERSION) if hasattr(torch.Tensor, _VERSION) else version
 
 
 # --- compiling and transforms ------------------------------------------------------------------

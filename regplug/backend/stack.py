@@ -5,15 +5,16 @@ the very call of the outer one, whatever torch calls the functions in between.
 """
 
 import inspect
+import sys
 from collections.abc import Collection, Iterator
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 from torch.optim import Optimizer
 
 from regplug.errors import UnsupportedError
 
-__all__ = ["caller", "is_running", "of_traceback", "require", "scopes", "stepping", "surrounding"]
+__all__ = ["Caller", "is_running", "of_traceback", "require", "scopes", "stepping", "surrounding"]
 
 _OWN = __name__.partition(".")[0]
 
@@ -32,8 +33,8 @@ def require() -> None:
         )
 
 
-def _frames() -> Iterator[FrameType]:
-    frame = inspect.currentframe()
+def _frames(frame: FrameType | None = None) -> Iterator[FrameType]:
+    frame = frame or inspect.currentframe()
     while frame is not None:
         yield frame
         frame = frame.f_back
@@ -44,19 +45,36 @@ def _module(frame: FrameType) -> str:
     return name if isinstance(name, str) else ""
 
 
-def caller() -> FrameType | None:
-    """Return the innermost frame of others: of who called regplug.
+class Caller:
+    """Finds the innermost frame of others: of who called regplug.
 
     Private modules of torch are passed over: what a compiled caller has in between is gone as soon
-    as it returns.
+    as it returns. A walk by names takes as long as a small step's event, so that a look at the
+    place where it ended the last time comes first: is there the same call of the same code?
     """
-    frame = inspect.currentframe()
-    while frame is not None:
-        name = frame.f_globals.get("__name__") or ""
-        if name.partition(".")[0] != _OWN and not name.startswith("torch._"):
-            return frame
-        frame = frame.f_back
-    return None
+
+    def __init__(self) -> None:
+        self._depth = 0  # of the frame that it called, the last of those that are passed over
+        self._calls: tuple[CodeType, CodeType] | None = None
+
+    def __call__(self) -> FrameType | None:
+        """Return the frame; None where all are passed over."""
+        if self._calls is not None:
+            try:
+                inner = sys._getframe(self._depth)
+            except ValueError:  # there are not as many
+                inner = sys._getframe()
+            outer = inner.f_back
+            if outer is not None and (inner.f_code, outer.f_code) == self._calls:
+                return outer
+        inner = sys._getframe()
+        for depth, frame in enumerate(_frames(inner)):
+            name = _module(frame)
+            if name.partition(".")[0] != _OWN and not name.startswith("torch._"):
+                self._depth, self._calls = depth - 1, (inner.f_code, frame.f_code)
+                return frame
+            inner = frame
+        return None
 
 
 def is_running(wanted: FrameType | None) -> bool:

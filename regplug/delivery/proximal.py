@@ -66,8 +66,8 @@ def elementwise_proximal(
         elif w.numel() >= TINY:
             kernel.proximal_([w], rule.step(group, state, used))
         else:
-            numbers = tuple(float(state[name]) for name in rule.numbers)
-            moments = [state[name] for name in names]
+            numbers = tuple(map(float, map(state.__getitem__, rule.numbers)))
+            moments = map(state.__getitem__, names)
             row = (w, g, *moments) if rule.uses_gradient else (w, *moments)
             alike.setdefault((w.dtype, w.device, numbers), []).append(row)
     for (_, _, numbers), rows in alike.items():
@@ -103,7 +103,7 @@ def _joined_proximal(
     columns: Sequence[Sequence[torch.Tensor]],
 ) -> None:
     """Do so for tiny weights as one flat tensor: the calls for each would cost far more."""
-    flat, *rest = (flattened(column) for column in (weights, *columns))
+    flat, rest = flattened(weights), list(map(flattened, columns))
     used, moments = (rest[0], rest[1:]) if rule.uses_gradient else (flat, rest)
     tensors = dict(zip(rule.tensors(group), moments, strict=True))
     kernel.proximal_([flat], rule.step(group, {**state, **tensors}, used))

@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch.optim import Optimizer
 
-from regplug.backend import step_events, update_rules
+from regplug.backend import update_rules
 from regplug.backend.groups import Group, learning_rate
 from regplug.selection.coverage import Coverage
 from regplug.selection.where import Selection
@@ -44,7 +44,8 @@ class Asked:
     @property
     def gradient_scale(self) -> float:
         """What gradients are still multiplied by in on_gradients: 1, but for fused optimizers."""
-        return step_events.gradient_scale(self.optimizer)
+        scale = getattr(self.optimizer, "grad_scale", None)
+        return 1.0 if scale is None else float(scale)
 
     def coverage(self, selection: Selection) -> Coverage:
         """Return what ``selection`` covers of this optimizer's parameters.

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from regplug.errors import RegplugError, SpecError
-from regplug.plugin import Plugin, session_of, set_session, set_step
+from regplug.plugin import Plugin, session_of, set_session, set_steps
 from regplug.session import own_weights
 from regplug.session.calls import Calls
 from regplug.session.states import States
@@ -51,7 +51,7 @@ class Attachments:
         """Attach one. If it fails, it is to be let go of all the same."""
         self._plugins.append(plugin)
         set_session(plugin, session.name)
-        set_step(plugin, 0)
+        set_steps((plugin,), 0)
         self._calls.one(plugin, "on_attach", session)
 
     def release(self, session: SessionView, *, keep: bool) -> list[RegplugError]:

@@ -75,7 +75,9 @@ class Binding:
     def bind(self, session: SessionView) -> None:
         """Forget the coverages if the optimizer's parameters are others than before."""
         self.fresh = True
-        groups, bound = self.groups, self._bound
+        optimizer, bound = self._optimizer, self._bound
+        plain = optimizer is not None and not self.parts  # as nearly all are: this is every step's
+        groups = optimizer.param_groups if plain else self.groups
         if len(groups) == len(bound):
             for group, known in zip(groups, bound, strict=True):
                 own = group["params"]
@@ -116,8 +118,8 @@ class Binding:
     def updates(
         self, selection: Selection
     ) -> Iterator[tuple[int, list[torch.Tensor], list[torch.Tensor]]]:
-        """Yield (group index, weights, gradients) of what takes part in this step."""
-        taking = self.taking
+        """Return (group index, weights, gradients) of what takes part in this step."""
+        taking, found = self.taking, []
         for index, parameters in self.coverage(selection).by_group.items():
             weights: list[torch.Tensor] = []
             gradients: list[torch.Tensor] = []
@@ -129,7 +131,8 @@ class Binding:
                     weights.append(w)
                     gradients.append(g)
             if weights:
-                yield index, weights, gradients
+                found.append((index, weights, gradients))
+        return iter(found)
 
     def remember(self) -> None:
         """Remember what takes part in the step that is under way."""
