@@ -83,8 +83,9 @@ def flattened(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
     Without torch's own function: by ``torch.cat``, at the cost of a view of each.
     """
-    private = _found(_FLATTEN)
-    if private is None:
+    try:
+        private = _getter(_FLATTEN)(torch)
+    except AttributeError:
         return torch.cat([tensor.reshape(-1) for tensor in tensors])
     return private(tensors)  # type: ignore[no-any-return]
 
@@ -192,9 +193,10 @@ def in_transform() -> bool:
 
     Without torch's own answer: by an autograd function that no transform takes.
     """
-    private = _found(_TRANSFORMS)
-    if private is not None:
-        return bool(private())
+    try:
+        return bool(_getter(_TRANSFORMS)(torch)())
+    except AttributeError:
+        pass
     try:
         apply: Any = _OldStyle.apply
         apply(torch.zeros((), device="cpu"))

@@ -55,23 +55,24 @@ class Caller:
 
     def __init__(self) -> None:
         self._depth = 0  # of the frame that it called, the last of those that are passed over
-        self._calls: tuple[CodeType, CodeType] | None = None
+        self._inner: CodeType | None = None
+        self._outer: CodeType | None = None
 
-    def __call__(self) -> FrameType | None:
+    def frame(self) -> FrameType | None:
         """Return the frame; None where all are passed over."""
-        if self._calls is not None:
-            try:
-                inner = sys._getframe(self._depth)
-            except ValueError:  # there are not as many
-                inner = sys._getframe()
-            outer = inner.f_back
-            if outer is not None and (inner.f_code, outer.f_code) == self._calls:
-                return outer
+        try:
+            inner = sys._getframe(self._depth)
+        except ValueError:  # there are not as many
+            inner = sys._getframe()
+        outer = inner.f_back
+        if outer is not None and inner.f_code is self._inner and outer.f_code is self._outer:
+            return outer
         inner = sys._getframe()
         for depth, frame in enumerate(_frames(inner)):
             name = _module(frame)
             if name.partition(".")[0] != _OWN and not name.startswith("torch._"):
-                self._depth, self._calls = depth - 1, (inner.f_code, frame.f_code)
+                self._depth = depth - 1
+                self._inner, self._outer = inner.f_code, frame.f_code
                 return frame
             inner = frame
         return None

@@ -64,7 +64,7 @@ class StepEvents:
         self._real = False
         stack.require()
         optimizer_names.check_grad_scaler(optimizer)
-        self._caller = stack.Caller()
+        self._caller = stack.Caller().frame
         self._hooks = StepHooks(optimizer, self._enter, self._leave)
 
     def disconnect(self) -> None:

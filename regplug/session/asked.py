@@ -39,7 +39,8 @@ class Asked:
     @property
     def groups(self) -> list[Group]:
         """The parameter groups: those of whatever updates, or one for a loop without optimizer."""
-        return self._binding.groups
+        binding = self._binding
+        return binding.groups if binding.plain is None else binding.plain.param_groups
 
     @property
     def gradient_scale(self) -> float:
@@ -78,7 +79,7 @@ class Asked:
         Raises:
             RegplugError: it is not known: ``with session.step():`` was not told.
         """
-        return learning_rate(self._binding.groups[group_index])
+        return learning_rate(self.groups[group_index])
 
     def update_rule(self) -> update_rules.UpdateRule:
         """Return what the optimizer multiplies a gradient by, for proximal steps.

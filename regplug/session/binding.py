@@ -32,6 +32,7 @@ class Binding:
 
     Attributes:
         parts: the optimizers that a wrapper of several holds.
+        plain: the optimizer, if it has groups of its own: what is asked at each step asks it.
         fresh: whether it was looked at since the last step in which nobody needed it.
         attached: whether every plugin is, so that they can be checked together.
         taking: what takes part in the step that is under way, where its gradients may be cleared
@@ -41,6 +42,7 @@ class Binding:
     def __init__(self, model: nn.Module, optimizer: Optimizer | None, silence: Silence) -> None:
         self._model, self._optimizer, self._silence = model, optimizer, silence
         self.parts = [] if optimizer is None else wrapped.parts(optimizer)
+        self.plain = None if self.parts else optimizer
         self.fresh = True
         self.attached = False
         self.taking: dict[int, torch.Tensor | None] | None = None
@@ -75,9 +77,8 @@ class Binding:
     def bind(self, session: SessionView) -> None:
         """Forget the coverages if the optimizer's parameters are others than before."""
         self.fresh = True
-        optimizer, bound = self._optimizer, self._bound
-        plain = optimizer is not None and not self.parts  # as nearly all are: this is every step's
-        groups = optimizer.param_groups if plain else self.groups
+        plain, bound = self.plain, self._bound
+        groups = self.groups if plain is None else plain.param_groups
         if len(groups) == len(bound):
             for group, known in zip(groups, bound, strict=True):
                 own = group["params"]

@@ -13,7 +13,7 @@ from regplug import sessions
 from regplug.backend import step_events, wrapped, wrappers
 from regplug.backend.blocks import keep_freed_memory
 from regplug.backend.eager import eagerly
-from regplug.backend.precision import as_outside
+from regplug.backend.precision import as_outside, autocast_is_on, without_autocast
 from regplug.errors import RegplugError, SpecError, StateError, UnsupportedError
 from regplug.plugin import Plugin
 from regplug.session import accelerate, attachments, composition, own_weights
@@ -116,7 +116,6 @@ class Session(Asked):
     # --- what the loop calls ---------------------------------------------------------------
 
     @eagerly
-    @as_outside
     def loss(self, loss: torch.Tensor) -> torch.Tensor:
         """Return the loss with the penalties of this session in it: the textbook form.
 
@@ -146,7 +145,10 @@ class Session(Asked):
         if self._detached:
             return loss
         self._binding.bind(self)
-        return self._loss.penalized(self, loss)
+        if not autocast_is_on():
+            return self._loss.penalized(self, loss)
+        with without_autocast():
+            return self._loss.penalized(self, loss)
 
     @contextmanager
     def step(self, lr: float | None = None) -> Iterator[None]:
