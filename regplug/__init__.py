@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from regplug.selection import in_use
     from regplug.selection.coverage import Coverage
     from regplug.selection.where import Selection
-    from regplug.session import Session, attach
+    from regplug.session.attach import attach
+    from regplug.session.session import Session
     from regplug.view import SessionView
 
 __all__ = [
@@ -65,10 +66,10 @@ _HOMES = {
     "Plugin": "regplug.plugin",
     "Scheduled": "regplug.plugin",
     "Selection": "regplug.selection.where",
-    "Session": "regplug.session",
+    "Session": "regplug.session.session",
     "SessionView": "regplug.view",
     "Sum": "regplug.backend.sums",
-    "attach": "regplug.session",
+    "attach": "regplug.session.attach",
     "called_by_a_graph": "regplug.backend.eager",
     "full": "regplug.backend.shards",
     "hookimpl": "regplug.hookspecs",

@@ -19,7 +19,6 @@ from regplug.kernels.kernel import Kernel
 from regplug.kernels.pieces import NO_LAYOUTS
 from regplug.plugin import Plugin, Scheduled
 from regplug.selection.coverage import Coverage
-from regplug.selection.in_use import in_use, notes
 from regplug.selection.where import Selection, Where
 from regplug.view import SessionView
 
@@ -227,6 +226,8 @@ class Delivered(Plugin):
     @hookimpl
     def on_metrics(self, session: SessionView) -> Mapping[str, Any]:
         """Return value (strength included), strength and share of exact zeros."""
+        from regplug.selection.in_use import in_use  # not before somebody asks
+
         coverage = session.coverage(self._selection)
         strengths = self.strengths()
         used = in_use(coverage)
@@ -270,6 +271,8 @@ class Delivered(Plugin):
 
     def notes(self, session: SessionView) -> Sequence[str]:
         """Return what is covered if it is little, and what is special about it."""
+        from regplug.selection.in_use import notes
+
         return notes(session.coverage(self._selection))
 
 

@@ -23,10 +23,19 @@ from typing import Any, overload
 
 from regplug.errors import NeverSetError, PluginError, RegplugError, SpecError
 from regplug.installed import distribution_of, entry_name_of
-from regplug.schedules import Schedule, ScheduleLike, as_schedule, checked, constant
+from regplug.schedules import Schedule, ScheduleLike, as_schedule, constant
+from regplug.values import checked
 from regplug.view import SessionView
 
-__all__ = ["Plugin", "Scheduled", "failure", "failure_now", "session_of", "set_session", "set_steps"]
+__all__ = [
+    "Plugin",
+    "Scheduled",
+    "failure",
+    "failure_now",
+    "session_of",
+    "set_session",
+    "set_steps",
+]
 
 
 class Scheduled:

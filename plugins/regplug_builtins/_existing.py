@@ -53,9 +53,9 @@ class Existing:
                 self._take(groups[index])
             elif self.mode == "error" and value and type(value) is not lent.Lent:
                 raise SpecError(
-                    f"{plugin.name}: {type(optimizer).__name__} decays the parameters of group {index} already, by "
-                    f"weight_decay={float(value):g}: make it with weight_decay=0, or say "
-                    "existing='replace' (this plugin takes over until it is detached) or "
+                    f"{plugin.name}: {type(optimizer).__name__} decays the parameters of group "
+                    f"{index} already, by weight_decay={float(value):g}: make it with "
+                    "weight_decay=0, or say existing='replace' (this plugin takes over until it is detached) or "
                     "existing='add' (both act)"
                 )
 

@@ -89,7 +89,8 @@ class StepHooks:
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if torch.compiler.is_compiling():
-            return self._after_in_graph(optimizer, args, kwargs)
+            self._after_in_graph(optimizer, args, kwargs)
+            return
         if self._overtaken:
             self._return()
         self._leave(optimizer, args, kwargs)

@@ -176,16 +176,20 @@ def on_compile_start(callback: Callable[..., Any]) -> Callable[[], Any] | None:
     return lambda: remove(callback)
 
 
-class _OldStyle(torch.autograd.Function):
-    """What transforms of ``torch.func`` refuse, as is documented: it has no ``setup_context``."""
+@lru_cache
+def _old_style() -> Any:
+    """Return what transforms of ``torch.func`` refuse, as documented: it has no setup_context."""
 
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return x.clone()
+    class OldStyle(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
 
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        return gradient
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+            return gradient
+
+    return OldStyle
 
 
 def in_transform() -> bool:
@@ -198,8 +202,7 @@ def in_transform() -> bool:
     except AttributeError:
         pass
     try:
-        apply: Any = _OldStyle.apply
-        apply(torch.zeros((), device="cpu"))
+        _old_style().apply(torch.zeros((), device="cpu"))
     except RuntimeError:
         return True
     return False

@@ -1,7 +1,7 @@
 """Proximal operators after the update, with the step that the optimizer effectively takes."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -10,7 +10,6 @@ from regplug.backend.blocks import TINY, batches
 from regplug.backend.groups import Group
 from regplug.backend.layouts import Layout
 from regplug.backend.private import flattened, unflattened
-from regplug.backend.update_rules import UpdateRule
 from regplug.kernels.kernel import Kernel
 from regplug.kernels.pieces import (
     NO_LAYOUTS,
@@ -18,6 +17,9 @@ from regplug.kernels.pieces import (
     is_small,
     widened,
 )
+
+if TYPE_CHECKING:
+    from regplug.backend.update_rules import UpdateRule
 
 __all__ = ["elementwise_proximal", "proximal"]
 
@@ -40,7 +42,7 @@ def proximal(
 
 def elementwise_proximal(
     kernel: Kernel,
-    rule: UpdateRule,
+    rule: "UpdateRule",
     group: Group,
     states: Mapping[torch.Tensor, Mapping[str, Any]],
     weights: Sequence[torch.Tensor],
@@ -78,7 +80,7 @@ def elementwise_proximal(
 
 def _blockwise_proximal(
     kernel: Kernel,
-    rule: UpdateRule,
+    rule: "UpdateRule",
     group: Group,
     state: Mapping[str, Any],
     w: torch.Tensor,
@@ -96,7 +98,7 @@ def _blockwise_proximal(
 
 def _joined_proximal(
     kernel: Kernel,
-    rule: UpdateRule,
+    rule: "UpdateRule",
     group: Group,
     state: Mapping[str, Any],
     weights: Sequence[torch.Tensor],

@@ -1,12 +1,11 @@
 """What a session answers: to the hooks of its plugins, and to whoever watches its steps."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.optim import Optimizer
 
-from regplug.backend import update_rules
 from regplug.backend.groups import Group, learning_rate
 from regplug.selection.coverage import Coverage
 from regplug.selection.where import Selection
@@ -14,6 +13,9 @@ from regplug.session.binding import Binding
 from regplug.session.events import Events
 from regplug.session.loss_event import LossEvent
 from regplug.view import SessionView
+
+if TYPE_CHECKING:
+    from regplug.backend.update_rules import UpdateRule
 
 __all__ = ["Asked"]
 
@@ -81,7 +83,7 @@ class Asked:
         """
         return learning_rate(self.groups[group_index])
 
-    def update_rule(self) -> update_rules.UpdateRule:
+    def update_rule(self) -> "UpdateRule":
         """Return what the optimizer multiplies a gradient by, for proximal steps.
 
         Raises:

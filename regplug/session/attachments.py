@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from regplug.errors import RegplugError, SpecError
 from regplug.plugin import Plugin, session_of, set_session, set_steps
-from regplug.session import own_weights
 from regplug.session.calls import Calls
 from regplug.session.states import States
 from regplug.view import SessionView
@@ -31,7 +30,10 @@ def check(plugins: Sequence[Plugin], steppers: Sequence[object]) -> None:
                 f"{plugin.name} is attached to another session already "
                 f"({name!r}): make a second instance, or give its spec"
             )
-        own_weights.refuse(plugin, steppers)
+        if plugin.changes_weights:
+            from regplug.session import own_weights
+
+            own_weights.refuse(plugin, steppers)
         seen[plugin.name] = plugin
 
 

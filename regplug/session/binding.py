@@ -4,13 +4,14 @@ import math
 import operator
 from collections.abc import Iterator
 from numbers import Real
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from regplug.backend import shards, step_events, update_rules, wrapped, wrappers
+from regplug.backend import shards, step_events, wrapped, wrappers
 from regplug.backend.groups import Group
 from regplug.errors import SpecError
 from regplug.selection.coverage import Coverage, cover, shared
@@ -18,6 +19,9 @@ from regplug.selection.where import Selection
 from regplug.session import composition
 from regplug.session.silence import Silence
 from regplug.view import SessionView
+
+if TYPE_CHECKING:
+    from regplug.backend.update_rules import UpdateRule
 
 __all__ = ["Binding"]
 
@@ -50,7 +54,7 @@ class Binding:
         self._bound: list[list[torch.Tensor]] = []
         # By weak keys: a plugin may make a selection anew each time it asks.
         self._coverages: WeakKeyDictionary[Selection, Coverage] = WeakKeyDictionary()
-        self._rule: update_rules.UpdateRule | None = None
+        self._rule: UpdateRule | None = None
 
     @property
     def groups(self) -> list[Group]:
@@ -139,10 +143,12 @@ class Binding:
         """Remember what takes part in the step that is under way."""
         self.taking = {id(w): w.grad for weights in self._bound for w in weights}
 
-    def update_rule(self) -> update_rules.UpdateRule:
+    def update_rule(self) -> "UpdateRule":
         """Return what the optimizer multiplies a gradient by."""
         if self._rule is None:
-            self._rule = update_rules.update_rule(self._optimizer)
+            from regplug.backend.update_rules import update_rule  # for proximal operators alone
+
+            self._rule = update_rule(self._optimizer)
         return self._rule
 
 

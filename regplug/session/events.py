@@ -1,7 +1,7 @@
 """The steps of one session: what its step hooks call, which fires the events and counts them."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 
@@ -12,9 +12,11 @@ from regplug.plugin import Plugin, set_steps
 from regplug.session.agreement import Ranks
 from regplug.session.binding import Binding
 from regplug.session.calls import Calls, is_number
-from regplug.session.own_weights import Copies
 from regplug.session.silence import Silence
 from regplug.view import SessionView
+
+if TYPE_CHECKING:
+    from regplug.session.own_weights import Copies
 
 __all__ = ["Events"]
 
@@ -48,7 +50,7 @@ class Events:
         binding: Binding,
         silence: Silence,
         ranks: Ranks,
-        copies: Copies | None,
+        copies: "Copies | None",
     ) -> None:
         self.steps = 0
         self.watchers: tuple[Callable[[Any], object], ...] = ()
