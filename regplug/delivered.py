@@ -45,6 +45,7 @@ class Delivered(Plugin):
     _delivery = "auto"
     _settled: str | None = None  # what "auto" has become, else the delivery
     _told_rounding = False
+    _switched = True  # whether a subclass says itself when it is active; known once it is attached
 
     # --- what a formula gives -------------------------------------------------------------
 
@@ -130,6 +131,7 @@ class Delivered(Plugin):
         self._told_rounding = False
         vars(self).pop("_formula_kernel", None)
         _ = self.active  # says so if a strength was never set
+        self._switched = type(self).active is not Delivered.active
         coverage = session.coverage(self._selection)
         self._settle_formula(coverage)
         if self._settled == "proximal":
@@ -157,17 +159,17 @@ class Delivered(Plugin):
     @hookimpl
     def on_loss(self, session: SessionView) -> terms.Term | None:
         """Return the penalty as a term of the loss, unless it is delivered elsewhere."""
-        if self._settled not in (None, "loss") or not self.active:
+        if self._settled not in (None, "loss") or not (strength := self._strength_now()):
             return None
-        return self._term(session)
+        return self._term(session, strength)
 
-    def _term(self, session: SessionView) -> terms.Term:
+    def _strength_now(self) -> float:
+        """Return λ, 0 where there is nothing to do now: what is asked in each event."""
+        return self.strength if not self._switched or self.active else 0.0
+
+    def _term(self, session: SessionView, strength: float) -> terms.Term:
         """Return λ, with the sign that each group's objective gives it, and the coverage."""
-        strength, groups, coverage = (
-            self.strength,
-            session.groups,
-            session.coverage(self._selection),
-        )
+        groups, coverage = session.groups, session.coverage(self._selection)
         factors = tuple([strength * sign(groups[i]) for i in coverage.by_group])
         return terms.Term(self._formula_kernel, coverage, factors)
 
@@ -176,10 +178,10 @@ class Delivered(Plugin):
         """Add the gradient to ``.grad``, if that is the delivery."""
         if self._settled != "step" and self._settle(session) != "step":
             return
-        if not self.active:
+        if not (strength := self._strength_now()):
             return
         kernel = self._formula_kernel
-        scale, groups = self.strength * session.gradient_scale, session.groups
+        scale, groups = strength * session.gradient_scale, session.groups
         layouts = self._layouts(session) if kernel.orientation else NO_LAYOUTS
         for index, weights, gradients in session.updates(self._selection):
             factor = scale * sign(groups[index])
@@ -199,9 +201,9 @@ class Delivered(Plugin):
     @hookimpl
     def on_closure(self, session: SessionView) -> "torch.Tensor | float | None":
         """Return the value whose gradient was added, for a line search."""
-        if self._settled != "step" or not self.active:
+        if self._settled != "step" or not (strength := self._strength_now()):
             return None
-        return terms.total(self._term(session))
+        return terms.total(self._term(session, strength))
 
     @hookimpl
     def after_step(self, session: SessionView) -> None:

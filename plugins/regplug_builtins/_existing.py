@@ -55,8 +55,8 @@ class Existing:
                 raise SpecError(
                     f"{plugin.name}: {type(optimizer).__name__} decays the parameters of group "
                     f"{index} already, by weight_decay={float(value):g}: make it with "
-                    "weight_decay=0, or say existing='replace' (this plugin takes over until it is detached) or "
-                    "existing='add' (both act)"
+                    "weight_decay=0, or say existing='replace' (this plugin takes over until it "
+                    "is detached) or existing='add' (both act)"
                 )
 
     def go_on(
