@@ -57,8 +57,8 @@ def trained(kind: Callable[..., torch.optim.Optimizer], plugins: list[str]) -> A
         (torch.optim.SGD, [], 13),
         (torch.optim.SGD, SPECS[:1], 29),
         (torch.optim.SGD, SPECS, 41),
-        (torch.optim.SGD, [PROXIMAL], 44),
-        (torch.optim.Adam, [PROXIMAL], 52),
+        (torch.optim.SGD, [PROXIMAL], 35),
+        (torch.optim.Adam, [PROXIMAL], 51),
         (torch.optim.Adam, ["weight_decay(0.1)"], 32),
     ],
 )

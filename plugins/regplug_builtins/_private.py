@@ -54,11 +54,12 @@ def soft_threshold_(w: torch.Tensor, threshold: float) -> None:
     >>> soft_threshold_(w, 1.0); w
     tensor([-2.,  0.,  1.])
     """
-    private = _found(_SOFTSHRINK)
-    if private is not None:
-        private(w, threshold, out=w)
-    else:
+    try:
+        private = _getter(_SOFTSHRINK)(torch)
+    except AttributeError:
         w.copy_(nn.functional.softshrink(w, threshold))
+    else:
+        private(w, threshold, out=w)
 
 
 def is_dropout(module: nn.Module) -> bool:

@@ -92,8 +92,9 @@ def flattened(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def unflattened(flat: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Return ``flat`` cut into pieces shaped as ``like``: the reverse of :func:`flattened`."""
-    private = _found(_UNFLATTEN)
-    if private is None:
+    try:
+        private = _getter(_UNFLATTEN)(torch)
+    except AttributeError:
         pieces = flat.split([tensor.numel() for tensor in like])
         return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
     return list(private(flat, like))

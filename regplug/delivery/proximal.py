@@ -12,6 +12,7 @@ from regplug.backend.layouts import Layout
 from regplug.backend.private import flattened, unflattened
 from regplug.kernels.kernel import Kernel
 from regplug.kernels.pieces import (
+    FEW,
     NO_LAYOUTS,
     Layouts,
     is_small,
@@ -32,6 +33,9 @@ def proximal(
 ) -> None:
     """Replace ``weights`` by their proximal points for one step that they all have."""
     if kernel.separable:
+        if len(weights) <= FEW and kernel.plain and is_small(weights):
+            kernel.proximal_(list(weights), step)
+            return
         parts = [shards.local(w) for w in weights]
         for pieces, *cs in batches([parts, *kernel.columns(weights)]):
             kernel.proximal_(pieces, step, *cs)
