@@ -1,6 +1,9 @@
 """The plugins of one session as they come and go: checked, attached, and let go of again."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch.optim import Optimizer
 
 from regplug.errors import RegplugError, SpecError
 from regplug.plugin import Plugin, session_of, set_session, set_steps
@@ -8,7 +11,10 @@ from regplug.session.calls import Calls
 from regplug.session.states import States
 from regplug.view import SessionView
 
-__all__ = ["Attachments", "check"]
+if TYPE_CHECKING:
+    from regplug.session.own_weights import Copies
+
+__all__ = ["Attachments", "check", "suspected"]
 
 
 def check(plugins: Sequence[Plugin], steppers: Sequence[object]) -> None:
@@ -35,6 +41,15 @@ def check(plugins: Sequence[Plugin], steppers: Sequence[object]) -> None:
 
             own_weights.refuse(plugin, steppers)
         seen[plugin.name] = plugin
+
+
+def suspected(optimizers: Sequence[Optimizer], plugins: Sequence[Plugin]) -> "Copies | None":
+    """Return what looks whether an optimizer keeps weights of its own, None where none need to."""
+    if not any(plugin.changes_weights for plugin in plugins):
+        return None
+    from regplug.session import own_weights
+
+    return own_weights.suspected(optimizers, plugins)
 
 
 class Attachments:

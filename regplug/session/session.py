@@ -67,11 +67,7 @@ class Session(Asked):
             self.plugins, [] if optimizer is None else wrapped.wrappers(optimizer) + parts
         )
         updating = parts or ([] if self.optimizer is None else [self.optimizer])
-        copies = None
-        if any(plugin.changes_weights for plugin in self.plugins):
-            from regplug.session import own_weights
-
-            copies = own_weights.suspected(updating, self.plugins)
+        copies = attachments.suspected(updating, self.plugins)
         self._calls = Calls(composition.in_order(self.plugins), ranks.tell)
         self._states = States(self.plugins, self._calls, ranks.tell)
         self._attachments = attachments.Attachments(self._calls, self._states)
