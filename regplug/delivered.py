@@ -16,9 +16,9 @@ from regplug.delivery.proximal import apply_elementwise_steps, apply_one_step
 from regplug.errors import RegplugError, SpecError, UnsupportedError
 from regplug.hookspecs import hookimpl
 from regplug.kernels.kernel import Kernel
+from regplug.kernels.pieces import NO_LAYOUTS
 from regplug.plugin import Scheduled, Selective
 from regplug.selection.coverage import Coverage
-from regplug.selection.in_use import in_use
 from regplug.view import SessionView
 
 __all__ = ["DELIVERIES", "Delivered"]
@@ -43,6 +43,7 @@ class Delivered(Selective):
     _delivery = "auto"
     _settled: str | None = None  # what "auto" has become, else the delivery
     _warned_of_rounding = False
+    _switched = True  # whether a subclass says itself when it is active; known once attached
 
     # --- what a formula gives -------------------------------------------------------------
 
@@ -130,6 +131,7 @@ class Delivered(Selective):
         self._warned_of_rounding = False
         vars(self).pop("_formula_kernel", None)
         _ = self.active  # says so if a strength was never set
+        self._switched = type(self).active is not Delivered.active
         coverage = session.coverage(self._selection)
         self._settle_formula(coverage)
         if self._settled == "proximal":
@@ -157,17 +159,17 @@ class Delivered(Selective):
     @hookimpl
     def on_loss(self, session: SessionView) -> terms.Term | None:
         """Return the penalty as a term of the loss, unless it is delivered elsewhere."""
-        if self._settled not in (None, "loss") or not self.active:
+        if self._settled not in (None, "loss") or not (strength := self._strength_now()):
             return None
-        return self._term(session)
+        return self._term(session, strength)
 
-    def _term(self, session: SessionView) -> terms.Term:
+    def _strength_now(self) -> float:
+        """Return λ, 0 where there is nothing to do now: what is asked in each event."""
+        return self.strength if not self._switched or self.active else 0.0
+
+    def _term(self, session: SessionView, strength: float) -> terms.Term:
         """Return λ, with the sign that each group's objective gives it, and the coverage."""
-        strength, groups, coverage = (
-            self.strength,
-            session.groups,
-            session.coverage(self._selection),
-        )
+        groups, coverage = session.groups, session.coverage(self._selection)
         factors = tuple([strength * sign(groups[i]) for i in coverage.by_group])
         return terms.Term(self._formula_kernel, coverage, factors)
 
@@ -176,13 +178,13 @@ class Delivered(Selective):
         """Add the gradient to ``.grad``, if that is the delivery."""
         if self._settled != "step" and self._settle(session) != "step":
             return
-        if not self.active:
+        if not (strength := self._strength_now()):
             return
         kernel = self._formula_kernel
-        scale = self.strength * session.gradient_scale
-        layouts = self._layouts(session)
+        scale, groups = strength * session.gradient_scale, session.groups
+        layouts = self._layouts(session) if kernel.orientation else NO_LAYOUTS
         for index, weights, gradients in session.updates(self._selection):
-            factor = scale * sign(session.groups[index])
+            factor = scale * sign(groups[index])
             if not self._warned_of_rounding:
                 self._warned_of_rounding = True
                 at_step.warn_of_rounding(kernel, gradients, weights, factor)
@@ -199,19 +201,19 @@ class Delivered(Selective):
     @hookimpl
     def on_closure(self, session: SessionView) -> "torch.Tensor | float | None":
         """Return the value whose gradient was added, for a line search."""
-        if self._settled != "step" or not self.active:
+        if self._settled != "step" or not (strength := self._strength_now()):
             return None
-        return terms.total(self._term(session))
+        return terms.total(self._term(session, strength))
 
     @hookimpl
     def after_step(self, session: SessionView) -> None:
         """Apply the proximal operator, if that is the delivery."""
         if self._settled != "proximal" or not self.active:
             return
-        kernel, rule = self._formula_kernel, session.update_rule()
-        layouts = self._layouts(session)
+        kernel, rule, groups = self._formula_kernel, session.update_rule(), session.groups
+        layouts = self._layouts(session) if kernel.orientation else NO_LAYOUTS
         for index, weights, gradients in session.updates(self._selection):
-            group = session.groups[index]
+            group = groups[index]
             if rule.elementwise:
                 assert session.optimizer is not None
                 states = session.optimizer.state
@@ -221,11 +223,13 @@ class Delivered(Selective):
                 apply_one_step(kernel, weights, step, layouts)
 
     def _layouts(self, session: SessionView) -> Mapping[torch.Tensor, Layout]:
-        return session.coverage(self._selection).layouts if self.orientation else {}
+        return session.coverage(self._selection).layouts
 
     @hookimpl
     def on_metrics(self, session: SessionView) -> Mapping[str, Any]:
         """Return value (strength included), strength and share of exact zeros."""
+        from regplug.selection.in_use import in_use  # not before somebody asks
+
         coverage = session.coverage(self._selection)
         strengths = self.strengths()
         used = in_use(coverage)

@@ -18,15 +18,15 @@ step 0
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, overload
 
 from regplug.backend.marks import is_hook
 from regplug.errors import NeverSetError, PluginError, RegplugError, SpecError
 from regplug.installed import distribution_of, entry_name_of
-from regplug.schedules import Schedule, ScheduleLike, as_schedule, checked, constant
-from regplug.selection.in_use import notes
+from regplug.schedules import Schedule, ScheduleLike, as_schedule, constant
 from regplug.selection.where import Selection, Where
+from regplug.values import checked
 from regplug.view import SessionView
 
 __all__ = [
@@ -37,7 +37,7 @@ __all__ = [
     "failure_now",
     "session_of",
     "set_session",
-    "set_step",
+    "set_steps",
 ]
 
 
@@ -235,6 +235,8 @@ class Selective(Plugin):
 
     def notes(self, session: SessionView) -> Sequence[str]:
         """Return what is covered if it is little, and what is special about it."""
+        from regplug.selection.in_use import notes
+
         return notes(session.coverage(self._selection))
 
     def agreement(self, session: SessionView) -> Mapping[str, Any]:
@@ -261,9 +263,10 @@ def failure_now(instance: Plugin, error: Exception, event: str) -> Exception:
     return failure(error, instance, event, instance._step)
 
 
-def set_step(instance: Plugin, step: int) -> None:
-    """Have the scheduled attributes of a plugin read at ``step``."""
-    instance._step = step
+def set_steps(plugins: Iterable[Plugin], step: int) -> None:
+    """Have the scheduled attributes of plugins read at ``step``."""
+    for plugin in plugins:
+        plugin._step = step
 
 
 def session_of(instance: Plugin) -> str | None:

@@ -117,8 +117,7 @@ class WeightDecay(Selective):
         self._checked = coverage = session.coverage(self._selection)
         self._coarse = any(entry.parameter.dtype in HALVES for entry in coverage)
         self._hand_over(session)
-        kind = type(session.optimizer).__name__
-        self._own.begin(session.groups, coverage.by_group, self.name, kind)
+        self._own.begin(session.groups, coverage.by_group, self, session.optimizer)
 
     def _hand_over(self, session: SessionView) -> None:
         """Find the groups that the optimizer's own update is to decay."""
@@ -177,14 +176,14 @@ class WeightDecay(Selective):
     @hookimpl
     def before_step(self, session: SessionView) -> None:
         """Decay the weights that take part in this step."""
-        self._take_back()  # the optimizer's update may have raised last time
+        if self._lent:  # the optimizer's update may have raised last time
+            self._take_back()
         self._before = []
         coverage = session.coverage(self._selection)
         if coverage is not self._checked:
             self._take_over(session)
         elif self.existing != "add":
-            kind = type(session.optimizer).__name__
-            self._own.go_on(session.groups, coverage.by_group, self.name, kind)
+            self._own.go_on(session.groups, coverage.by_group, self, session.optimizer)
         if self._first and session.optimizer is not None:
             self._first = False
             self._undo += map(lent.keep_in_states, lent.around(session.optimizer))

@@ -71,18 +71,41 @@ class StepHooks:
         if self._undo is not None:
             self._undo()
 
-    @eagerly
+    # Each is passed at every step, so that it looks itself whether a graph calls it: as its own
+    # call, that would cost what all else here does.
+
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self._before_in_graph(optimizer, args, kwargs)
         if self._pre and next(reversed(self._pre)) != self._last and self._wait():
             return None
         return self._enter(optimizer, args, kwargs)
 
     @eagerly
+    def _before_in_graph(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        if self._pre and next(reversed(self._pre)) != self._last and self._wait():
+            return None
+        return self._enter(optimizer, args, kwargs)
+
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self._overtaken and self._key in self._pre:
+        if torch.compiler.is_compiling():
+            self._after_in_graph(optimizer, args, kwargs)
+            return
+        if self._overtaken:
+            self._return()
+        self._leave(optimizer, args, kwargs)
+
+    @eagerly
+    def _after_in_graph(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._overtaken:
+            self._return()
+        self._leave(optimizer, args, kwargs)
+
+    def _return(self) -> None:
+        """Stand last again, after the hooks that were let go first."""
+        if self._key in self._pre:
             self._overtaken = False
             self._pre[self._key] = self._pre.pop(self._key)
-        self._leave(optimizer, args, kwargs)
 
     def _wait(self) -> bool:
         """Let the hooks of others that come after this one go first, and tell if there are any."""

@@ -8,6 +8,7 @@ asks says so.
 """
 
 import inspect
+import sys
 from collections.abc import Collection, Iterable, Iterator
 from types import CodeType, FrameType
 from typing import Any
@@ -17,7 +18,7 @@ from torch.optim import Optimizer
 from regplug.errors import UnsupportedError
 
 __all__ = [
-    "caller",
+    "Caller",
     "is_running",
     "is_stepping",
     "of_traceback",
@@ -46,8 +47,8 @@ def require() -> None:
         )
 
 
-def _frames() -> Iterator[FrameType]:
-    frame = inspect.currentframe()
+def _frames(frame: FrameType | None = None) -> Iterator[FrameType]:
+    frame = frame or inspect.currentframe()
     while frame is not None:
         yield frame
         frame = frame.f_back
@@ -58,19 +59,37 @@ def _module(frame: FrameType) -> str:
     return name if isinstance(name, str) else ""
 
 
-def caller() -> FrameType | None:
-    """Return the innermost frame of others: of who called regplug.
+class Caller:
+    """Finds the innermost frame of others: of who called regplug.
 
     Private modules of torch are passed over: what a compiled caller has in between is gone as soon
-    as it returns.
+    as it returns. A walk by names takes as long as a small step's event, so that a look at the
+    place where it ended the last time comes first: is there the same call of the same code?
     """
-    frame = inspect.currentframe()
-    while frame is not None:
-        name = frame.f_globals.get("__name__") or ""
-        if name.partition(".")[0] != _OWN and not name.startswith("torch._"):
-            return frame
-        frame = frame.f_back
-    return None
+
+    def __init__(self) -> None:
+        self._depth = 0  # of the frame that it called, the last of those that are passed over
+        self._inner: CodeType | None = None
+        self._outer: CodeType | None = None
+
+    def frame(self) -> FrameType | None:
+        """Return the frame; None where all are passed over."""
+        try:
+            inner = sys._getframe(self._depth)
+        except ValueError:  # there are not as many
+            inner = sys._getframe()
+        outer = inner.f_back
+        if outer is not None and inner.f_code is self._inner and outer.f_code is self._outer:
+            return outer
+        inner = sys._getframe()
+        for depth, frame in enumerate(_frames(inner)):
+            name = _module(frame)
+            if name.partition(".")[0] != _OWN and not name.startswith("torch._"):
+                self._depth = depth - 1
+                self._inner, self._outer = inner.f_code, frame.f_code
+                return frame
+            inner = frame
+        return None
 
 
 def is_running(wanted: FrameType | None) -> bool:

@@ -19,7 +19,6 @@ __all__ = [
     "StepEvents",
     "StepListener",
     "check_not_in_backward",
-    "gradient_scale",
     "has_gradients",
     "is_real",
     "is_torchs",
@@ -68,6 +67,7 @@ class StepEvents:
         self._looked, self._shown = False, True
         stack.require()
         optimizer_names.check_grad_scaler(optimizer)
+        self._caller = stack.Caller().frame
         self._hooks = StepHooks(optimizer, self._enter, self._leave)
 
     def disconnect(self) -> None:
@@ -84,7 +84,7 @@ class StepEvents:
         if self._depth and stack.is_running(self._call):
             self._depth += 1
             return None
-        self._depth, self._real, self._call = 1, False, stack.caller()
+        self._depth, self._real, self._call = 1, False, self._caller()
         listener, grad = self._listener, torch.is_grad_enabled()
         try:
             closure = args[1] if len(args) > 1 else kwargs.get("closure")
@@ -182,7 +182,10 @@ def is_real(optimizer: Optimizer) -> bool:
         return False
     if not has_gradients(optimizer):
         return False
-    return bool(optimizer.state) or not _is_dummy(optimizer)
+    # What tells at the first look comes first: this runs at every step.
+    if optimizer.state or optimizer.param_groups[0].get("lr", 1.0) != 0:
+        return True
+    return not _is_dummy(optimizer)
 
 
 def _is_dummy(optimizer: Optimizer) -> bool:
@@ -241,12 +244,6 @@ def _has_hook(parameter: torch.Tensor) -> bool:
     count = len(handle.hooks_dict_ref() or ())
     handle.remove()
     return count > 1
-
-
-def gradient_scale(optimizer: Optimizer | None) -> float:
-    """Return what the gradients are still multiplied by: above 1 only fused under a GradScaler."""
-    scale = getattr(optimizer, "grad_scale", None)
-    return 1.0 if scale is None else float(scale)
 
 
 def unscale_gradients(optimizer: Optimizer) -> None:

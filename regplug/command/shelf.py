@@ -7,8 +7,8 @@ from itertools import zip_longest
 from textwrap import wrap
 from typing import Any
 
+from regplug.discovery.arguments import signature
 from regplug.discovery.catalog import load_class
-from regplug.discovery.mistakes import signature
 from regplug.errors import RegplugError
 from regplug.installed import offers
 from regplug.penalty import Penalty

@@ -74,9 +74,9 @@ class _Penalized(torch.autograd.Function):
     def backward(ctx: Any, *outputs: torch.Tensor) -> Any:
         (upstream,) = outputs
         node, weights = ctx.node, list(ctx.saved_tensors)
-        loss_gradient, device = upstream, weights[0].device
-        if upstream.device != device:  # the loss may be on another than its weights
-            upstream = upstream.to(device)
+        loss_gradient, on_cpu = upstream, weights[0].is_cpu
+        if not (on_cpu and upstream.is_cpu):  # the loss may be on another device than its weights
+            upstream = upstream.to(weights[0].device)
         if torch.is_grad_enabled():  # create_graph: the gradient will be differentiated in turn
             gradients = [
                 _differentiable(w, of, node, upstream)
@@ -84,7 +84,7 @@ class _Penalized(torch.autograd.Function):
             ]
             return None, None, loss_gradient, *gradients
         # Elsewhere than on a CPU, reading a value waits for the device.
-        scale = upstream.item() if device.type == "cpu" else upstream
+        scale = upstream.item() if on_cpu else upstream
         if not node.small:
             gradients = [_gradient(weights[0], node, node.shares, scale)]
         elif node.size < TINY * len(weights):

@@ -1,7 +1,7 @@
 """Proximal operators after the update, with the step that the optimizer effectively takes."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,13 +11,16 @@ from regplug.backend.groups import Group
 from regplug.backend.layouts import Layout
 from regplug.backend.precision import widened
 from regplug.backend.private import flattened, unflattened
-from regplug.backend.update_rules import UpdateRule
 from regplug.kernels.kernel import Kernel
 from regplug.kernels.pieces import (
+    FEW,
     NO_LAYOUTS,
     Layouts,
     is_small,
 )
+
+if TYPE_CHECKING:
+    from regplug.backend.update_rules import UpdateRule
 
 __all__ = ["apply_elementwise_steps", "apply_one_step"]
 
@@ -30,6 +33,9 @@ def apply_one_step(
 ) -> None:
     """Replace ``weights`` by their proximal points for one step that they all have."""
     if kernel.separable:
+        if len(weights) <= FEW and kernel.plain and is_small(weights):
+            kernel.proximal_(list(weights), step)
+            return
         parts = [shards.local(w) for w in weights]
         for pieces, *companions in batches([parts, *kernel.companion_parts(weights)]):
             kernel.proximal_(pieces, step, *companions)
@@ -40,7 +46,7 @@ def apply_one_step(
 
 def apply_elementwise_steps(
     kernel: Kernel,
-    rule: UpdateRule,
+    rule: "UpdateRule",
     group: Group,
     states: Mapping[torch.Tensor, Mapping[str, Any]],
     weights: Sequence[torch.Tensor],
@@ -66,8 +72,8 @@ def apply_elementwise_steps(
         elif w.numel() >= TINY:
             kernel.proximal_([w], rule.step(group, state, used))
         else:
-            numbers = tuple(float(state[name]) for name in rule.numbers)
-            moments = [state[name] for name in names]
+            numbers = tuple(map(float, map(state.__getitem__, rule.numbers)))
+            moments = map(state.__getitem__, names)
             row = (w, g, *moments) if rule.uses_gradient else (w, *moments)
             alike.setdefault((w.dtype, w.device, numbers), []).append(row)
     for (_, _, numbers), rows in alike.items():
@@ -78,7 +84,7 @@ def apply_elementwise_steps(
 
 def _apply_blockwise(
     kernel: Kernel,
-    rule: UpdateRule,
+    rule: "UpdateRule",
     group: Group,
     state: Mapping[str, Any],
     w: torch.Tensor,
@@ -96,7 +102,7 @@ def _apply_blockwise(
 
 def _apply_joined(
     kernel: Kernel,
-    rule: UpdateRule,
+    rule: "UpdateRule",
     group: Group,
     state: Mapping[str, Any],
     weights: Sequence[torch.Tensor],
@@ -106,7 +112,7 @@ def _apply_joined(
 
     ``inputs`` has a list for each tensor that the rule needs of a weight.
     """
-    flat, *rest = (flattened(tensors) for tensors in (weights, *inputs))
+    flat, rest = flattened(weights), list(map(flattened, inputs))
     used, moments = (rest[0], rest[1:]) if rule.uses_gradient else (flat, rest)
     tensors = dict(zip(rule.tensors(group), moments, strict=True))
     kernel.proximal_([flat], rule.step(group, {**state, **tensors}, used))

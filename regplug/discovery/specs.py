@@ -12,7 +12,7 @@ from typing import Any
 
 from regplug import schedules
 from regplug.backend.words import nearest
-from regplug.discovery.mistakes import misfit
+from regplug.discovery.arguments import misfit
 from regplug.errors import SpecError
 
 __all__ = ["LONGEST", "Template", "parse", "quoted"]

@@ -6,7 +6,7 @@ from typing import TypeAlias
 import torch
 
 from regplug.backend import shards
-from regplug.backend.blocks import BLOCK
+from regplug.backend.blocks import BLOCK, PLAIN
 from regplug.backend.layouts import Layout
 from regplug.backend.precision import HALVES
 
@@ -32,7 +32,8 @@ def is_small(weights: Sequence[torch.Tensor]) -> bool:
     """Whether these can be worked on as they are: plain, not in halves, and of a block together."""
     size = 0
     for w in weights:
-        if w.numel() == 0 or w.dtype in HALVES or shards.is_dtensor(w):
+        own = w.numel()
+        if own == 0 or w.dtype in HALVES or (type(w) not in PLAIN and shards.is_dtensor(w)):
             return False
-        size += w.numel()
+        size += own
     return 0 < size <= BLOCK

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from regplug.backend import others, shards
+from regplug.backend import shards
 from regplug.errors import SpecError, StateError
 from regplug.view import SessionView
 
@@ -44,6 +44,8 @@ def owners(optimizer: object) -> "list[Accelerator]":
     The wrapper knows nothing of its Accelerator, so they are looked for among all living objects,
     once, at attach: tens of milliseconds. One that is not alive can't save a checkpoint either.
     """
+    from regplug.backend import others
+
     return others.prepared_by(optimizer)
 
 

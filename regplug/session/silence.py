@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.parameter import is_lazy
 
-from regplug.backend.private import version
+from regplug.backend.private import version_reader
 from regplug.view import SessionView
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class Silence:
         self._ever = False
         self._witness: torch.Tensor | None = None
         self._version = 0
+        self._version_of = version_reader()
         self._sample: torch.Tensor | None = None
         self._warned: set[str] = set()
 
@@ -69,7 +70,11 @@ class Silence:
         ]
         # The last, since the first layers are what is frozen and embeddings may not be used.
         self._witness = trained[-1] if trained else None
-        self._version = _version_of(self._witness)
+        self._version_of = version_reader()
+        self._version = self._version_now()
+
+    def _version_now(self) -> int:
+        return 0 if self._witness is None else self._version_of(self._witness) or 0
 
     def in_loss(self, session: SessionView) -> None:
         """A loss event with a graph behind it."""
@@ -80,8 +85,8 @@ class Silence:
         if self._events >= _PASSES and self._events & (self._events - 1) == 0:
             self._look(session)
 
-    def gradients_ready(self) -> None:
-        """A step of the attached optimizer, or an evaluation of its closure."""
+    def evaluated(self) -> None:
+        """A closure was evaluated in a step of the attached optimizer."""
         self._events = 0
 
     def stepped(self, session: SessionView) -> None:
@@ -89,8 +94,8 @@ class Silence:
         self.waiting = None
         self._events = 0
         self._without += 1
-        if self._witness is not None:
-            self._version = _version_of(self._witness)
+        if (witness := self._witness) is not None:
+            self._version = self._version_of(witness) or 0
         if self._without >= self._limit:
             self._limit *= 2  # nobody may need it now, and somebody later
             if needy := self._needy(session):
@@ -137,7 +142,7 @@ class Silence:
 
     def _moves(self) -> int:
         """Return how often the witness was changed in place since the last step."""
-        return _version_of(self._witness) - self._version
+        return self._version_now() - self._version
 
     def _is_left(self, session: SessionView) -> bool:
         """Whether others train the weights, as far as it can be told without a loss event."""
@@ -203,7 +208,3 @@ def _sample(w: torch.Tensor) -> torch.Tensor:
     from regplug.backend import shards
 
     return shards.local(w).detach().reshape(-1)[:64].clone()
-
-
-def _version_of(witness: torch.Tensor | None) -> int:
-    return 0 if witness is None else version(witness) or 0

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from regplug.backend.gradmode import without_grad
 from regplug.errors import RegplugError, StateError
 from regplug.plugin import Plugin
 from regplug.session.calls import Calls
-from regplug.session.snapshots import Ghost, Memory
 from regplug.view import SessionView
+
+if TYPE_CHECKING:
+    from regplug.session.snapshots import Ghost
 
 __all__ = ["States", "checked"]
 
@@ -57,6 +59,8 @@ class States:
 
     def keep(self, plugin: Plugin) -> None:
         """Keep a plugin as it is now, before it is detached and may be attached elsewhere."""
+        from regplug.session.snapshots import Ghost  # not before one leaves
+
         if plugin.name not in self._ghosts:
             self._ghosts[plugin.name] = Ghost(plugin)
             self._answering = None
@@ -85,6 +89,8 @@ class States:
             state: what ``session.state_dict()`` returned once.
             advance: sets the session's step count.
         """
+        from regplug.session.snapshots import Memory
+
         steps, states = checked(state, self._plugins)
         at = session.steps
         memories: list[tuple[Plugin, Memory]] = []

@@ -12,7 +12,7 @@ from regplug import Penalty, Plugin, Scheduled
 from regplug.backend.groups import sign
 from regplug.backend.precision import widened
 from regplug.backend.update_rules import update_rule
-from regplug.plugin import set_step
+from regplug.plugin import set_steps
 from regplug.schedules import constant
 
 __all__ = ["StackedPenalty", "why_not_stacked"]
@@ -105,8 +105,7 @@ class StackedPenalty:
         if self._now is not None and self._steady:
             return self._now
         like = self._weights[0][0]
-        for penalty in self._penalties:
-            set_step(penalty, step)
+        set_steps(self._penalties, step)
         dtype = torch.promote_types(like.dtype, torch.float32)
         tensors = {
             name: torch.tensor(

@@ -229,13 +229,13 @@ def test_a_caller_that_is_passed_over_by_its_name_no_more_is_told_of(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As if torch had moved what stands between a compiled caller and a hook."""
-    model, optimizer = linear()
-    session = regplug.attach(model, optimizer, ["l2(0.5)"])
 
-    def short_lived() -> Any:
+    def short_lived(this: object) -> Any:
         return stack.inspect.currentframe()
 
-    monkeypatch.setattr(stack, "caller", short_lived)
+    monkeypatch.setattr(stack.Caller, "frame", short_lived)
+    model, optimizer = linear()
+    session = regplug.attach(model, optimizer, ["l2(0.5)"])
     backward(model)
     with pytest.warns(UserWarning, match=r"test_frames\.short_lived, .*session\.step\(lr=…\)"):
         optimizer.step()

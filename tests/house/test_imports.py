@@ -36,6 +36,7 @@ FLOORS = (
     {"selection"},
     {"backend"},
     {"installed", "schedules", "table"},
+    {"values"},
     {"errors"},
 )
 
