@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from regplug.backend.fragments import Fragment
 from regplug.backend.shards import is_dtensor, placements
 
 __all__ = ["Sum", "resolve", "wide"]
@@ -43,6 +44,8 @@ class Sum:
 
 def _shard_groups(parameter: torch.Tensor) -> tuple[Any, ...]:
     """Return the process groups over whose ranks the parts of ``parameter`` are spread."""
+    if type(parameter) is Fragment:
+        return (parameter.group,)
     if not is_dtensor(parameter):
         return ()
     mesh = parameter.device_mesh  # type: ignore[attr-defined]

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from regplug.backend import shards
+from regplug.backend.fragments import Fragment
 from regplug.backend.layouts import Layout, layout_of
 from regplug.backend.names import Named, named_parameters
 from regplug.backend.sums import Sum
@@ -75,6 +76,11 @@ class Coverage(Sequence[Covered]):
         """The layouts of what is kept otherwise than ``(out, in, …)``, by parameter."""
         found = ((e.parameter, layout_of(e.module, e.parameter)) for e in self.entries)
         return {parameter: layout for parameter, layout in found if layout is not None}
+
+    @property
+    def apart(self) -> bool:
+        """Whether what is trained are other tensors than those that the model computes with."""
+        return any(type(entry.parameter) is Fragment for entry in self.entries)
 
     def zeros(self) -> Sum:
         """Return the share of the covered weights that are exactly 0."""

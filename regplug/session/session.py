@@ -16,7 +16,7 @@ from regplug.backend.eager import eagerly
 from regplug.backend.precision import as_outside, autocast_is_on, without_autocast
 from regplug.errors import RegplugError, SpecError, StateError, UnsupportedError
 from regplug.plugin import Plugin
-from regplug.session import accelerate, attachments, composition
+from regplug.session import accelerate, attachments, composition, engines
 from regplug.session.agreement import Ranks
 from regplug.session.asked import Asked
 from regplug.session.binding import Binding
@@ -53,6 +53,12 @@ class Session(Asked):
         name: str | None = None,
         kernels: str = "auto",
     ) -> None:
+        given = optimizer
+        self._engine = engines.find(model, optimizer)
+        zero = None
+        if self._engine is not None:
+            model, optimizer = self._engine.module, self._engine.optimizer
+            zero = self._engine.steps
         self.model = wrappers.unwrap_model(model)
         self.optimizer = None if optimizer is None else wrapped.unwrap(optimizer)
         self.plugins = tuple(plugins)
@@ -62,9 +68,9 @@ class Session(Asked):
         self._detached = False
         self._ranks = ranks
         self._disconnect: Callable[[], None] | None = None
-        self._events: step_events.StepEvents | None = None
+        self._events: step_events.StepEvents | engines.EngineEvents | None = None
         self._silence = Silence()
-        self._binding = Binding(self.model, self.optimizer, self._silence)
+        self._binding = Binding(self.model, self.optimizer, self._silence, zero)
         parts = self._binding.parts
         attachments.check(
             self.plugins, [] if optimizer is None else wrapped.wrappers(optimizer) + parts
@@ -89,7 +95,7 @@ class Session(Asked):
         )
         keep_freed_memory()
         try:
-            self._begin(optimizer, accelerator)
+            self._begin(given, accelerator)
             ranks.compare(self)
             if not self._detached:
                 sessions.warn_of_doubles(self)
@@ -108,11 +114,15 @@ class Session(Asked):
         self._binding.attached = bool(self.plugins)
         composition.check(self)
         self._calls.settle(self)
-        if self.optimizer is not None:
+        if self._engine is not None and self._engine.steps is not None:
+            self._events = engines.EngineEvents(self._engine.steps, self._steps)
+        elif self.optimizer is not None:
             self._events = step_events.StepEvents(self.optimizer, self._steps)
-            self._steps.doubt(optimizer, self.optimizer)
+            self._steps.doubt(optimizer if self._engine is None else self.optimizer, self.optimizer)
         if accelerator is not None or accelerate.is_wrapper(optimizer):
             self._disconnect = accelerate.connect(self, accelerator, optimizer)
+        elif self._engine is not None:
+            self._disconnect = engines.connect(self, self._engine.engine)
 
     # --- what the loop calls ---------------------------------------------------------------
 
