@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from regplug.backend import deepspeeds
 from regplug.backend.step_events import StepListener
-from regplug.session.accelerate import read, write
+from regplug.session.accelerate import is_sharded, read, write
 from regplug.view import SessionView
 
 if TYPE_CHECKING:
@@ -94,10 +94,11 @@ def connect(session: SessionView, engine: Any) -> Callable[[], None] | None:
     def saving(save_dir: Any, tag: Any = None, *args: Any, **kwargs: Any) -> Any:
         # As the engine itself does; it counts on only later.
         tag = f"global_step{engine.global_steps}" if tag is None else tag
-        result = save(save_dir, tag, *args, **kwargs)
-        if attached:
-            write(str(Path(save_dir) / str(tag)), session, dist.get_rank(), dist.get_world_size())
-        return result
+        rank = dist.get_rank()
+        if attached and (is_sharded(session) or rank == 0):
+            # First, since the engine's own ends once all ranks have written.
+            write(str(Path(save_dir) / str(tag)), session, rank, dist.get_world_size())
+        return save(save_dir, tag, *args, **kwargs)
 
     @wraps(load)
     def loading(*args: Any, **kwargs: Any) -> Any:
