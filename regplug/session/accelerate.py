@@ -15,6 +15,7 @@ from urllib.parse import quote, unquote
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.distributed as dist
 
 from regplug.backend import shards
 from regplug.backend.names import named_parameters
@@ -105,10 +106,9 @@ def _saver(accelerator: "Accelerator", session: SessionView) -> Callable[..., No
     def save(models: Any, weights: Any, output_dir: str) -> None:
         sharded = is_sharded(session)
         everywhere = accelerator.project_configuration.save_on_each_node
-        main = accelerator.is_local_main_process if everywhere else accelerator.is_main_process
-        if not (sharded or main):
-            return
-        write(output_dir, session, accelerator.process_index, accelerator.num_processes)
+        rank, ranks = _place(accelerator)
+        if sharded or (accelerator.is_local_main_process if everywhere else rank == 0):
+            write(output_dir, session, rank, ranks)
 
     return save
 
@@ -144,10 +144,16 @@ def _loader(accelerator: "Accelerator", session: SessionView) -> Callable[..., N
                 "no session of that name is attached: attach it before load_state to restore it",
                 stacklevel=3,
             )
-        rank, ranks = accelerator.process_index, accelerator.num_processes
-        read(input_dir, session, rank, ranks, accelerator.device)
+        read(input_dir, session, *_place(accelerator), accelerator.device)
 
     return load
+
+
+def _place(accelerator: "Accelerator") -> tuple[int, int]:
+    """Return this rank and the number of ranks. With DeepSpeed on CPUs Accelerate knows of one."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return accelerator.process_index, accelerator.num_processes
 
 
 def read(folder: str, session: SessionView, rank: int, ranks: int, device: Any) -> None:

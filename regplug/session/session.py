@@ -76,7 +76,9 @@ class Session(Asked):
             self.plugins, [] if optimizer is None else wrapped.wrappers(optimizer) + parts
         )
         updating = parts or ([] if self.optimizer is None else [self.optimizer])
-        copies = attachments.suspected(updating, self.plugins)
+        copies = attachments.suspected(
+            updating, self.plugins, None if zero is None else zero.state
+        )
         self._calls = Calls(composition.in_order(self.plugins), ranks.tell)
         self._states = States(self.plugins, self._calls, ranks.tell)
         self._attachments = attachments.Attachments(self._calls, self._states)
