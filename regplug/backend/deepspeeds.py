@@ -1,8 +1,9 @@
 """Every name of DeepSpeed's that is used, and what of it regplug can't be right with, by name.
 
-DeepSpeed has public functions for a weight's master copy, ``deepspeed.utils.safe_get_full_fp32_param``
-and its kin, each a collective of one whole parameter. The same tables tell which run of elements a
-rank has, which needs none. Where a version has them not, :class:`UnsupportedError` says so.
+DeepSpeed has public functions for master weights, ``deepspeed.utils.safe_get_full_fp32_param`` and
+its kin, each a collective for one whole parameter. The tables behind them tell which run of
+elements a rank has, which needs none. Where a version has them not, :class:`UnsupportedError` says
+so.
 """
 
 from collections.abc import Iterable, Iterator
@@ -39,7 +40,7 @@ _SETTINGS = {
 _OPTIMIZERS = {
     "onebit": "sends compressed momenta around, made of gradients that differ from rank to rank",
     "zeroone": "sends compressed momenta around, made of gradients that differ from rank to rank",
-    "muon": "is given gradients that are made orthogonal before its step, to which none can be added",
+    "muon": "steps along gradients that were made orthogonal before, to which none can be added",
 }
 
 
@@ -176,9 +177,7 @@ def _slice(parameter: nn.Parameter, row: int, group: Any) -> Slice:
     if found is None:
         return Slice(parameter, tuple(parameter.shape), row, 0, 0, 0, group)
     there, here = found.get_hp_fragment_address(), _need(found, _ADDRESS)
-    return Slice(
-        parameter, tuple(parameter.shape), row, there.start, here.start, here.numel, group
-    )
+    return Slice(parameter, tuple(parameter.shape), row, there.start, here.start, here.numel, group)
 
 
 def _read_stage_3(zero: Any) -> Zero:

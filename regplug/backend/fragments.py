@@ -109,18 +109,20 @@ class Fragment(torch.Tensor):
         dist.all_reduce(whole, group=self.group)
         return whole.view(self.shape)
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Fragment(shape={tuple(self.shape)}, start={self.start}, part={self.part})"
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
         if name in ("__get__", "__set__", "__delete__"):
-            if func.__self__.__name__ not in _ELEMENTS:
-                return super().__torch_function__(func, types, args, kwargs or {})
-        elif name in _ASKED:
-            return super().__torch_function__(func, types, args, kwargs or {})
-        elif name in ("detach", "clone") and not args[1:]:
+            asks = func.__self__.__name__ not in _ELEMENTS
+        else:
+            asks = name in _ASKED
+        if asks:
+            usual: Any = super().__torch_function__
+            return usual(func, types, args, kwargs or {})
+        if name in ("detach", "clone") and not args[1:]:
             (of,) = args
             return of.like(of.part.clone()) if name == "clone" else _detached(of)
         raise UnsupportedError(

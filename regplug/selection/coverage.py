@@ -80,7 +80,7 @@ class Coverage(Sequence[Covered]):
     @property
     def apart(self) -> bool:
         """Whether what is trained are other tensors than those that the model computes with."""
-        return any(type(entry.parameter) is Fragment for entry in self.entries)
+        return any(isinstance(entry.parameter, Fragment) for entry in self.entries)
 
     def zeros(self) -> Sum:
         """Return the share of the covered weights that are exactly 0."""

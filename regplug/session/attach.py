@@ -35,8 +35,8 @@ def attach(
         model: the module that is trained: bare, compiled, wrapped in DDP, sharded by FSDP2,
             prepared by Accelerate, or an engine of DeepSpeed's.
         optimizer: the torch optimizer, or a wrapper of it (Accelerate's, DeepSpeed's ZeRO, SAM,
-            Lookahead), whose inner one is attached to then; None for a loop that updates its weights by hand, which
-            then says ``with session.step(lr=…):``.
+            Lookahead), whose inner one is attached to then; None for a loop that updates its
+            weights by hand, which then says ``with session.step(lr=…):``.
         plugins: specs such as ``"l1(1e-5)"``, ``"l1=1e-5"`` or
             ``"dropout(linear(0.5, 0.1, steps=1000))"``, and instances of :class:`regplug.Plugin`.
             They act in this order. ``regplug plugins`` lists what is installed.

@@ -68,7 +68,7 @@ def find(model: nn.Module, optimizer: object) -> Engine | None:
 
 
 class EngineEvents:
-    """The events of an engine's real steps, until they are disconnected."""
+    """The events of an engine's real steps: as :class:`StepEvents`, which are an optimizer's."""
 
     def __init__(self, steps: "ZeroSteps", listener: StepListener) -> None:
         self._steps, self._listener = steps, listener

@@ -53,12 +53,10 @@ class Session(Asked):
         name: str | None = None,
         kernels: str = "auto",
     ) -> None:
-        given = optimizer
-        self._engine = engines.find(model, optimizer)
-        zero = None
-        if self._engine is not None:
-            model, optimizer = self._engine.module, self._engine.optimizer
-            zero = self._engine.steps
+        given, zero = optimizer, None
+        self._engine = engine = engines.find(model, optimizer)
+        if engine is not None:
+            model, optimizer, zero = engine.module, engine.optimizer, engine.steps
         self.model = wrappers.unwrap_model(model)
         self.optimizer = None if optimizer is None else wrapped.unwrap(optimizer)
         self.plugins = tuple(plugins)
@@ -76,9 +74,7 @@ class Session(Asked):
             self.plugins, [] if optimizer is None else wrapped.wrappers(optimizer) + parts
         )
         updating = parts or ([] if self.optimizer is None else [self.optimizer])
-        copies = attachments.suspected(
-            updating, self.plugins, None if zero is None else zero.state
-        )
+        copies = attachments.suspected(updating, self.plugins, None if zero is None else zero.state)
         self._calls = Calls(composition.in_order(self.plugins), ranks.tell)
         self._states = States(self.plugins, self._calls, ranks.tell)
         self._attachments = attachments.Attachments(self._calls, self._states)
@@ -116,15 +112,16 @@ class Session(Asked):
         self._binding.attached = bool(self.plugins)
         composition.check(self)
         self._calls.settle(self)
-        if self._engine is not None and self._engine.steps is not None:
-            self._events = engines.EngineEvents(self._engine.steps, self._steps)
+        engine = self._engine
+        if engine is not None and engine.steps is not None:
+            self._events = engines.EngineEvents(engine.steps, self._steps)
         elif self.optimizer is not None:
             self._events = step_events.StepEvents(self.optimizer, self._steps)
-            self._steps.doubt(optimizer if self._engine is None else self.optimizer, self.optimizer)
+            self._steps.doubt(optimizer if engine is None else self.optimizer, self.optimizer)
         if accelerator is not None or accelerate.is_wrapper(optimizer):
             self._disconnect = accelerate.connect(self, accelerator, optimizer)
-        elif self._engine is not None:
-            self._disconnect = engines.connect(self, self._engine.engine)
+        elif engine is not None:
+            self._disconnect = engines.connect(self, engine.engine)
 
     # --- what the loop calls ---------------------------------------------------------------
 

@@ -66,7 +66,7 @@ def resumed_by_engine(rank: int, stage: int, folder: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("stage", (0, 1, 2, 3))
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_run_goes_on_from_an_engines_checkpoint(pair: Pair, stage: int, tmp_path: Path) -> None:
     wanted = loops.by_torch(SPECS, "adam")
     wanted["metrics"] = wanted["metrics"][-1:]
@@ -153,7 +153,7 @@ def accelerated(rank: int, stage: int, folder: str) -> dict[str, Any]:
         os.environ.update(environment)
 
 
-@pytest.mark.parametrize("stage", (0, 1, 2, 3))
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_the_loop_of_accelerate(pair: Pair, stage: int, tmp_path: Path) -> None:
     wanted = loops.by_torch(SPECS, "adam", micro=loops.MICRO)
     wanted["metrics"] = wanted["metrics"][-1:]

@@ -60,8 +60,8 @@ def test_accumulation_and_clipping_leave_penalties_alone(pair: Pair, stage: int)
     loops.assert_same(found, wanted)
 
 
-@pytest.mark.parametrize("stage", (1, 2, 3))
-@pytest.mark.parametrize("accumulated", (None, "fp32"))
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("accumulated", [None, "fp32"])
 def test_master_weights_of_halves_are_regularized(
     pair: Pair, stage: int, accumulated: str | None
 ) -> None:
@@ -111,7 +111,7 @@ def overflowing(rank: int, stage: int) -> tuple[int, int, list[int], float]:
     return session.steps, skipped, counts, value
 
 
-@pytest.mark.parametrize("stage", (1, 2, 3))
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_an_overflow_is_no_step(pair: Pair, stage: int) -> None:
     squares = sum(float(p.half().double().square().sum()) for p in weights())
     for steps, skipped, counts, value in pair.run(overflowing, stage):
@@ -186,7 +186,7 @@ def scheduled(rank: int, stage: int) -> tuple[dict[str, Any], list[str], bool]:
     return found, told, vars(own).get("step") is before
 
 
-@pytest.mark.parametrize("stage", (1, 2, 3))
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_two_sessions_and_a_scheduler(pair: Pair, stage: int) -> None:
     model = loops.make().double()
     own = loops.OPTIMIZERS["sgd"](loops.groups_of(model))
@@ -230,7 +230,7 @@ def states(rank: int, stage: int) -> list[bool]:
     return found
 
 
-@pytest.mark.parametrize("stage", (1, 2, 3))
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_deepspeed_finds_its_states(pair: Pair, stage: int) -> None:
     for found in pair.run(states, stage):
         assert found == [True] * 6
