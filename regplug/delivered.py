@@ -34,6 +34,7 @@ class Delivered(Plugin):
     """
 
     scaled_gradients = True
+    reads_gradients = False
 
     separable: bool
     orientation: str | None
@@ -180,11 +181,24 @@ class Delivered(Plugin):
             return
         if not self.active:
             return
+        # Groups of one sign go together, in one launch for each dtype and device.
+        together: dict[Any, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+        for index, weights, gradients in session.updates(self._selection):
+            if self.hands_over(session, index, weights, gradients):
+                continue
+            first = weights[0]
+            key = sign(session.groups[index]), first.dtype, first.device
+            known = together.setdefault(key, (weights, gradients))
+            if known[0] is not weights:
+                known[0].extend(weights)
+                known[1].extend(gradients)
+        if not together:
+            return
         kernel = self._formula_kernel
         scale = self.strength * session.gradient_scale
         layouts = self._layouts(session)
-        for index, weights, gradients in session.updates(self._selection):
-            factor = scale * sign(session.groups[index])
+        for (direction, _, _), (weights, gradients) in together.items():
+            factor = scale * direction
             if not self._told_rounding:
                 self._told_rounding = True
                 at_step.tell_rounding(kernel, gradients, weights, factor)
@@ -197,6 +211,23 @@ class Delivered(Plugin):
                         "added: exclude that parameter, or use delivery='proximal'"
                     ) from error
                 raise
+
+    def hands_over(
+        self,
+        session: SessionView,
+        index: int,
+        weights: Sequence[torch.Tensor],
+        gradients: Sequence[torch.Tensor],
+    ) -> bool:
+        """Return whether the gradient of a group reaches this update by another way: it does not.
+
+        Args:
+            session: the session.
+            index: that of the group.
+            weights: those of its weights that take part in the step.
+            gradients: their gradients.
+        """
+        return False
 
     @hookimpl
     def on_closure(self, session: SessionView) -> "torch.Tensor | float | None":

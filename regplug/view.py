@@ -42,6 +42,10 @@ class SessionView(Protocol):
         """Which kernels may execute formulas, as ``attach(kernels=…)`` was told."""
 
     @property
+    def handover(self) -> bool:
+        """Whether decay may be left to the optimizer, as ``attach(handover=…)`` was told."""
+
+    @property
     def steps(self) -> int:
         """Completed real steps."""
 

@@ -18,6 +18,7 @@ class Constraint(Plugin):
     collective each, and this rank's part is written back.
     """
 
+    reads_gradients = False
     separable = False
 
     orientation: str | None = None

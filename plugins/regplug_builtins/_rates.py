@@ -58,6 +58,7 @@ class ScheduledRates(Plugin):
     """
 
     changes_weights = False
+    reads_gradients = False
     kind = "rate"
     """What is found, for messages."""
 

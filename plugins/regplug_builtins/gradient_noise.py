@@ -46,6 +46,7 @@ class GradientNoise(Plugin):
     """
 
     scaled_gradients = True
+    reads_gradients = False
     stochastic = True
     eta = Scheduled()
 

@@ -72,6 +72,7 @@ class WeightDecay(Plugin):
     0.95
     """
 
+    reads_gradients = False
     strength = Scheduled()
 
     def __init__(
@@ -125,7 +126,7 @@ class WeightDecay(Plugin):
         self._sessions = sessions.changes()
         self._handed = []
         optimizer = session.optimizer
-        if optimizer is None or self.existing == "add" or self.cautious:
+        if optimizer is None or self.existing == "add" or self.cautious or not session.handover:
             return
         # Whoever looks at the weights after this plugin is to see decayed ones: others that act
         # before the step, and sessions that were attached later, whose every event comes later.

@@ -87,6 +87,8 @@ class Events:
         session = self._session
         if session is None:
             return
+        while self.once_updated:  # of an update that failed
+            self.once_updated.pop()()
         calls, binding = self._calls, self._binding
         if calls.at_steps or self.watchers:
             binding.bind(session)
