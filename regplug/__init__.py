@@ -16,6 +16,7 @@ from regplug.backend.layouts import Layout
 from regplug.backend.shards import full, like, local, part
 from regplug.backend.sums import Sum
 from regplug.hookspecs import hookimpl, hookspec
+from regplug.kernels.elementwise import Elementwise
 from regplug.penalty import Penalty
 from regplug.plugin import Plugin, Scheduled
 from regplug.selection import in_use
@@ -26,6 +27,7 @@ from regplug.view import SessionView
 
 __all__ = [
     "Coverage",
+    "Elementwise",
     "Layout",
     "Penalty",
     "Plugin",

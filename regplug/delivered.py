@@ -12,6 +12,7 @@ import torch
 from regplug.backend.groups import sign
 from regplug.backend.layouts import Layout
 from regplug.delivery import at_step, terms
+from regplug.delivery.executed import executed_by
 from regplug.delivery.proximal import elementwise_proximal, proximal
 from regplug.errors import RegplugError, SpecError, UnsupportedError
 from regplug.hookspecs import hookimpl
@@ -302,7 +303,15 @@ class Delivered(Plugin):
 
     def notes(self, session: SessionView) -> Sequence[str]:
         """Return what is covered if it is little, and what is special about it."""
-        return notes(session.coverage(self._selection))
+        return [*notes(session.coverage(self._selection)), *self.executed(session)]
+
+    def executed(self, session: SessionView) -> Sequence[str]:
+        """Return by what kernels, where a compiler serves; nothing where torch does it, as ever."""
+        if self._settled not in ("step", "proximal") or not self.separable:
+            return []
+        return executed_by(
+            self._formula_kernel, self._settled, session.coverage(self._selection).trainable
+        )
 
 
 def _is_own(plugin: Delivered, event: str) -> bool:

@@ -5,7 +5,19 @@ from typing import Any
 
 import torch
 
-from regplug import Layout, Plugin, Selection, SessionView, Sum, full, hookimpl, in_use, local, part
+from regplug import (
+    Elementwise,
+    Layout,
+    Plugin,
+    Selection,
+    SessionView,
+    Sum,
+    full,
+    hookimpl,
+    in_use,
+    local,
+    part,
+)
 
 __all__ = ["Constraint"]
 
@@ -31,6 +43,7 @@ class Constraint(Plugin):
         self.selection = Selection(where)  # type: ignore[arg-type]
         self.where = where
         self.name = name
+        self._run: Elementwise | None = None
 
     def constrained(self, w: torch.Tensor) -> torch.Tensor:
         """Return the point that replaces ``w``, halves given in float32; ``w`` is not changed."""
@@ -39,23 +52,31 @@ class Constraint(Plugin):
     @hookimpl
     def on_attach(self, session: SessionView) -> None:
         """Check the selection. The weights are first changed by the first step."""
+        self._run = None  # another session may have other kernels
         session.coverage(self.selection)
 
     @hookimpl
     def after_step(self, session: SessionView) -> None:
         """Put the weights that took part in the step back into the set."""
+        if self.separable:
+            updates = session.updates(self.selection)
+            self._elementwise(session)(
+                self.constrained, [local(w) for _, weights, _ in updates for w in weights]
+            )
+            return
         layouts = session.coverage(self.selection).layouts if self.orientation else {}
         for _, weights, _ in session.updates(self.selection):
             for w in weights:
-                if self.separable:
-                    own = local(w)
-                    own.copy_(self.constrained(own))
-                else:
-                    whole = full(w)
-                    wide = whole.float() if whole.dtype.itemsize < 4 else whole
-                    local(w).copy_(
-                        part(self._constrained(wide, layouts.get(w) if layouts else None), w)
-                    )
+                whole = full(w)
+                wide = whole.float() if whole.dtype.itemsize < 4 else whole
+                local(w).copy_(
+                    part(self._constrained(wide, layouts.get(w) if layouts else None), w)
+                )
+
+    def _elementwise(self, session: SessionView) -> Elementwise:
+        if self._run is None:
+            self._run = Elementwise(self.name, session.kernels)
+        return self._run
 
     def _constrained(self, w: torch.Tensor, layout: Layout | None) -> torch.Tensor:
         if layout is None or self.orientation is None:
@@ -80,7 +101,13 @@ class Constraint(Plugin):
 
     def notes(self, session: SessionView) -> list[str]:
         """Return what is covered if it is little, and what is special about it."""
-        return in_use.notes(session.coverage(self.selection))
+        coverage = session.coverage(self.selection)
+        found = in_use.notes(coverage)
+        if self.separable:
+            own = [local(entry.parameter) for entry in coverage.trainable]
+            by = self._elementwise(session).describe(self.constrained, 1, own)
+            found = [*found, *([] if by.startswith("foreach") else [f"in one kernel ({by})"])]
+        return found
 
     def agreement(self, session: SessionView) -> Mapping[str, Any]:
         """Return the settings, and what they come to in this model."""

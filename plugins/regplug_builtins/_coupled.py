@@ -163,15 +163,23 @@ class Coupled(Penalty):
             )
         )
 
+    def executed(self, session: SessionView) -> Sequence[str]:
+        """Return by what kernels, unless the optimizer does it."""
+        return [] if self._is_left(session) else super().executed(session)
+
     def acts(self, session: SessionView) -> str:
         """Return the delivery, or that the optimizer does it."""
+        if self._is_left(session):
+            return f"the update of {type(session.optimizer).__name__} itself"
+        return super().acts(session)
+
+    def _is_left(self, session: SessionView) -> bool:
+        """Whether all of it is left to the optimizer."""
         # What is asked after detach is a copy, of how things were.
         if self in session.plugins and self._sessions != sessions.changes():
             self._find(session)
         whole = len(self._left) == len(session.coverage(self._selection).by_group)
-        if self._settled == "step" and self._left and whole:
-            return f"the update of {type(session.optimizer).__name__} itself"
-        return super().acts(session)
+        return self._settled == "step" and bool(self._left) and whole
 
 
 def _may_be_left(group: Mapping[str, Any], covered: Sequence[torch.Tensor]) -> bool:

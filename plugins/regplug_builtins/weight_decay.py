@@ -2,12 +2,14 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from regplug import (
     Coverage,
+    Elementwise,
     Plugin,
     Scheduled,
     Selection,
@@ -47,7 +49,8 @@ class WeightDecay(Plugin):
             over too, with a warning); or ``"add"``.
         cautious: decay only the elements that the optimizer's own update moves towards 0 or not at
             all: with the update u of this step, w ← w − u − lr·λ·w·[u·w ≥ 0], Chen et al.'s
-            cautious weight decay. It holds a copy of the covered weights during the step.
+            cautious weight decay. It holds a copy of the covered weights during the step, for no
+            optimizer tells its update, and one kernel reads both.
         name: the key of its metrics.
 
     Raises:
@@ -92,6 +95,7 @@ class WeightDecay(Plugin):
         self.name = name
         self._before: list[tuple[list[torch.Tensor], list[torch.Tensor], Any]] = []
         self._checked: Coverage | None = None
+        self._run: Elementwise | None = None
         self._handed: list[int] = []
         self._lent: list[lent.Loan] = []
         self._loans: dict[int, lent.Loan] = {}
@@ -102,6 +106,7 @@ class WeightDecay(Plugin):
     @hookimpl
     def on_attach(self, session: SessionView) -> None:
         """Check what the optimizer decays by itself, and take it over if so told."""
+        self._run = None
         self._take_over(session)
         optimizer = session.optimizer
         if optimizer is not None and self.existing != "add":
@@ -152,11 +157,14 @@ class WeightDecay(Plugin):
     def after_step(self, session: SessionView) -> None:
         """Decay cautiously, if so told."""
         before, self._before = self._before, []
+        if before and self._run is None:
+            self._run = Elementwise(self.name, session.kernels)
         for weights, earlier, decay in before:
-            for w, old in zip(weights, earlier, strict=True):
-                # The update was old − w, so far: of the same sign as old if it shrinks.
-                shrinks = torch.sign(old - w) * torch.sign(old) >= 0
-                w.sub_(torch.where(shrinks, old * decay, 0))
+            assert self._run is not None
+            if isinstance(decay, torch.Tensor) and not decay.is_cpu:
+                self._run(_cautious, weights, earlier, scalars=[decay])
+            else:
+                self._run(partial(_cautious, decay=float(decay)), weights, earlier)
 
     def _take_back(self) -> None:
         """Set back the groups: between steps they, and what is saved of them, are the user's."""
@@ -267,6 +275,12 @@ class WeightDecay(Plugin):
         """Return the settings, and what they come to in this model."""
         covered = session.coverage(self.selection).names
         return {**super().agreement(session), "covers": covered}
+
+
+def _cautious(w: torch.Tensor, old: torch.Tensor, decay: Any) -> torch.Tensor:
+    # The update was old − w, so far: of the same sign as old if it shrinks.
+    shrinks = torch.sign(old - w) * torch.sign(old) >= 0
+    return w - torch.where(shrinks, old * decay, 0)
 
 
 def _with_gradient(group: Mapping[str, Any]) -> int:

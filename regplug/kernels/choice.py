@@ -67,6 +67,11 @@ class Choice:
         self._proven: dict[Any, bool] = {}
         self._why_not: str | None = None
 
+    @property
+    def why_not(self) -> str | None:
+        """Why torch's operations are used where a compiler would serve, None if none is known."""
+        return self._why_not
+
     def pays(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether tensors are worth a kernel: torch is done with little ones before one begins."""
         if self._kernels == "foreach" or self._why_not is not None:
