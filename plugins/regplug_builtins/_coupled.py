@@ -52,13 +52,7 @@ class Coupled(Penalty):
     _loans: Mapping[int, lent.Loan] = {}
     _undo: Sequence[Callable[[], None]] = ()
 
-    @hookimpl
-    def on_attach(self, session: SessionView) -> None:
-        """Check what can be known before the first step."""
-        super().on_attach(session)
-        self._known, self._told = None, False
-        self._lent, self._loans, self._undo = [], {}, []
-        self._find(session)
+    # No on_attach of its own: what acts on many models at once takes a formula and nothing else.
 
     @hookimpl
     def on_detach(self, session: SessionView) -> None:
@@ -66,7 +60,7 @@ class Coupled(Penalty):
         self._take_back()
         for undo in self._undo:
             undo()
-        self._undo, self._loans, self._known = [], {}, None
+        self._undo, self._loans, self._known, self._told = (), {}, None, False
 
     def hands_over(
         self,
@@ -99,7 +93,6 @@ class Coupled(Penalty):
     def _lend(self, session: SessionView, index: int, group: dict[str, Any]) -> None:
         optimizer = session.optimizer
         assert optimizer is not None
-        assert isinstance(self._lent, list)
         if not self._undo:
             states = [optimizer, *lent.around(optimizer)]
             self._undo = [lent.keep_in_states(each) for each in states]
@@ -108,7 +101,7 @@ class Coupled(Penalty):
         self._loans = {**self._loans, index: loan}
         if not self._lent:
             session.once_updated(self._take_back)
-        self._lent.append(loan)
+        self._lent = (*self._lent, loan)
 
     def _take_back(self) -> None:
         """Set back the groups: between steps they, and what is saved of them, are the user's."""
