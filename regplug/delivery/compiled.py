@@ -32,14 +32,14 @@ def compiled_proximal(
         The rows that are left.
     """
     names, rows = rule.tensors(group), range(len(weights))
-    parts = [shards.local(w) for w in weights]
+    parts = shards.locals_of(weights)
     if not kernel.choice.pays(parts):
         return rows
     columns: list[Sequence[torch.Tensor]] = [parts]
     if rule.uses_gradient:
-        columns.append([shards.local(g) for g in gradients])
+        columns.append(shards.locals_of(gradients))
     start = len(columns)
-    columns += [[shards.local(state[name]) for state in states] for name in names]
+    columns += [shards.locals_of([state[name] for state in states]) for name in names]
     end = len(columns)
     columns += kernel.columns(weights)
     scalars, known = _scalars(rule, states, group)

@@ -10,7 +10,7 @@ import importlib.util
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -64,6 +64,8 @@ _COMMON = {
     "exp": "tl.exp({0})",
     "log": "tl.log({0})",
     # Either argument that is not a number is the result.
+    "at_least": "tl.where(({0} > {1}) | ({0} != {0}), {0}, {1})",
+    "at_most": "tl.where(({0} < {1}) | ({0} != {0}), {0}, {1})",
     "maximum": "tl.where(({0} > {1}) | ({0} != {0}), {0}, {1})",
     "minimum": "tl.where(({0} < {1}) | ({0} != {0}), {0}, {1})",
     **{name: f"library.{name}({{0}})" for name in _FROM_LIBRARY - {"pow"}},
@@ -255,37 +257,43 @@ class Triton:
                     return f"Triton's interpreter has no {name}"
         return None
 
-    def run(
+    def kernel(
         self,
         expression: Expression,
-        numbers: Sequence[float],
-        table: Table,
-        columns: Sequence[Sequence[torch.Tensor]],
-        scalars: Sequence[Sequence[torch.Tensor]],
-    ) -> Any:
-        """Execute an expression over a table; return the sum, a 0-d tensor, if it is one."""
-        device = columns[0][0].device
-        packed = table.packed
-        if packed is None or packed.of != table.sizes or packed.device != device:
-            packed = table.packed = Packed(table, device)
-        packed.send_addresses([*table.addresses, *([s.data_ptr() for s in c] for c in scalars)])
-        of_scalars = tuple(column[0].dtype for column in scalars)
-        start = time.perf_counter()
-        kernel = compiled(expression, table.dtypes, of_scalars)
-        sums = packed.sizes
-        if expression.target is None:
-            sums = torch.empty(packed.programs, dtype=torch.float64, device=device)
-        with torch.cuda.device(device) if device.type == "cuda" else _quiet():
-            kernel[(packed.programs,)](
-                packed.addresses,
-                packed.sizes,
-                packed.firsts,
-                packed.rows,
-                packed.numbers(expression, numbers),
-                sums,
-                len(table.sizes),
-                BLOCK=BLOCK,
-            )
-        if (seconds := time.perf_counter() - start) > 0.2 and not is_interpreted():
-            _log.info("compiled a kernel for %s in %.1f s", device, seconds)
-        return sums.sum() if expression.target is None else None
+        dtypes: tuple[torch.dtype, ...],
+        scalars: tuple[torch.dtype, ...],
+    ) -> Callable[..., Any]:
+        """Return what launches an expression for tensors of these dtypes."""
+        function, sums = compiled(expression, dtypes, scalars), expression.target is None
+
+        def execute(
+            numbers: Sequence[float],
+            table: Table,
+            columns: Sequence[Sequence[torch.Tensor]],
+            scalars: Sequence[Sequence[torch.Tensor]],
+        ) -> Any:
+            device = columns[0][0].device
+            packed = table.packed
+            if packed is None or packed.of != table.sizes or packed.device != device:
+                packed = table.packed = Packed(table, device)
+            packed.send_addresses([*table.addresses, *([s.data_ptr() for s in c] for c in scalars)])
+            partial = packed.sizes
+            if sums:
+                partial = torch.empty(packed.programs, dtype=torch.float64, device=device)
+            start = time.perf_counter()
+            with torch.cuda.device(device) if device.type == "cuda" else _quiet():
+                function[(packed.programs,)](
+                    packed.addresses,
+                    packed.sizes,
+                    packed.firsts,
+                    packed.rows,
+                    packed.numbers(expression, numbers),
+                    partial,
+                    len(table.sizes),
+                    BLOCK=BLOCK,
+                )
+            if (seconds := time.perf_counter() - start) > 0.2 and not is_interpreted():
+                _log.info("compiled a kernel for %s in %.1f s", device, seconds)
+            return partial.sum() if sums else None
+
+        return execute
