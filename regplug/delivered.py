@@ -21,7 +21,7 @@ from regplug.plugin import Plugin, Scheduled
 from regplug.selection.coverage import Coverage
 from regplug.selection.in_use import in_use, notes
 from regplug.selection.where import Selection, Where
-from regplug.view import SessionView
+from regplug.view import SessionView, Update
 
 __all__ = ["DELIVERIES", "Delivered"]
 
@@ -182,23 +182,17 @@ class Delivered(Plugin):
             return
         if not self.active:
             return
-        # Groups of one sign go together, in one launch for each dtype and device.
-        together: dict[Any, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
-        for index, weights, gradients in session.updates(self._selection):
-            if self.hands_over(session, index, weights, gradients):
-                continue
-            first = weights[0]
-            key = sign(session.groups[index]), first.dtype, first.device
-            known = together.setdefault(key, (weights, gradients))
-            if known[0] is not weights:
-                known[0].extend(weights)
-                known[1].extend(gradients)
+        together: at_step.Together = {}
+        for update in session.updates(self._selection):
+            if not self.hands_over(session, update):
+                index, weights, gradients = update
+                at_step.join(together, sign(session.groups[index]), weights, gradients)
         if not together:
             return
         kernel = self._formula_kernel
         scale = self.strength * session.gradient_scale
         layouts = self._layouts(session)
-        for (direction, _, _), (weights, gradients) in together.items():
+        for (direction, *_), (weights, gradients) in together.items():
             factor = scale * direction
             if not self._told_rounding:
                 self._told_rounding = True
@@ -213,21 +207,8 @@ class Delivered(Plugin):
                     ) from error
                 raise
 
-    def hands_over(
-        self,
-        session: SessionView,
-        index: int,
-        weights: Sequence[torch.Tensor],
-        gradients: Sequence[torch.Tensor],
-    ) -> bool:
-        """Return whether the gradient of a group reaches this update by another way: it does not.
-
-        Args:
-            session: the session.
-            index: that of the group.
-            weights: those of its weights that take part in the step.
-            gradients: their gradients.
-        """
+    def hands_over(self, session: SessionView, update: Update) -> bool:
+        """Return whether a group's gradient reaches this update by another way, as none does here."""
         return False
 
     @hookimpl
@@ -307,11 +288,8 @@ class Delivered(Plugin):
 
     def executed(self, session: SessionView) -> Sequence[str]:
         """Return by what kernels, where a compiler serves; nothing where torch does it, as ever."""
-        if self._settled not in ("step", "proximal") or not self.separable:
-            return []
-        return executed_by(
-            self._formula_kernel, self._settled, session.coverage(self._selection).trainable
-        )
+        covered = session.coverage(self._selection).trainable
+        return executed_by(self._formula_kernel, self._settled or "auto", covered)
 
 
 def _is_own(plugin: Delivered, event: str) -> bool:

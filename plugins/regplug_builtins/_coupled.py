@@ -1,6 +1,7 @@
 """A penalty whose gradient is a multiple of w is left to the optimizer's own weight_decay."""
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from regplug.schedules import constant
 
 __all__ = ["Coupled"]
 
+_layout = attrgetter("layout")
+_STRIDED = {torch.strided}
 _HALVES = {torch.float16, torch.bfloat16}
 # Whose own weight_decay is an addition to the gradient that they use, as read in each source.
 _KINDS = (
@@ -65,11 +68,10 @@ class Coupled(Penalty):
     def hands_over(
         self,
         session: SessionView,
-        index: int,
-        weights: Sequence[torch.Tensor],
-        gradients: Sequence[torch.Tensor],
+        update: tuple[int, list[torch.Tensor], list[torch.Tensor]],
     ) -> bool:
         """Have the optimizer add the gradient of a group in its update, if it can."""
+        index, weights, gradients = update
         if self._sessions != sessions.changes() or (
             session.coverage(self._selection) is not self._known
         ):
@@ -189,8 +191,12 @@ def _would_add(
     """Whether the update would add just this to just these gradients."""
     if not isinstance(group.get("weight_decay"), int | float):
         return False  # a tensor, which is on a device
-    taking = sum(p.grad is not None for p in group["params"])
-    return taking == len(weights) and all(g.layout is torch.strided for g in gradients)
+    if len(weights) != len(group["params"]):
+        # What is frozen with a gradient left is updated too.
+        taking = sum(p.grad is not None for p in group["params"])
+        if taking != len(weights):
+            return False
+    return set(map(_layout, gradients)) == _STRIDED
 
 
 def _hears(plugin: Plugin, event: str) -> bool:

@@ -6,6 +6,7 @@ tensors, which sharded parameters are gathered for. Halves are computed with in 
 
 import warnings
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 
@@ -23,7 +24,24 @@ from regplug.kernels.pieces import (
 )
 from regplug.kernels.symbols import Symbol
 
-__all__ = ["add_gradients", "tell_rounding", "whole_gradient"]
+__all__ = ["Together", "add_gradients", "join", "tell_rounding", "whole_gradient"]
+
+
+Together: TypeAlias = dict[
+    tuple[float, torch.dtype, torch.device], tuple[list[torch.Tensor], list[torch.Tensor]]
+]
+"""Weights and gradients that go in one call: of one sign, dtype and device."""
+
+
+def join(
+    together: Together, sign: float, weights: list[torch.Tensor], gradients: list[torch.Tensor]
+) -> None:
+    """Put those of a group to the others of their kind; the lists are its own from here on."""
+    first = weights[0]
+    known = together.setdefault((sign, first.dtype, first.device), (weights, gradients))
+    if known[0] is not weights:
+        known[0].extend(weights)
+        known[1].extend(gradients)
 
 
 def add_gradients(

@@ -17,8 +17,8 @@ def executed_by(kernel: Kernel, delivery: str, covered: Sequence[Covered]) -> li
     """Return lines that say so; none where torch's own operations do it because nothing else could.
 
     Args:
-        kernel: of a separable formula.
-        delivery: ``"step"`` or ``"proximal"``.
+        kernel: of the formula.
+        delivery: how it is delivered.
         covered: what it acts on.
     """
 
@@ -28,6 +28,8 @@ def executed_by(kernel: Kernel, delivery: str, covered: Sequence[Covered]) -> li
     def moved(w: Symbol, *companions: Symbol) -> Any:
         return kernel.proximal(w, 1.0, *companions)
 
+    if delivery not in ("step", "proximal") or not kernel.separable:
+        return []
     parts = [shards.local(entry.parameter) for entry in covered]
     if not parts or not kernel.choice.pays(parts):
         why = kernel.choice.why_not
