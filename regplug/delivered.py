@@ -208,7 +208,7 @@ class Delivered(Plugin):
                 raise
 
     def hands_over(self, session: SessionView, update: Update) -> bool:
-        """Return whether a group's gradient reaches this update by another way, as none does here."""
+        """Return whether a gradient reaches this update by another way, as none does here."""
         return False
 
     @hookimpl
