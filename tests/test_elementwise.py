@@ -162,6 +162,27 @@ def test_describe_says_which_kernel_runs() -> None:
     assert "kernel" not in described("l2(0.1, where='all', delivery='step')")
 
 
+class TwoMinds(regplug.Penalty):
+    """Whose lists do something else than its formula."""
+
+    separable = True
+
+    def value(self, w: torch.Tensor) -> torch.Tensor:
+        return w.square().sum()
+
+    def add_gradients(
+        self, gradients: list[torch.Tensor], weights: list[torch.Tensor], factor: float
+    ) -> None:
+        torch._foreach_add_(gradients, weights, alpha=3 * factor)
+
+
+def test_describe_says_that_a_kernel_was_dropped() -> None:
+    pytest.importorskip("numba")
+    with pytest.warns(UserWarning, match="is not used"):
+        text = described(TwoMinds(0.1, delivery="step"))
+    assert "two_minds: in torch's own operations (its kernel came to something else)" in text
+
+
 def test_a_third_partys_plugin_runs_in_one_kernel_without_a_change() -> None:
     pytest.importorskip("numba")
     spec = importlib.util.spec_from_file_location("log_sum_example", EXAMPLE / "regplug_log_sum.py")
