@@ -1,6 +1,6 @@
 """What constraints have in common: after each step, weights are put back into a set."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,21 +8,20 @@ import torch
 from regplug import (
     Elementwise,
     Layout,
-    Plugin,
-    Selection,
+    Selective,
     SessionView,
-    Sum,
     full,
     hookimpl,
     in_use,
     local,
     part,
+    widened,
 )
 
 __all__ = ["Constraint"]
 
 
-class Constraint(Plugin):
+class Constraint(Selective):
     """Base of the plugins that replace each weight by its nearest point in a set, or some point.
 
     A subclass says which (:meth:`constrained`), and whether it acts element by element
@@ -40,8 +39,7 @@ class Constraint(Plugin):
     order_matters = True  # the one that acts last has the last word
 
     def __init__(self, *, where: object = "weights", name: str | None = None) -> None:
-        self.selection = Selection(where)  # type: ignore[arg-type]
-        self.where = where
+        self.where = where  # type: ignore[assignment]
         self.name = name
         self._run: Elementwise | None = None
 
@@ -53,22 +51,21 @@ class Constraint(Plugin):
     def on_attach(self, session: SessionView) -> None:
         """Check the selection. The weights are first changed by the first step."""
         self._run = None  # another session may have other kernels
-        session.coverage(self.selection)
+        session.coverage(self._selection)
 
     @hookimpl
     def after_step(self, session: SessionView) -> None:
         """Put the weights that took part in the step back into the set."""
         if self.separable:
-            updates = session.updates(self.selection)
+            updates = session.updates(self._selection)
             self._elementwise(session)(
                 self.constrained, [local(w) for _, weights, _ in updates for w in weights]
             )
             return
-        layouts = session.coverage(self.selection).layouts if self.orientation else {}
-        for _, weights, _ in session.updates(self.selection):
+        layouts = session.coverage(self._selection).layouts if self.orientation else {}
+        for _, weights, _ in session.updates(self._selection):
             for w in weights:
-                whole = full(w)
-                wide = whole.float() if whole.dtype.itemsize < 4 else whole
+                wide = widened(full(w))
                 local(w).copy_(
                     part(self._constrained(wide, layouts.get(w) if layouts else None), w)
                 )
@@ -87,29 +84,14 @@ class Constraint(Plugin):
     @hookimpl
     def on_metrics(self, session: SessionView) -> Mapping[str, Any]:
         """Return the bound, and the share of the covered weights that are exactly 0."""
-        coverage = in_use.in_use(session.coverage(self.selection))
-        zeros = []
-        for entry in coverage.trainable:
-            own = local(entry.parameter).detach()
-            zeros.append((entry.parameter, own.numel() - torch.count_nonzero(own)))
-        return {**self.strengths(), "zeros": Sum(zeros, factor=1 / max(coverage.weights, 1))}
+        used = in_use.in_use(session.coverage(self._selection))
+        return {**self.strengths(), "zeros": used.zeros()}
 
-    def covers(self, session: SessionView) -> tuple[int, int]:
-        """Return how many tensors and weights are covered."""
-        coverage = session.coverage(self.selection)
-        return len(coverage.trainable), coverage.weights
-
-    def notes(self, session: SessionView) -> list[str]:
-        """Return what is covered if it is little, and what is special about it."""
-        coverage = session.coverage(self.selection)
-        found = in_use.notes(coverage)
-        if self.separable:
-            own = [local(entry.parameter) for entry in coverage.trainable]
-            by = self._elementwise(session).describe(self.constrained, 1, own)
-            found = [*found, *([] if by.startswith("foreach") else [f"in one kernel ({by})"])]
-        return found
-
-    def agreement(self, session: SessionView) -> Mapping[str, Any]:
-        """Return the settings, and what they come to in this model."""
-        covered = session.coverage(self.selection).names
-        return {**super().agreement(session), "covers": covered}
+    def notes(self, session: SessionView) -> Sequence[str]:
+        """Return what is covered if it is little, what is special, and what executes it."""
+        found = super().notes(session)
+        if not self.separable:
+            return found
+        parts = [local(e.parameter) for e in session.coverage(self._selection).trainable]
+        by = self._elementwise(session).describe(self.constrained, 1, parts)
+        return found if by.startswith("foreach") else [*found, f"in one kernel ({by})"]

@@ -7,12 +7,14 @@ from typing import Any
 import torch
 
 from regplug import (
+    HALVES,
     Coverage,
     Penalty,
     Plugin,
     SessionView,
     called_by_a_graph,
     hookimpl,
+    is_hook,
     lent,
     sessions,
 )
@@ -22,7 +24,6 @@ __all__ = ["Coupled"]
 
 _layout = attrgetter("layout")
 _STRIDED = {torch.strided}
-_HALVES = {torch.float16, torch.bfloat16}
 # Whose own weight_decay is an addition to the gradient that they use, as read in each source.
 _KINDS = (
     torch.optim.SGD,
@@ -87,7 +88,7 @@ class Coupled(Penalty):
         if not self._told:
             # The first step says so if it rounds away.
             self._told = True
-            if not group.get("fused") and any(w.dtype in _HALVES for w in weights):
+            if not group.get("fused") and any(w.dtype in HALVES for w in weights):
                 return False
         self._lend(session, index, group)
         return True
@@ -200,4 +201,4 @@ def _would_add(
 
 
 def _hears(plugin: Plugin, event: str) -> bool:
-    return hasattr(getattr(plugin, event, None), "regplug_impl")
+    return is_hook(getattr(plugin, event, None))

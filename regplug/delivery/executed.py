@@ -1,14 +1,16 @@
 """What executes a formula, for people: a compiler's kernel, or why it is none."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from regplug.backend import shards
 from regplug.kernels.kernel import Kernel
-from regplug.kernels.symbols import Symbol
 from regplug.selection.coverage import Covered
+
+if TYPE_CHECKING:
+    from regplug.kernels.symbols import Symbol
 
 __all__ = ["executed_by"]
 
@@ -22,10 +24,10 @@ def executed_by(kernel: Kernel, delivery: str, covered: Sequence[Covered]) -> li
         covered: what it acts on.
     """
 
-    def added(g: torch.Tensor, w: Symbol, *companions: Symbol) -> torch.Tensor:
+    def added(g: torch.Tensor, w: "Symbol", *companions: "Symbol") -> torch.Tensor:
         return torch.add(g, kernel.symbolic_gradient(w, *companions))
 
-    def moved(w: Symbol, *companions: Symbol) -> Any:
+    def moved(w: "Symbol", *companions: "Symbol") -> Any:
         return kernel.proximal(w, 1.0, *companions)
 
     if delivery not in ("step", "proximal") or not kernel.separable:
@@ -34,7 +36,7 @@ def executed_by(kernel: Kernel, delivery: str, covered: Sequence[Covered]) -> li
     if not parts or not kernel.choice.pays(parts):
         why = kernel.choice.why_not
         return [] if why is None else [f"in torch's own operations ({why})"]
-    beside = len(kernel.columns([covered[0].parameter]))
+    beside = len(kernel.companion_parts([covered[0].parameter]))
     formula, columns = (added, 2) if delivery == "step" else (moved, 1)
     found = {kernel.choice.describe(formula, columns + beside, part) for part in _kinds(parts)}
     # Where no compiler serves there is nothing to tell.

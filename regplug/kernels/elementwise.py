@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from regplug.backend.blocks import batches
+from regplug.backend.precision import widened
 from regplug.kernels.choice import Choice
-from regplug.kernels.pieces import widened
 
 __all__ = ["Elementwise"]
 
