@@ -14,7 +14,7 @@ from regplug_builtins import NonNegative
 
 COMPILED = ["foreach"] + ["numba"] * (importlib.util.find_spec("numba") is not None)
 LARGE = 1 << 16
-EXAMPLE = Path(__file__).parent.parent / "examples" / "third_party_plugin"
+EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "third_party_plugin"
 
 
 def halved(w: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
