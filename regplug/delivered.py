@@ -35,6 +35,7 @@ class Delivered(Selective):
 
     scaled_gradients = True
     reads_gradients = False
+    may_hand_over = False  # whether hands_over() is to be asked
 
     separable: bool
     orientation: str | None
@@ -186,9 +187,15 @@ class Delivered(Selective):
             return
         together: at_step.Together = {}
         for update in session.updates(self._selection):
-            if not self.hands_over(session, update):
-                index, weights, gradients = update
-                at_step.join(together, sign(session.groups[index]), weights, gradients)
+            if self.may_hand_over and self.hands_over(session, update):
+                continue
+            index, weights, gradients = update
+            first = weights[0]
+            key = sign(session.groups[index]), first.dtype, first.device
+            if key in together:
+                at_step.join(together[key], weights, gradients)
+            else:
+                together[key] = weights, gradients
         if not together:
             return
         kernel = self._formula_kernel

@@ -45,6 +45,7 @@ class Coupled(Penalty):
     optimizer uses is that of the penalty too, at no pass over memory; ``.grad`` does not show it.
     """
 
+    may_hand_over = True
     multiple = 0.0
     """c, for a gradient of c·w."""
 

@@ -35,14 +35,13 @@ Together: TypeAlias = dict[
 
 
 def join(
-    together: Together, sign: float, weights: list[torch.Tensor], gradients: list[torch.Tensor]
+    known: tuple[list[torch.Tensor], list[torch.Tensor]],
+    weights: list[torch.Tensor],
+    gradients: list[torch.Tensor],
 ) -> None:
-    """Put those of a group to the others of their kind; the lists are its own from here on."""
-    first = weights[0]
-    known = together.setdefault((sign, first.dtype, first.device), (weights, gradients))
-    if known[0] is not weights:
-        known[0].extend(weights)
-        known[1].extend(gradients)
+    """Put those of a group to others of their kind."""
+    known[0].extend(weights)
+    known[1].extend(gradients)
 
 
 def add_gradients(
