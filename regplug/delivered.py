@@ -35,7 +35,7 @@ class Delivered(Selective):
 
     scaled_gradients = True
     reads_gradients = False
-    may_hand_over = False  # whether hands_over() is to be asked
+    _may_hand_over = False  # whether hands_over() is to be asked
 
     separable: bool
     orientation: str | None
@@ -187,7 +187,7 @@ class Delivered(Selective):
             return
         together: at_step.Together = {}
         for update in session.updates(self._selection):
-            if self.may_hand_over and self.hands_over(session, update):
+            if self._may_hand_over and self.hands_over(session, update):
                 continue
             index, weights, gradients = update
             first = weights[0]

@@ -45,7 +45,7 @@ class Coupled(Penalty):
     optimizer uses is that of the penalty too, at no pass over memory; ``.grad`` does not show it.
     """
 
-    may_hand_over = True
+    _may_hand_over = True
     multiple = 0.0
     """c, for a gradient of c·w."""
 
@@ -66,6 +66,7 @@ class Coupled(Penalty):
         for undo in self._undo:
             undo()
         self._undo, self._loans, self._known, self._told = (), {}, None, False
+        self._may_hand_over = True
 
     def hands_over(
         self,
@@ -119,7 +120,7 @@ class Coupled(Penalty):
         """Find the groups that may be left to the optimizer."""
         self._sessions = sessions.changes()
         self._known = coverage = session.coverage(self._selection)
-        self._left = ()
+        self._left, self._may_hand_over = (), False  # asked no more, until describe() looks again
         if self._settled == "proximal" or not session.handover or session.kernels == "foreach":
             return
         optimizer = session.optimizer
@@ -130,6 +131,7 @@ class Coupled(Penalty):
             for index, covered in coverage.by_group.items()
             if _may_be_left(session.groups[index], covered)
         )
+        self._may_hand_over = bool(self._left)
 
     def _is_another(self) -> bool:
         """Whether a subclass, or somebody on the instance, made anything else of it."""
