@@ -234,7 +234,7 @@ class Delivered(Plugin):
         # Companions belong to the parameters themselves.
         valued = coverage if self._formula_kernel.has_companions else used
         value = terms.value(self._formula_kernel, valued, factor=strengths.get("strength", 1.0))
-        return {"value": value, **strengths, "zeros": terms.zeros(used)}
+        return {"value": value, **strengths, "zeros": terms.zeros(used, self._kernels)}
 
     def _settle(self, session: SessionView) -> str:
         if self._settled is None:

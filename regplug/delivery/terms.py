@@ -1,9 +1,9 @@
 """What penalties add up to: the terms of an objective, and their values."""
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -11,16 +11,17 @@ from regplug.backend import shards
 from regplug.backend.blocks import BLOCK, batches
 from regplug.backend.layouts import Layout
 from regplug.backend.private import flattened
-from regplug.backend.sums import Sum, resolve
+from regplug.backend.sums import Sum, added_up, resolve, shard_groups
+from regplug.delivery.together import Share, choice_of, summed
+from regplug.kernels.choice import Choice
 from regplug.kernels.kernel import Kernel
 from regplug.kernels.pieces import FEW, is_small, widened
 from regplug.selection.coverage import Coverage
 
-__all__ = ["Share", "Term", "total", "value", "zeros"]
+__all__ = ["Node", "Share", "Term", "nodes_of", "total", "total_of", "value", "zeros"]
 
-
-# One penalty's part in a weight's gradient: its formula, and the factor before it.
-Share: TypeAlias = tuple[Kernel, float]
+_BYTES = 64 << 20
+"""What a node makes at once, elsewhere than on a CPU, where a block stays in the cache."""
 
 
 class Term(NamedTuple):
@@ -33,20 +34,65 @@ class Term(NamedTuple):
 
 @dataclass
 class Node:
-    """Weights that have the same shares: a single one, or small ones that make one flat tensor."""
+    """Weights that have the same shares: a single one, or several that are worked on together.
+
+    Attributes:
+        shares: the penalties.
+        small: whether these are small ones that make one flat tensor.
+        weights: the parameters.
+        rows: their places in the node that this one is a part of.
+        size: their elements.
+        layout: of a single one that penalties want in another.
+        choice: of the kernels of all that is compiled, large or small; None if nothing is.
+    """
 
     shares: Sequence[Share]
     small: bool
     weights: list[torch.Tensor] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
     size: int = 0
     layout: Layout | None = None
+    choice: Choice | None = None
+    _apart: list["Node"] = field(default_factory=list)
+
+    def add(self, w: torch.Tensor, row: int = 0) -> None:
+        """Take a weight in."""
+        self.weights.append(w)
+        self.rows.append(row)
+        self.size += w.numel()
+
+    def pieces(self) -> Iterator["Node"]:
+        """Yield what is made at once of it: all, unless it is compiled and large."""
+        if self.choice is None:
+            yield self
+            return
+        first = self.weights[0]
+        most = BLOCK if first.device.type == "cpu" else _BYTES // first.dtype.itemsize
+        piece = Node(self.shares, False, choice=self.choice)
+        for w in self.weights:
+            if piece.weights and piece.size + w.numel() > most:
+                yield piece
+                piece = Node(self.shares, False, choice=self.choice)
+            piece.add(w)
+        yield piece
+
+    def apart(self, rows: Iterable[int]) -> list["Node"]:
+        """Return nodes without kernels for those of its weights that these can't do."""
+        rows = list(rows)
+        if len(rows) < len(self.weights):
+            return _plain_nodes((self.weights[row], self.shares, None, row) for row in rows)
+        if not self._apart:
+            every = enumerate(self.weights)
+            self._apart += _plain_nodes((w, self.shares, None, row) for row, w in every)
+        return self._apart
 
 
 def nodes_of(terms: Iterable[Term]) -> list[Node]:
     """Return each weight once, with all that the terms make of it.
 
-    Weights go together, a block of them at most, if they are small and their penalties are
-    separable and need to know nothing of a weight but its values.
+    Weights of the same shares go together where a compiled kernel serves them. Elsewhere they do,
+    a block of them at most, if they are small and their penalties are separable and need to know
+    nothing of a weight but its values.
     """
     shares: dict[torch.Tensor, tuple[Share, ...]] = {}
     layouts: dict[torch.Tensor, Layout] = {}
@@ -59,23 +105,44 @@ def nodes_of(terms: Iterable[Term]) -> list[Node]:
             for w in ws:
                 if w.requires_grad:
                     shares[w] = shares[w] + share if w in shares else share
+    alike: dict[Any, list[torch.Tensor]] = {}
+    for w, own in shares.items():
+        if all(kernel.separable for kernel, _ in own):
+            alike.setdefault((own, w.dtype, w.device, shard_groups(w)), []).append(w)
+    nodes: list[Node] = []
+    for (own, *_), together in alike.items():
+        choice = choice_of(own)
+        if choice.serves(together):
+            nodes.append(Node(own, False, choice=choice))
+            for w in together:
+                nodes[-1].add(w)
+                del shares[w]
+    return nodes + _plain_nodes((w, own, layouts.get(w), 0) for w, own in shares.items())
+
+
+def _plain_nodes(
+    weights: Iterable[tuple[torch.Tensor, Sequence[Share], Layout | None, int]],
+) -> list[Node]:
     nodes: list[Node] = []
     open_: dict[Any, Node] = {}
-    for w, own in shares.items():
+    for w, own, layout, row in weights:
         size, small = w.numel(), is_small([w]) and all(kernel.plain for kernel, _ in own)
         kind = (w.dtype, w.device, own) if small else w
         node = open_.get(kind)
         if node is None or node.size + size > BLOCK:
-            node = open_[kind] = Node(own, small, layout=layouts.get(w))
+            node = open_[kind] = Node(own, small, layout=layout)
             nodes.append(node)
-        node.weights.append(w)
-        node.size += size
+        node.add(w, row)
     return nodes
 
 
 def _values(node: Node) -> list[tuple[Kernel, torch.Tensor | float]]:
     """Return what adds up, for each kernel, to Σ factor·value(w): over shards if separable."""
     first = node.weights[0]
+    if node.choice is not None:
+        sum_, left = summed(node.shares, node.weights)
+        parts = [own for part in node.apart(left) for own in _values(part)] if left else []
+        return [(node.shares[0][0], sum_), *parts]
     if node.small:
         pieces = node.weights
         if len(pieces) > FEW:
@@ -113,6 +180,7 @@ def _value(kernel: Kernel, *tensors: torch.Tensor) -> torch.Tensor | float:
 
 
 def total_of(nodes: Iterable[Node]) -> torch.Tensor | float:
+    """Return what the terms of ``nodes`` add up to; a collective if weights are sharded."""
     numbers: list[float] = []
     tensors: dict[torch.device, list[torch.Tensor]] = {}
     sharded: list[tuple[torch.Tensor, torch.Tensor | float]] = []
@@ -126,7 +194,7 @@ def total_of(nodes: Iterable[Node]) -> torch.Tensor | float:
                 numbers.append(own)
             else:
                 tensors.setdefault(own.device, []).append(own)
-    result: torch.Tensor | float = math.fsum(numbers)
+    result: torch.Tensor | float = added_up(numbers)
     for device, values in tensors.items():
         own = torch.stack(values).sum()
         # Sums of two accelerators don't add up by themselves.
@@ -150,10 +218,32 @@ def value(kernel: Kernel, coverage: Coverage, factor: float) -> Any:
     return total_of(nodes) * factor
 
 
-def zeros(coverage: Coverage) -> Sum:
-    """Return the share of the covered weights that are exactly 0."""
-    terms = []
+def zeros(coverage: Coverage, kernels: str = "auto") -> Sum:
+    """Return the share of the covered weights that are exactly 0.
+
+    Args:
+        coverage: whose weights are counted.
+        kernels: which may count, ``session.kernels``.
+    """
+    if (choice := _counting.get(coverage)) is None:
+        choice = _counting[coverage] = Choice("zeros", kernels)
+    alike: dict[Any, list[torch.Tensor]] = {}
     for entry in coverage.trainable:
-        w = shards.local(entry.parameter).detach()
-        terms.append((entry.parameter, w.numel() - torch.count_nonzero(w)))
+        w = entry.parameter
+        alike.setdefault((w.dtype, w.device, shard_groups(w)), []).append(w)
+    terms: list[tuple[torch.Tensor, Any]] = []
+    for ws in alike.values():
+        parts = [shards.local(w).detach() for w in ws]
+        left: Sequence[int] = range(len(ws))
+        if choice.serves(ws):
+            found, left = choice.total(_zeros, [parts], lambda columns: sum(map(_zeros, *columns)))
+            terms.append((ws[0], found))
+        terms += [(ws[row], parts[row].numel() - torch.count_nonzero(parts[row])) for row in left]
     return Sum(terms, factor=1 / max(coverage.weights, 1))
+
+
+_counting: WeakKeyDictionary[Coverage, Choice] = WeakKeyDictionary()
+
+
+def _zeros(w: torch.Tensor) -> torch.Tensor:
+    return (w == 0).sum()

@@ -64,7 +64,26 @@ class Choice:
         self._kernels = kernels
         self._tables: dict[Any, Table] = {}
         self._runs: dict[Any, Run | None] = {}
+        self._others: dict[Any, Choice] = {}
         self._why_not: str | None = None
+
+    def other(self, formula: object) -> "Choice":
+        """Return the kernels of another formula of the same plugin: that of its value, say.
+
+        Each formula has its own, for one may be compiled where another can't.
+
+        Args:
+            formula: a name, or what else tells it apart.
+        """
+        if formula not in self._others:
+            self._others[formula] = Choice(self._name, self._kernels)
+        return self._others[formula]
+
+    def serves(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether there is a compiler for these, of one dtype and device, and they are worth it."""
+        first = tensors[0]
+        backend = backends.serving(first, (first.dtype,), self._kernels)
+        return backend is not None and self.pays(tensors)
 
     def pays(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether tensors are worth a kernel: torch is done with little ones before one begins."""
@@ -82,6 +101,8 @@ class Choice:
         reference: Reference,
         scalars: Columns = (),
         nonnegative: Collection[int] = (),
+        *,
+        fresh: bool = False,
     ) -> Sequence[int]:
         """Execute a formula in one launch for each kind of tensors, as far as a kernel can.
 
@@ -92,45 +113,30 @@ class Choice:
             reference: what a new kernel is compared with on a sample.
             scalars: further columns, of 0-d tensors: one for all elements of a row.
             nonnegative: columns that have no negative elements.
+            fresh: whether the target is new memory, of any content, which nothing reads.
 
         Returns:
             The rows that are left, for :data:`Reference`'s operations to do.
         """
-        rows = range(len(columns[0]))
-        if not rows or self._kernels == "foreach" or self._why_not is not None:
-            return rows
-        table = self._table(columns, target)
-        compare = partial(disagreement, reference=reference, nonnegative=nonnegative)
-        if table.read(columns):
-            done = self._run(table, columns, scalars, formula, target, compare)
-            return rows if done is None else ()
-        if len(rows) == 1:
-            return rows
-        left: list[int] = []
-        for alike in _kinds(columns):
-            own, few = _picked(columns, alike), _picked(scalars, alike)
-            table = self._table(own, target)
-            if not table.read(own) or (
-                self._run(table, own, few, formula, target, compare) is None
-            ):
-                left += alike
-        return sorted(left)
+        compare = partial(disagreement, reference=reference, nonnegative=nonnegative, fresh=fresh)
+        return self._by_kinds(formula, columns, target, compare, scalars)[1]
 
-    def total(self, formula: Formula, columns: Columns, reference: Reference) -> Any:
-        """Return the sum over all elements of what a formula gives, or None if no kernel can.
+    def total(
+        self, formula: Formula, columns: Columns, reference: Reference
+    ) -> tuple[Any, Sequence[int]]:
+        """Return the sum over all elements of what a formula gives, as far as a kernel can.
 
         Args:
             formula: whose result is a total, such as a penalty's value.
-            columns: see :meth:`apply`; of one dtype and device.
+            columns: see :meth:`apply`; of one device.
             reference: returns the sum over columns by torch's own operations.
+
+        Returns:
+            A number, or a 0-d tensor on a device, and the rows that are not in it.
         """
-        if not columns[0] or self._kernels == "foreach" or self._why_not is not None:
-            return None
-        table = self._table(columns, None)
-        if not table.read(columns):
-            return None
         compare = partial(disagreement, reference=reference)
-        return self._run(table, columns, (), formula, None, compare)
+        found, left = self._by_kinds(formula, columns, None, compare)
+        return sum(found[1:], start=found[0]) if found else 0.0, left
 
     def describe(self, formula: Formula, columns: int, like: torch.Tensor) -> str:
         """Return the name of the kernel that tensors like ``like`` get, and why if it is none."""
@@ -149,6 +155,38 @@ class Choice:
         return backend.name
 
     # --- one kind of tensors ---------------------------------------------------------------
+
+    def _by_kinds(
+        self,
+        formula: Formula,
+        columns: Columns,
+        target: int | None,
+        compare: Callable[..., str | None],
+        scalars: Columns = (),
+    ) -> tuple[list[Any], Sequence[int]]:
+        """Return what was found for each kind of tensors, and the rows that are left."""
+        rows = range(len(columns[0]))
+        if not rows or self._kernels == "foreach" or self._why_not is not None:
+            return [], rows
+        table = self._table(columns, target)
+        if table.read(columns):
+            done = self._run(table, columns, scalars, formula, target, compare)
+            return ([], rows) if done is None else ([done], ())
+        if len(rows) == 1:
+            return [], rows
+        found: list[Any] = []
+        left: list[int] = []
+        for alike in _kinds(columns):
+            own, few = _picked(columns, alike), _picked(scalars, alike)
+            table = self._table(own, target)
+            done = None
+            if table.read(own):
+                done = self._run(table, own, few, formula, target, compare)
+            if done is None:
+                left += alike
+            else:
+                found.append(done)
+        return found, sorted(left)
 
     def _run(
         self,

@@ -153,7 +153,7 @@ def source_of(
     ]
     loads = [
         f"x{c} = tl.load(p{c} + place, mask=within, other=0).to(tl.{computed})"
-        for c in range(len(dtypes))
+        for c in expression.inputs()
     ]
     if expression.target is None:
         summed = f"tl.sum(tl.where(within, {lines.result}, zero).to(tl.float64))"
