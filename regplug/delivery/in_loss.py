@@ -13,8 +13,9 @@ from regplug.backend import shards
 from regplug.backend.blocks import TINY, batches
 from regplug.backend.precision import as_outside
 from regplug.delivery.at_step import add_gradients, whole_gradient
-from regplug.delivery.terms import Node, Share, Term, nodes_of, total_of
-from regplug.delivery.together import made_gradients
+from regplug.delivery.nodes import Node, Term, nodes_of
+from regplug.delivery.terms import total_of
+from regplug.delivery.together import Share, made_gradients
 from regplug.kernels.kernel import Kernel
 from regplug.kernels.pieces import widened
 

@@ -19,22 +19,22 @@ from regplug.backend.blocks import TINY
 from regplug.errors import SpecError
 from regplug.kernels import backends
 from regplug.kernels.backends import Backend, Columns, Run
-from regplug.kernels.expression import Expression, Recording
-from regplug.kernels.operations import OPERATIONS
+from regplug.kernels.expression import Expression
 from regplug.kernels.samples import disagreement
-from regplug.kernels.symbols import Symbol, Tracing, UntraceableError
 from regplug.kernels.tables import Table, lie_alike
+from regplug.kernels.traced import Formula, traced, why_untraceable
 
-__all__ = ["KERNELS", "Choice", "Columns", "Formula", "Reference", "chosen"]
+__all__ = ["ALTOGETHER", "KERNELS", "Choice", "Columns", "Formula", "Reference", "chosen"]
 
 KERNELS = ("auto", "foreach", "numba", "triton")
 """What ``kernels=`` may be: whatever serves, ``torch._foreach`` alone, or one compiler alone."""
 
-Formula: TypeAlias = Callable[..., Any]
-"""Given a symbol for each column: the symbol of the result."""
-
 Reference: TypeAlias = Callable[[list[list[torch.Tensor]]], Any]
 """Does the same to columns by torch's own operations, in place."""
+
+ALTOGETHER = 1 << 18
+"""Elements from which a CPU's kernels pay that are asked for sums, and for new tensors (measured):
+those take two calls, each with a trace of the formula."""
 
 _TABLES = 64  # as many loops over other tensors are remembered
 
@@ -80,18 +80,23 @@ class Choice:
         return self._others[formula]
 
     def serves(self, tensors: Sequence[torch.Tensor]) -> bool:
-        """Whether there is a compiler for these, of one dtype and device, and they are worth it."""
+        """Whether there is a compiler for these, of one dtype and device, and it pays."""
         first = tensors[0]
         backend = backends.serving(first, (first.dtype,), self._kernels)
-        return backend is not None and self.pays(tensors)
+        return backend is not None and self.pays(tensors, ALTOGETHER)
 
-    def pays(self, tensors: Sequence[torch.Tensor]) -> bool:
-        """Whether tensors are worth a kernel: torch is done with little ones before one begins."""
+    def pays(self, tensors: Sequence[torch.Tensor], least: int = TINY) -> bool:
+        """Whether tensors are worth a kernel: torch is done with little ones before one begins.
+
+        Args:
+            tensors: whose first one tells the device.
+            least: elements that a CPU should have to do.
+        """
         if self._kernels == "foreach" or self._why_not is not None:
             return False
         if self._kernels == "triton" or not tensors[0].is_cpu:
             return True
-        return any(size >= TINY for size in accumulate(map(torch.Tensor.numel, tensors)))
+        return any(size >= least for size in accumulate(map(torch.Tensor.numel, tensors)))
 
     def apply(
         self,
@@ -147,9 +152,9 @@ class Choice:
             return f"foreach ({self._why_not})"
         try:
             dtype = backend.dtype(like)
-            recording, result = _traced(formula, columns, (), dtype, like.device, 0)
+            recording, result = traced(formula, columns, (), dtype, like.device, 0)
         except Exception as error:
-            return f"foreach ({_why(error)})"
+            return f"foreach ({why_untraceable(error)})"
         if (why := backend.refuses(recording.expression(result, 0))) is not None:
             return f"foreach ({why})"
         return backend.name
@@ -205,11 +210,10 @@ class Choice:
         dtypes = table.dtypes
         try:
             dtype = backend.dtype(first)
-            traced = _traced(formula, len(columns), scalars, dtype, first.device, target)
+            recording, result = traced(formula, len(columns), scalars, dtype, first.device, target)
         except Exception as error:  # the formula's own faults come again, from torch's operations
-            self._why_not = _why(error)
+            self._why_not = why_untraceable(error)
             return None
-        recording, result = traced
         of_scalars = tuple([column[0].dtype for column in scalars])
         steps = tuple(recording.steps)
         key = (steps, result, target, backend.name, dtypes, of_scalars, first.device)
@@ -285,29 +289,3 @@ def _kinds(columns: Columns) -> list[list[int]]:
 def _picked(columns: Columns, rows: Iterable[int]) -> list[list[torch.Tensor]]:
     rows = list(rows)
     return [[column[row] for row in rows] for column in columns]
-
-
-def _traced(
-    formula: Formula,
-    columns: int,
-    scalars: Columns,
-    dtype: torch.dtype,
-    device: torch.device,
-    target: int | None,
-) -> tuple[Recording, int]:
-    tracing = Tracing(dtype, device, OPERATIONS)
-    symbols = [tracing.column() for _ in range(columns)]
-    symbols += [tracing.column("scalar") for _ in scalars]
-    result = formula(*symbols)
-    if type(result) is not Symbol:
-        raise UntraceableError(f"its result is a {type(result).__name__} that does not depend on w")
-    if (result.kind == "total") != (target is None):
-        raise UntraceableError("its result is no sum" if target is None else "its result is a sum")
-    place = result.place if target is None else tracing.place(result)
-    return tracing.recording, place
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, UntraceableError):
-        return str(error)
-    return f"it can't be traced: {type(error).__name__}"
