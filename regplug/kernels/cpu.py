@@ -52,6 +52,8 @@ _LOGICAL = {
     "sqrt": "math.sqrt({0})",
     "pow": "{0} ** {1}",
     # Either argument that is not a number is the result.
+    "at_least": "{0} if ({0} > {1}) | ({0} != {0}) else {1}",
+    "at_most": "{0} if ({0} < {1}) | ({0} != {0}) else {1}",
     "maximum": "{0} if ({0} > {1}) | ({0} != {0}) else {1}",
     "minimum": "{0} if ({0} < {1}) | ({0} != {0}) else {1}",
     **{name: f"math.{name}({{0}})" for name in SLOW - {"sigmoid", "pow"}},

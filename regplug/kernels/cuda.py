@@ -64,6 +64,8 @@ _COMMON = {
     "exp": "tl.exp({0})",
     "log": "tl.log({0})",
     # Either argument that is not a number is the result.
+    "at_least": "tl.where(({0} > {1}) | ({0} != {0}), {0}, {1})",
+    "at_most": "tl.where(({0} < {1}) | ({0} != {0}), {0}, {1})",
     "maximum": "tl.where(({0} > {1}) | ({0} != {0}), {0}, {1})",
     "minimum": "tl.where(({0} < {1}) | ({0} != {0}), {0}, {1})",
     **{name: f"library.{name}({{0}})" for name in _FROM_LIBRARY - {"pow"}},
