@@ -15,6 +15,7 @@ from regplug.backend.eager import called_by_a_graph
 from regplug.backend.layouts import Layout
 from regplug.backend.shards import full, like, local, part
 from regplug.backend.sums import Sum
+from regplug.delivery.terms import zeros
 from regplug.hookspecs import hookimpl, hookspec
 from regplug.penalty import Penalty
 from regplug.plugin import Plugin, Scheduled
@@ -48,6 +49,7 @@ __all__ = [
     "schedules",
     "scratch",
     "sessions",
+    "zeros",
 ]
 
 __version__ = "0.1.0"

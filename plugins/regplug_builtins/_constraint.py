@@ -5,7 +5,18 @@ from typing import Any
 
 import torch
 
-from regplug import Layout, Plugin, Selection, SessionView, Sum, full, hookimpl, in_use, local, part
+from regplug import (
+    Layout,
+    Plugin,
+    Selection,
+    SessionView,
+    full,
+    hookimpl,
+    in_use,
+    local,
+    part,
+    zeros,
+)
 
 __all__ = ["Constraint"]
 
@@ -66,11 +77,7 @@ class Constraint(Plugin):
     def on_metrics(self, session: SessionView) -> Mapping[str, Any]:
         """Return the bound, and the share of the covered weights that are exactly 0."""
         coverage = in_use.in_use(session.coverage(self.selection))
-        zeros = []
-        for entry in coverage.trainable:
-            own = local(entry.parameter).detach()
-            zeros.append((entry.parameter, own.numel() - torch.count_nonzero(own)))
-        return {**self.strengths(), "zeros": Sum(zeros, factor=1 / max(coverage.weights, 1))}
+        return {**self.strengths(), "zeros": zeros(coverage, session.kernels)}
 
     def covers(self, session: SessionView) -> tuple[int, int]:
         """Return how many tensors and weights are covered."""

@@ -103,10 +103,10 @@ def value(kernel: Kernel, coverage: Coverage, factor: float) -> Any:
 
 
 def zeros(coverage: Coverage, kernels: str = "auto") -> Sum:
-    """Return the share of the covered weights that are exactly 0.
+    """Return the share of the covered weights that are exactly 0, for ``on_metrics`` to return.
 
     Args:
-        coverage: whose weights are counted.
+        coverage: whose weights are counted, those of all ranks.
         kernels: which may count, ``session.kernels``.
     """
     if (choice := _counting.get(coverage)) is None:
