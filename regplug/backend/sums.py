@@ -75,7 +75,7 @@ def _summed(sums: Sequence[Sequence[tuple[torch.Tensor | float, torch.device]]])
             else:
                 numbers[place].append(term)
     for tensors in alike.values():
-        values = torch.stack([tensor for _, tensor in tensors]).tolist()
+        values = torch.stack([tensor for _, tensor in tensors]).cpu().tolist()
         for (place, _), value in zip(tensors, values, strict=True):
             numbers[place].append(value)
     return [added_up(own) for own in numbers]

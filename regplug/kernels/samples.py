@@ -76,10 +76,10 @@ def _disagreement_of_sums(
     given = [[float(t[0]) for (t,) in one] for one in singles]
     kept = torch.float64 if dtype == torch.float64 else torch.float32
     every = [
-        torch.tensor([0.0] * len(found)),
-        torch.tensor(found, dtype=kept),
-        torch.tensor(expected, dtype=kept),
-        torch.tensor(exact, dtype=torch.float64),
+        torch.zeros(len(found), device="cpu"),
+        torch.tensor(found, dtype=kept, device="cpu"),
+        torch.tensor(expected, dtype=kept, device="cpu"),
+        torch.tensor(exact, dtype=torch.float64, device="cpu"),
     ]
     where = _where_unlike(every, max(1.0, *map(_finite_size, itertools.chain(*given))))
     if where is not None:

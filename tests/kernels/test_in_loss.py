@@ -270,3 +270,21 @@ def test_upstream_may_be_a_tensor_that_is_not_waited_for(kernels, dtype):
         expected = float(scale) * 2.0 * (wide.sign() + 2 * wide)
         eps = torch.finfo(dtype).eps
         torch.testing.assert_close(gradient.double(), expected, rtol=8 * eps, atol=4 * eps)
+
+
+@pytest.mark.parametrize("kernels", COMPILERS)
+def test_nothing_is_made_on_the_default_device(kernels):
+    torch.set_default_device("meta")
+    try:
+        with torch.device("cpu"):
+            model = Many(kernels)
+            loss = torch.zeros((), dtype=torch.float64, requires_grad=True) * 1.0
+        plugins = [L1(0.3, where="all", delivery="loss")]
+        with regplug.attach(model, plugins=plugins, kernels=kernels) as session:
+            session.loss(loss).backward()
+            zeros = session.metrics()["l1/zeros"]
+            assert ran(plugins[0]._formula_kernel.choice)
+    finally:
+        torch.set_default_device(None)
+    assert zeros == pytest.approx(45 / (sum(w.numel() for w in model.parameters()) - 72))
+    torch.testing.assert_close(model.a[0].grad, 0.3 * model.a[0].detach().sign())
