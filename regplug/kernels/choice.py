@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from regplug.backend.blocks import TINY
+from regplug.backend.blocks import PLAIN, TINY
 from regplug.errors import SpecError
 from regplug.kernels import backends
 from regplug.kernels.backends import Backend, Columns, Run
@@ -275,13 +275,15 @@ class Choice:
 
 
 _kind = attrgetter("dtype", "device")
+_plain = frozenset(PLAIN)
 
 
 def _kinds(columns: Columns) -> list[list[int]]:
     """Return the rows of each kind: of one dtype and device, and alike in how they lie."""
     kinds: dict[Any, list[int]] = {}
     for row, tensors in enumerate(zip(*columns, strict=True)):
-        key = (*map(_kind, tensors), lie_alike(*tensors))
+        plain = _plain.issuperset(map(type, tensors))
+        key = (*map(_kind, tensors), plain and lie_alike(*tensors))
         kinds.setdefault(key, []).append(row)
     return list(kinds.values())
 

@@ -124,7 +124,7 @@ def test_what_is_no_number_or_infinite_stays_so_and_is_no_reason_to_warn():
             found = session.metrics()
             assert ran(plugins[1]._formula_kernel.choice)
             assert ran(plugins[1]._formula_kernel.choice.other("value"))
-    assert math.isnan(loss)
+    assert math.isnan(loss.detach())
     assert math.isnan(found["l2/value"])
     assert found["l1/value"] == math.inf
     assert found["l2/zeros"] == 0.0
@@ -168,6 +168,25 @@ def test_elements_that_cancel_out_are_no_reason_to_warn():
         with regplug.attach(model, None, [penalty], kernels="numba") as session:
             assert abs(session.metrics()["signed/value"]) < 1e-9
             assert ran(penalty._formula_kernel.choice.other("value"))
+
+
+class Own(nn.Parameter):
+    """A tensor of somebody's own kind, whose memory may be of any."""
+
+
+def test_a_tensor_of_another_kind_leaves_the_others_their_kernel():
+    model = weights((ROWS, 512), (40, 30), 7)
+    model[1] = Own(model[1].detach())
+    assert type(model[1]) is Own
+    penalty = L1(0.3, where="all", delivery="loss")
+    with regplug.attach(model, None, [penalty], kernels="numba") as session:
+        session.loss(zero()).backward()
+        value = session.metrics()["l1/value"]
+        assert ran(penalty._formula_kernel.choice)
+        assert ran(penalty._formula_kernel.choice.other("value"))
+    assert value == pytest.approx(0.3 * sum(float(w.detach().abs().sum()) for w in model))
+    for w in model:
+        torch.testing.assert_close(w.grad, 0.3 * w.detach().sign())
 
 
 def test_small_nets_go_by_torch():
