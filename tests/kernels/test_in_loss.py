@@ -2,7 +2,6 @@
 
 import importlib.util
 import math
-import os
 import warnings
 
 import pytest
@@ -17,8 +16,6 @@ from regplug_builtins import L1, L2, L2SP
 
 NUMBA = importlib.util.find_spec("numba") is not None
 INTERPRETED = not torch.cuda.is_available() and importlib.util.find_spec("triton") is not None
-if INTERPRETED:  # before Triton is imported
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 needs_numba = pytest.mark.skipif(not NUMBA, reason="numba is not installed")
 needs_triton = pytest.mark.skipif(not INTERPRETED, reason="no Triton, or it is not interpreted")
