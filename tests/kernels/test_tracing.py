@@ -101,7 +101,7 @@ OF_ONE = {
     "other powers": lambda w: (w.abs() + 0.1) ** 0.7 + 2**w + (w.abs() + 1).pow(-0.5),
     "roots": lambda w: torch.sqrt(w.abs()) + torch.rsqrt(w.abs() + 0.1),
     "in place": lambda w: w.abs().mul_(2).add_(1, alpha=2).sqrt_().neg_(),
-    "augmented": lambda w: _augmented(w),
+    "augmented": lambda w: _augmented(w),  # noqa: PLW0108 - it is defined below
     "exp and log": lambda w: (
         torch.exp(w) + torch.log1p(w.abs()) + torch.expm1(w) + (w.abs() + 1).log()
     ),
@@ -117,7 +117,7 @@ OF_ONE = {
     "truths of truths": lambda w: torch.where(w > 0, w > 1, w < -1) * 2.0,
     "softshrink": lambda w: F.softshrink(w, 0.5),
     "relu": lambda w: F.relu(w) + w.relu(),
-    "softplus": lambda w: F.softplus(w),
+    "softplus": F.softplus,
     "lerp": lambda w: torch.lerp(w, w.square(), 0.3),
     "constants": lambda w: w + torch.ones_like(w) + w.new_zeros(()) + torch.tensor(2.0),
     "casts": lambda w: w.double().detach().clone() * 2 + (w > 0).double(),
@@ -209,7 +209,7 @@ OUTSIDE = {
     "an assignment": lambda w: w.__setitem__(0, 1.0) or w,
     "a change of w": lambda w: w.mul_(2),
     "a change of a view of w": lambda w: w.detach().add_(1),
-    "an unknown operation": lambda w: torch.erfinv(w),
+    "an unknown operation": torch.erfinv,
     "a matrix product": lambda w: w @ w,
     "a tensor of its own": lambda w: w + torch.arange(9.0),
     "noise": lambda w: w + torch.rand_like(w),
@@ -235,8 +235,10 @@ def test_numbers_are_no_part_of_an_expression():
         return tracing.recording.expression(result.place, 0), tracing.recording.numbers
 
     (one, numbers), (other, others) = expression(0.5), expression(torch.tensor(3.0))
-    assert one == other and hash(one) == hash(other)
-    assert numbers == [0.5, 1.0] and others == [3.0, 6.0]
+    assert one == other
+    assert hash(one) == hash(other)
+    assert numbers == [0.5, 1.0]
+    assert others == [3.0, 6.0]
 
 
 def test_a_branch_on_a_number_is_another_expression():
@@ -259,4 +261,6 @@ def test_what_torch_has_vectors_for_is_told_from_what_is_read_once():
 def test_a_kernel_of_numba_is_source_that_a_person_can_read():
     tracing, _, result = traced(lambda w: torch.sign(w) * 0.5)
     source = cpu.source_of(tracing.recording.expression(result.place, 0), torch.float64)
-    assert "p0[i] = v" in source and "numbers[0]" in source and "0.5" not in source
+    assert "p0[i] = v" in source
+    assert "numbers[0]" in source
+    assert "0.5" not in source
