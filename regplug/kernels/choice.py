@@ -32,7 +32,7 @@ KERNELS = ("auto", "foreach", "numba", "triton")
 Reference: TypeAlias = Callable[[list[list[torch.Tensor]]], Any]
 """Does the same to columns by torch's own operations, in place."""
 
-ALTOGETHER = 1 << 18
+ALTOGETHER = 1 << 19
 """Elements from which a CPU's kernels pay that are asked for sums, and for new tensors (measured):
 those take two calls, each with a trace of the formula."""
 

@@ -177,7 +177,7 @@ def test_float32_sums_are_nearer_to_float64_than_torchs():
 
 @pytest.mark.parametrize("kernels", COMPILERS)
 def test_all_penalties_of_all_weights_alike_take_one_launch_each_way(kernels, monkeypatch):
-    model = nn.ParameterList(torch.randn(60, 50) for _ in range(100 if kernels == "numba" else 4))
+    model = nn.ParameterList(torch.randn(60, 50) for _ in range(200 if kernels == "numba" else 4))
     model.append(torch.randn(2, 2, dtype=torch.float64))
     calls = []
     run = Choice._run

@@ -268,8 +268,8 @@ def sharded(rank, kernels):
     from torch.distributed.fsdp import fully_shard
 
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(500, 601, bias=False), nn.Linear(601, 1, bias=False)).double()
-    model.append(nn.Linear(1, 500, bias=False).double())
+    model = nn.Sequential(nn.Linear(900, 601, bias=False), nn.Linear(601, 1, bias=False)).double()
+    model.append(nn.Linear(1, 900, bias=False).double())
     for layer in model:
         fully_shard(layer)
     fully_shard(model)
@@ -279,7 +279,7 @@ def sharded(rank, kernels):
     generator = torch.Generator().manual_seed(1)
     with regplug.attach(model, optimizer, specs, kernels=kernels) as session:
         for _ in range(3):
-            x = torch.randn(8, 500, dtype=torch.float64, generator=generator)
+            x = torch.randn(8, 900, dtype=torch.float64, generator=generator)
             optimizer.zero_grad()
             loss = session.loss(model(x).square().mean())
             loss.backward()
