@@ -39,8 +39,8 @@ def norms(w: torch.Tensor, groups: str) -> torch.Tensor:
             [1.]])
     """
     _check(w)
-    own = GROUPS.index(groups)
-    others = [dimension for dimension in range(w.ndim) if dimension != own]
+    place = GROUPS.index(groups)
+    others = [dimension for dimension in range(w.ndim) if dimension != place]
     size: torch.Tensor = torch.linalg.vector_norm(w, dim=others, keepdim=True)
     return size
 

@@ -1,23 +1,25 @@
 """The optimizer's own step for each element, taken into one kernel with the proximal operator."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from regplug.backend import shards
 from regplug.backend.groups import Group
-from regplug.backend.update_rules import UpdateRule
+from regplug.backend.precision import widened
 from regplug.kernels.kernel import Kernel
-from regplug.kernels.pieces import widened
-from regplug.kernels.symbols import Symbol
+
+if TYPE_CHECKING:
+    from regplug.backend.update_rules import UpdateRule
+    from regplug.kernels.symbols import Symbol
 
 __all__ = ["compiled_proximal"]
 
 
 def compiled_proximal(
     kernel: Kernel,
-    rule: UpdateRule,
+    rule: "UpdateRule",
     group: Group,
     states: Sequence[Mapping[str, Any]],
     weights: Sequence[torch.Tensor],
@@ -31,20 +33,18 @@ def compiled_proximal(
     Returns:
         The rows that are left.
     """
-    names, rows = rule.tensors(group), range(len(weights))
+    names = rule.tensors(group)
     parts = shards.locals_of(weights)
-    if not kernel.choice.pays(parts):
-        return rows
     columns: list[Sequence[torch.Tensor]] = [parts]
     if rule.uses_gradient:
         columns.append(shards.locals_of(gradients))
     start = len(columns)
     columns += [shards.locals_of([state[name] for state in states]) for name in names]
     end = len(columns)
-    columns += kernel.columns(weights)
+    columns += kernel.companion_parts(weights)
     scalars, known = _scalars(rule, states, group)
 
-    def moved(w: Symbol, *others: Symbol) -> torch.Tensor:
+    def moved(w: "Symbol", *others: "Symbol") -> torch.Tensor:
         tensors, numbers = others[: len(columns) - 1], others[len(columns) - 1 :]
         state = {**known, **dict(zip(names, tensors[start - 1 : end - 1], strict=True))}
         state.update(zip(scalars, numbers, strict=True))
@@ -65,7 +65,7 @@ def compiled_proximal(
 
 
 def _scalars(
-    rule: UpdateRule, states: Sequence[Mapping[str, Any]], group: Group
+    rule: "UpdateRule", states: Sequence[Mapping[str, Any]], group: Group
 ) -> tuple[dict[str, list[torch.Tensor]], dict[str, Any]]:
     """Return the numbers that are tensors, one for each weight, and those that all have."""
     scalars: dict[str, list[torch.Tensor]] = {}

@@ -8,13 +8,14 @@ import torch
 
 from regplug.backend import shards
 from regplug.backend.blocks import batches
+from regplug.backend.precision import widened
 from regplug.backend.private import flattened
 from regplug.backend.sums import Sum, added_up, resolve, shard_groups
 from regplug.delivery.nodes import Node, Term, nodes_of
 from regplug.delivery.together import summed
 from regplug.kernels.choice import Choice
 from regplug.kernels.kernel import Kernel
-from regplug.kernels.pieces import FEW, widened
+from regplug.kernels.pieces import FEW
 from regplug.selection.coverage import Coverage
 
 __all__ = ["Term", "total", "total_of", "value", "zeros"]
@@ -24,9 +25,9 @@ def _values(node: Node) -> list[tuple[Kernel, torch.Tensor | float]]:
     """Return what adds up, for each kernel, to Σ factor·value(w): over shards if separable."""
     first = node.weights[0]
     if node.choice is not None:
-        sum_, left = summed(node.shares, node.weights)
-        parts = [own for part in node.apart(left) for own in _values(part)] if left else []
-        return [(node.shares[0][0], sum_), *parts]
+        compiled, left = summed(node.shares, node.weights)
+        others = [term for part in node.apart(left) for term in _values(part)] if left else []
+        return [(node.shares[0][0], compiled), *others]
     if node.small:
         pieces = node.weights
         if len(pieces) > FEW:
@@ -39,15 +40,16 @@ def _values(node: Node) -> list[tuple[Kernel, torch.Tensor | float]]:
     found: list[tuple[Kernel, torch.Tensor | float]] = []
     for kernel, factor in node.shares:
         if not kernel.separable:
-            whole = (widened(shards.full(first)), *kernel.whole_companions(first))
-            own = _value(kernel, *(kernel.arranged(t, node.layout) for t in whole))
-            found.append((kernel, own * factor))
+            whole = (widened(shards.full(first).detach()), *kernel.whole_companions(first))
+            given = [kernel.arranged(t, node.layout) for t in whole]
+            found.append((kernel, _value(kernel, *given) * factor))
         elif (part := shards.local(first)).numel() == 0:
             found.append((kernel, 0.0))  # other ranks wait for its sum
         else:
-            for (piece,), *cs in batches([[part], *kernel.columns([first])]):
-                own = _value(kernel, widened(piece), *(column[0] for column in cs))
-                found.append((kernel, own * factor))
+            for (piece,), *parts in batches([[part], *kernel.companion_parts([first])]):
+                companions = [companion for (companion,) in parts]
+                term = _value(kernel, widened(piece.detach()), *companions)
+                found.append((kernel, term * factor))
     return found
 
 
@@ -71,18 +73,18 @@ def total_of(nodes: Iterable[Node]) -> torch.Tensor | float:
     for node in nodes:
         first = node.weights[0]
         of_shards = not node.small and shards.is_sharded(first)
-        for kernel, own in _values(node):
+        for kernel, term in _values(node):
             if of_shards and kernel.separable:
-                sharded.append((first, own))
-            elif isinstance(own, float):
-                numbers.append(own)
+                sharded.append((first, term))
+            elif isinstance(term, float):
+                numbers.append(term)
             else:
-                tensors.setdefault(own.device, []).append(own)
+                tensors.setdefault(term.device, []).append(term)
     result: torch.Tensor | float = added_up(numbers)
     for device, values in tensors.items():
-        own = torch.stack(values).sum()
+        of_device = torch.stack(values).sum()
         # Sums of two accelerators don't add up by themselves.
-        result = own + (result.to(device) if isinstance(result, torch.Tensor) else result)
+        result = of_device + (result.to(device) if isinstance(result, torch.Tensor) else result)
     if sharded:
         result = result + resolve([Sum(sharded)])[0]
     return result
@@ -97,7 +99,7 @@ def value(kernel: Kernel, coverage: Coverage, factor: float) -> Any:
     """Return what metrics show, factor·Σ: a sum over shards, or a number alike on all ranks."""
     nodes = nodes_of([Term(kernel, coverage, (1.0,) * len(coverage.by_group))])
     if kernel.separable:
-        terms = [(node.weights[0], own) for node in nodes for _, own in _values(node)]
+        terms = [(node.weights[0], term) for node in nodes for _, term in _values(node)]
         return Sum(terms, factor=factor)
     return total_of(nodes) * factor
 

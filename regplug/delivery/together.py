@@ -4,16 +4,18 @@ A kernel reads each weight once, however many penalties there are.
 """
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 from regplug.backend import shards
 from regplug.backend.blocks import PLAIN
-from regplug.kernels.choice import Choice, Columns
+from regplug.backend.precision import widened
+from regplug.kernels.choice import Choice
 from regplug.kernels.kernel import Kernel
-from regplug.kernels.pieces import widened
-from regplug.kernels.symbols import Symbol, UntraceableError
+
+if TYPE_CHECKING:
+    from regplug.kernels.backends import Columns
 
 __all__ = ["Share", "choice_of", "made_gradients", "summed"]
 
@@ -45,13 +47,12 @@ def summed(shares: Sequence[Share], weights: Sequence[torch.Tensor]) -> tuple[An
         found = None
         for (kernel, factor), own in zip(shares, _each(companions, counts), strict=True):
             value = kernel.value(w, *own)
-            if type(value) is not Symbol:
-                raise UntraceableError("its value does not depend on w")
+            _refuse_constant(value, "value")
             value = value if len(shares) == 1 else value * factor
             found = value if found is None else found + value
         return found
 
-    def by_torch(sample: Columns) -> Any:
+    def by_torch(sample: "Columns") -> Any:
         return sum(
             kernel.value(widened(w), *own) * factor
             for w, *companions in zip(*sample, strict=True)
@@ -93,13 +94,12 @@ def made_gradients(
         found: Any = None
         for (kernel, factor), own in zip(shares, _each(companions, counts), strict=True):
             gradient: Any = kernel.symbolic_gradient(w, *own)
-            if type(gradient) is not Symbol:
-                raise UntraceableError("its gradient does not depend on w")
+            _refuse_constant(gradient, "gradient")
             gradient = gradient * (upstream * factor)
             found = gradient if found is None else found + gradient
         return found
 
-    def by_torch(sample: Columns) -> None:
+    def by_torch(sample: "Columns") -> None:
         number = scale.double() if isinstance(scale, torch.Tensor) else scale
         for out, w, *companions in zip(*sample, strict=True):
             wide = widened(w)
@@ -116,6 +116,14 @@ def made_gradients(
 
 def _is_one_number(tensor: torch.Tensor) -> bool:
     return type(tensor) in PLAIN and tensor.numel() == 1
+
+
+def _refuse_constant(found: Any, what: str) -> None:
+    # Imported by who traces: a little model has no use for it.
+    from regplug.kernels.symbols import Symbol, UntraceableError
+
+    if type(found) is not Symbol:
+        raise UntraceableError(f"its {what} does not depend on w")
 
 
 def _columns(

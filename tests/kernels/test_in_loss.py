@@ -11,7 +11,8 @@ from torch import nn
 import regplug
 from regplug.delivery.nodes import nodes_of
 from regplug.delivery.together import choice_of, made_gradients
-from regplug.kernels.choice import ALTOGETHER, Choice
+from regplug.kernels.choice import ALTOGETHER
+from regplug.kernels.engine import Engine
 from regplug_builtins import L1, L2, L2SP
 
 NUMBA = importlib.util.find_spec("numba") is not None
@@ -109,7 +110,7 @@ def moved(model):
 
 
 def ran(choice):
-    return [run for run in choice._runs.values() if run is not None]
+    return [run for run in choice.engine.runs.values() if run is not None]
 
 
 def in_loss(kernels, dtype, size=None):
@@ -121,7 +122,7 @@ def in_loss(kernels, dtype, size=None):
             before = moved(model)
             loss = session.loss(torch.zeros((), dtype=torch.float64, requires_grad=True) * 1.0)
             (loss * UPSTREAM).backward()
-            nodes = nodes_of([p._term(session) for p in plugins])
+            nodes = nodes_of([p._term(session, p.strength) for p in plugins])
             choices = [node.choice for node in nodes if node.choice is not None]
             runs = [ran(choice) + ran(choice.other("value")) for choice in choices]
     return model, before, float(loss.detach()), runs
@@ -180,7 +181,7 @@ def test_all_penalties_of_all_weights_alike_take_one_launch_each_way(kernels, mo
     model = nn.ParameterList(torch.randn(60, 50) for _ in range(200 if kernels == "numba" else 4))
     model.append(torch.randn(2, 2, dtype=torch.float64))
     calls = []
-    run = Choice._run
+    run = Engine._run
 
     def counted(self, table, columns, scalars, formula, target, compare):
         done = run(self, table, columns, scalars, formula, target, compare)
@@ -188,7 +189,7 @@ def test_all_penalties_of_all_weights_alike_take_one_launch_each_way(kernels, mo
             calls.append((target, len(columns[0])))
         return done
 
-    monkeypatch.setattr(Choice, "_run", counted)
+    monkeypatch.setattr(Engine, "_run", counted)
     plugins = ["l1(0.1, where='all')", "l2(0.2, where='all')", "elastic_net(0.1, 0.1, where='all')"]
     with regplug.attach(model, None, plugins, kernels=kernels) as session:
         for plugin in session.plugins:

@@ -6,7 +6,6 @@ import warnings
 
 import pytest
 import torch
-from pair import Pair
 from torch import nn
 
 import regplug
@@ -14,6 +13,7 @@ from regplug.backend.blocks import BLOCK
 from regplug.delivery.nodes import nodes_of
 from regplug.kernels.choice import ALTOGETHER
 from regplug_builtins import L1, L2, L2SP, ElasticNet
+from tests.helpers.pair import Pair
 
 NUMBA = importlib.util.find_spec("numba") is not None
 pytestmark = pytest.mark.skipif(not NUMBA, reason="numba is not installed")
@@ -67,7 +67,7 @@ def zero():
 
 
 def ran(choice):
-    return [run for run in choice._runs.values() if run is not None]
+    return [run for run in choice.engine.runs.values() if run is not None]
 
 
 @pytest.mark.parametrize("other", [LogSum, Looks, Some], ids=lambda cls: cls.__name__)
@@ -205,7 +205,7 @@ def test_what_is_made_at_once_is_bounded():
     model = weights(*[(700, 500)] * 5, (1200, 1000), (3, 3), dtype=torch.float32)
     plugin = L1(0.3, where="all", delivery="loss")
     with regplug.attach(model, None, [plugin], kernels="numba") as session:
-        (node,) = nodes_of([plugin._term(session)])
+        (node,) = nodes_of([plugin._term(session, plugin.strength)])
         pieces = list(node.pieces())
     assert [w for piece in pieces for w in piece.weights] == list(model)
     assert all(piece.size <= BLOCK or len(piece.weights) == 1 for piece in pieces)
@@ -260,8 +260,8 @@ def test_a_schedule_compiles_nothing_anew():
             optimizer.step()
         kernel = plugins[0]._formula_kernel
         together = kernel.choice.other(tuple(p._formula_kernel for p in plugins))
-        assert len(together._runs) == 1
-        assert len(together.other("value")._runs) == 1
+        assert len(together.engine.runs) == 1
+        assert len(together.other("value").engine.runs) == 1
 
 
 def sharded(rank, kernels):
