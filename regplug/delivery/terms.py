@@ -1,5 +1,6 @@
 """What penalties add up to: the terms of an objective, and their values."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -10,7 +11,7 @@ from regplug.backend import shards
 from regplug.backend.blocks import batches
 from regplug.backend.precision import widened
 from regplug.backend.private import flattened
-from regplug.backend.sums import Sum, added_up, resolve, shard_groups
+from regplug.backend.sums import Sum, resolve, shard_groups
 from regplug.delivery.nodes import Node, Term, nodes_of
 from regplug.delivery.together import summed
 from regplug.kernels.choice import Choice
@@ -80,7 +81,7 @@ def total_of(nodes: Iterable[Node]) -> torch.Tensor | float:
                 numbers.append(term)
             else:
                 tensors.setdefault(term.device, []).append(term)
-    result: torch.Tensor | float = added_up(numbers)
+    result: torch.Tensor | float = math.fsum(numbers)
     for device, values in tensors.items():
         of_device = torch.stack(values).sum()
         # Sums of two accelerators don't add up by themselves.
