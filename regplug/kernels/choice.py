@@ -86,7 +86,9 @@ class Choice:
         """
         if not tensors or self._kernels == "foreach":
             return False
-        if tensors[0].is_cpu and self._kernels != "triton":
+        if not tensors[0].is_cpu:
+            return tensors[0].is_cuda and self.engine.why_not is None
+        if self._kernels != "triton":
             size = sum(map(_numel, tensors[:_FEW]))
             if size < least and len(tensors) > _FEW:
                 size += sum(map(_numel, tensors[_FEW:]))

@@ -125,7 +125,7 @@ class Engine:
     ) -> tuple[list[Any], Sequence[int]]:
         """Return what was found for each kind of tensors, and the rows that are left."""
         rows = range(len(columns[0]))
-        if not rows or self._kernels == "foreach" or self.why_not is not None:
+        if not rows or self.why_not is not None or not _is_known(columns[0][0]):
             return [], rows
         table = self._table(columns, target)
         if table.read(columns):
@@ -230,6 +230,11 @@ class Engine:
 
 _kind = attrgetter("dtype", "device")
 _plain = frozenset(PLAIN)
+
+
+def _is_known(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's device is one of those whose tensors have addresses."""
+    return tensor.is_cpu or tensor.is_cuda
 
 
 def _kinds(columns: Columns) -> list[list[int]]:
