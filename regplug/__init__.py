@@ -16,6 +16,8 @@ from regplug.backend.layouts import Layout
 from regplug.backend.shards import full, like, local, part
 from regplug.backend.sums import Sum
 from regplug.hookspecs import hookimpl, hookspec
+from regplug.kernels.iterated import iterated
+from regplug.kernels.rows import RowKernel
 from regplug.penalty import Penalty
 from regplug.plugin import Plugin, Scheduled
 from regplug.selection import in_use
@@ -29,6 +31,7 @@ __all__ = [
     "Layout",
     "Penalty",
     "Plugin",
+    "RowKernel",
     "Scheduled",
     "Selection",
     "Session",
@@ -41,6 +44,7 @@ __all__ = [
     "hookimpl",
     "hookspec",
     "in_use",
+    "iterated",
     "lent",
     "like",
     "local",

@@ -1,11 +1,23 @@
 """What constraints have in common: after each step, weights are put back into a set."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from regplug import Layout, Plugin, Selection, SessionView, Sum, full, hookimpl, in_use, local, part
+from regplug import (
+    Layout,
+    Plugin,
+    RowKernel,
+    Selection,
+    SessionView,
+    Sum,
+    full,
+    hookimpl,
+    in_use,
+    local,
+    part,
+)
 
 __all__ = ["Constraint"]
 
@@ -23,6 +35,8 @@ class Constraint(Plugin):
     orientation: str | None = None
     """``"rows"`` or ``"columns"`` for what is to be given with outputs first and inputs second, as
     :attr:`regplug.Penalty.orientation` says."""
+
+    _rows: tuple[object, RowKernel] | None = None
 
     order_matters = True  # the one that acts last has the last word
 
@@ -45,7 +59,10 @@ class Constraint(Plugin):
         """Put the weights that took part in the step back into the set."""
         layouts = session.coverage(self.selection).layouts if self.orientation else {}
         for _, weights, _ in session.updates(self.selection):
-            for w in weights:
+            rows: Sequence[int] = range(len(weights))
+            if self.orientation is not None:
+                rows = self._put_back_rows(session, weights, layouts)
+            for w in (weights[row] for row in rows):
                 if self.separable:
                     own = local(w)
                     own.copy_(self.constrained(own))
@@ -55,6 +72,16 @@ class Constraint(Plugin):
                     local(w).copy_(
                         part(self._constrained(wide, layouts.get(w) if layouts else None), w)
                     )
+
+    def _put_back_rows(
+        self, session: SessionView, weights: list[torch.Tensor], layouts: Mapping[Any, Layout]
+    ) -> Sequence[int]:
+        """Put whole groups back in one launch, where that can be; return the weights left."""
+        asked = (self.name, self.orientation or "", session.kernels)
+        if self._rows is None or self._rows[0] != asked:
+            self._rows = asked, RowKernel(*asked)
+        kernel = self._rows[1]
+        return kernel.apply(self.constrained, [weights], [layouts.get(w) for w in weights])
 
     def _constrained(self, w: torch.Tensor, layout: Layout | None) -> torch.Tensor:
         if layout is None or self.orientation is None:

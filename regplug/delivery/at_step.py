@@ -42,7 +42,10 @@ def add_gradients(
         parts = [shards.local(g) for g in gradients], [shards.local(w) for w in weights]
         _add_separable(kernel, [*parts, *kernel.columns(weights)], factor)
         return
-    for g, w in zip(gradients, weights, strict=True):
+    rows: Sequence[int] = range(len(weights))
+    if kernel.rows is not None and kernel.stated and kernel.rows.serves(weights[0]):
+        rows = _add_to_rows(kernel, [gradients, weights, *kernel.columns(weights)], factor, layouts)
+    for g, w in ((gradients[row], weights[row]) for row in rows):
         layout = layouts.get(w) if layouts else None
         beside = kernel.whole_companions(w)
         whole = whole_gradient(kernel, shards.full(w), beside, layout)
@@ -64,6 +67,18 @@ def _add_separable(
     left = kernel.choice.apply(added, columns, 0, by_torch)
     if left:
         by_torch([[column[row] for row in left] for column in columns])
+
+
+def _add_to_rows(
+    kernel: Kernel, columns: Sequence[Sequence[torch.Tensor]], factor: float, layouts: Layouts
+) -> Sequence[int]:
+    """Add the gradients of groups in one launch; return the rows that are left."""
+
+    def added(g: torch.Tensor, w: torch.Tensor, *companions: torch.Tensor) -> torch.Tensor:
+        return torch.add(g, kernel.gradient.formula(w, *companions), alpha=factor)
+
+    assert kernel.rows is not None
+    return kernel.rows.apply(added, columns, [layouts.get(w) for w in columns[1]])
 
 
 def whole_gradient(

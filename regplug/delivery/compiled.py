@@ -9,8 +9,7 @@ from regplug.backend import shards
 from regplug.backend.groups import Group
 from regplug.backend.update_rules import UpdateRule
 from regplug.kernels.kernel import Kernel
-from regplug.kernels.pieces import widened
-from regplug.kernels.symbols import Symbol
+from regplug.kernels.pieces import NO_LAYOUTS, Layouts, widened
 
 __all__ = ["compiled_proximal"]
 
@@ -22,6 +21,7 @@ def compiled_proximal(
     states: Sequence[Mapping[str, Any]],
     weights: Sequence[torch.Tensor],
     gradients: Sequence[torch.Tensor],
+    layouts: Layouts = NO_LAYOUTS,
 ) -> Sequence[int]:
     """Replace weights by their proximal points in one launch, as far as a kernel can.
 
@@ -32,8 +32,12 @@ def compiled_proximal(
         The rows that are left.
     """
     names, rows = rule.tensors(group), range(len(weights))
-    parts = [shards.local(w) for w in weights]
-    if not kernel.choice.pays(parts):
+    if kernel.rows is not None:
+        parts, pays = list(weights), kernel.rows.serves(weights[0])
+    else:
+        parts = [shards.local(w) for w in weights]
+        pays = kernel.separable and kernel.choice.pays(parts)
+    if not pays:
         return rows
     columns: list[Sequence[torch.Tensor]] = [parts]
     if rule.uses_gradient:
@@ -44,7 +48,7 @@ def compiled_proximal(
     columns += kernel.columns(weights)
     scalars, known = _scalars(rule, states, group)
 
-    def moved(w: Symbol, *others: Symbol) -> torch.Tensor:
+    def moved(w: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
         tensors, numbers = others[: len(columns) - 1], others[len(columns) - 1 :]
         state = {**known, **dict(zip(names, tensors[start - 1 : end - 1], strict=True))}
         state.update(zip(scalars, numbers, strict=True))
@@ -59,6 +63,14 @@ def compiled_proximal(
             step = rule.step(group, state, others[0] if rule.uses_gradient else w)
             kernel.proximal_([w], step, *([c] for c in others[end - 1 :]))
 
+    if kernel.rows is not None:
+        return kernel.rows.apply(
+            moved,
+            columns,
+            [layouts.get(w) for w in weights],
+            scalars=list(scalars.values()),
+            nonnegative=range(start, end),
+        )
     return kernel.choice.apply(
         moved, columns, 0, by_torch, list(scalars.values()), nonnegative=range(start, end)
     )

@@ -1,6 +1,6 @@
 """Proximal operators after the update, with the step that the optimizer effectively takes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,6 @@ from regplug.kernels.pieces import (
     is_small,
     widened,
 )
-from regplug.kernels.symbols import Symbol
 
 __all__ = ["elementwise_proximal", "proximal"]
 
@@ -36,18 +35,18 @@ def proximal(
         columns = [parts, *kernel.columns(weights)]
         _uniform_proximal(kernel, columns, step)
         return
-    for w in weights:
-        _whole_proximal(kernel, w, step, layouts.get(w))
+    rows: Sequence[int] = range(len(weights))
+    if kernel.rows is not None and kernel.rows.serves(weights[0]):
+        moved, scalars = _moved(kernel, step, len(weights))
+        columns = [weights, *kernel.columns(weights)]
+        found = [layouts.get(w) for w in weights]
+        rows = kernel.rows.apply(moved, columns, found, scalars=scalars)
+    for row in rows:
+        _whole_proximal(kernel, weights[row], step, layouts.get(weights[row]))
 
 
 def _uniform_proximal(kernel: Kernel, columns: Sequence[Sequence[torch.Tensor]], step: Any) -> None:
-    on_device = isinstance(step, torch.Tensor) and not step.is_cpu
-
-    def moved(w: Symbol, *others: Symbol) -> torch.Tensor:
-        if on_device:
-            *companions, own = others
-            return kernel.proximal(w, own, *companions)
-        return kernel.proximal(w, step, *others)
+    moved, scalars = _moved(kernel, step, len(columns[0]))
 
     def by_torch(columns: Sequence[Sequence[torch.Tensor]]) -> None:
         for pieces, *companions in batches(columns):
@@ -56,9 +55,22 @@ def _uniform_proximal(kernel: Kernel, columns: Sequence[Sequence[torch.Tensor]],
     if not kernel.choice.pays(columns[0]):
         by_torch(columns)
         return
-    scalars = [[step] * len(columns[0])] if on_device else []
     if left := kernel.choice.apply(moved, columns, 0, by_torch, scalars):
         by_torch([[column[row] for row in left] for column in columns])
+
+
+def _moved(
+    kernel: Kernel, step: Any, count: int
+) -> tuple[Callable[..., torch.Tensor], list[list[torch.Tensor]]]:
+    """Return the formula of a proximal point, and the step as a column if it is on a device."""
+    if not isinstance(step, torch.Tensor) or step.is_cpu:
+        return lambda w, *companions: kernel.proximal(w, step, *companions), []
+
+    def moved(w: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        *companions, own = others
+        return kernel.proximal(w, own, *companions)
+
+    return moved, [[step] * count]
 
 
 def elementwise_proximal(
@@ -81,8 +93,8 @@ def elementwise_proximal(
             own.append(state)
             # A gradient may be sparse, and most rules need none.
             used.append(g if rule.uses_gradient else w)
-    if kernel.separable and updated:
-        left = compiled_proximal(kernel, rule, group, own, updated, used)
+    if updated:
+        left = compiled_proximal(kernel, rule, group, own, updated, used, layouts)
         updated, used = [updated[row] for row in left], [used[row] for row in left]
         own = [own[row] for row in left]
     if updated:
@@ -108,7 +120,7 @@ def _each_proximal(
             _whole_proximal(kernel, w, whole, layouts.get(w))
         elif not (kernel.plain and is_small([w])):
             _blockwise_proximal(kernel, rule, group, state, w, used)
-        elif w.numel() >= TINY:
+        elif w.numel() >= TINY or not all(map(_is_at_hand, (state[n] for n in rule.numbers))):
             kernel.proximal_([w], rule.step(group, state, used))
         else:
             numbers = tuple(float(state[name]) for name in rule.numbers)
@@ -119,6 +131,11 @@ def _each_proximal(
         state = dict(zip(rule.numbers, numbers, strict=True))
         for ws, *columns in batches(list(zip(*rows, strict=True))):
             _joined_proximal(kernel, rule, group, state, ws, columns)
+
+
+def _is_at_hand(number: Any) -> bool:
+    """Whether a number can be read without waiting for a device."""
+    return not isinstance(number, torch.Tensor) or number.is_cpu
 
 
 def _blockwise_proximal(

@@ -10,7 +10,7 @@ import importlib.util
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from regplug.kernels.expression import Expression
 from regplug.kernels.sources import executed
 from regplug.kernels.tables import Table
 
-__all__ = ["Triton", "is_installed", "is_interpreted", "source_of", "takes"]
+__all__ = ["Triton", "is_installed", "is_interpreted", "sent", "source_of", "takes"]
 
 _log = logging.getLogger("regplug")
 
@@ -34,7 +34,7 @@ DTYPES = {
 BLOCK = 1024
 """Elements of one program."""
 
-_FROM_LIBRARY = frozenset(["expm1", "log1p", "tanh", "sin", "cos", "sinh", "cosh", "pow"])
+FROM_LIBRARY = frozenset(["expm1", "log1p", "tanh", "sin", "cos", "sinh", "cosh", "pow"])
 """Operations that come from the device's library, which Triton's interpreter has not."""
 
 _COMMON = {
@@ -66,7 +66,7 @@ _COMMON = {
     # Either argument that is not a number is the result.
     "maximum": "tl.where(({0} > {1}) | ({0} != {0}), {0}, {1})",
     "minimum": "tl.where(({0} < {1}) | ({0} != {0}), {0}, {1})",
-    **{name: f"library.{name}({{0}})" for name in _FROM_LIBRARY - {"pow"}},
+    **{name: f"library.{name}({{0}})" for name in FROM_LIBRARY - {"pow"}},
     "pow": "library.pow({0}, {1})",
 }
 
@@ -76,7 +76,8 @@ _EXACT = {"sqrt": "tl.sqrt_rn({0})", "rsqrt": "one / tl.sqrt_rn({0})", "div": "t
 _WIDE = {"sqrt": "tl.sqrt({0})", "rsqrt": "one64 / tl.sqrt({0})"}
 
 
-def _dialect(computed: str) -> Dialect:
+def dialect(computed: str) -> Dialect:
+    """Return how Triton says things where elements are computed in a dtype of that name."""
     return Dialect(
         elements={**_COMMON, **(_EXACT if computed == "float32" else _WIDE)},
         # Such a power is of a decay rate, which is positive.
@@ -139,12 +140,18 @@ def computed_in(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def library_of(names: Iterable[str]) -> str:
+    """Return the import of the device's library, if one of these operations is of it."""
+    library = "from triton.language.extra import libdevice as library\n"
+    return "" if FROM_LIBRARY.isdisjoint(names) else library
+
+
 def source_of(
     expression: Expression, dtypes: Sequence[torch.dtype], scalars: Sequence[torch.dtype]
 ) -> str:
     """Return the module that computes ``expression``."""
     computed = DTYPES[computed_in(dtypes[0])]
-    lines = lines_of(expression, _dialect(computed))
+    lines = lines_of(expression, dialect(computed))
     names = [DTYPES[dtype] for dtype in (*dtypes, *scalars)]
     pointers = [
         f"{'p' if c < len(dtypes) else 's'}{c} = tl.load(addresses + {c} * count + row)"
@@ -162,13 +169,12 @@ def source_of(
         kept = names[expression.target]
         store = f"tl.store(p{expression.target} + place, {lines.result}.to(tl.{kept}), mask=within)"
     needed = {expression.steps[place][0] for place in expression.needed()}
-    library = "from triton.language.extra import libdevice as library\n"
 
     def block(lines: Sequence[str]) -> str:
         return "\n".join(f"    {line}" for line in lines)
 
     return _MODULE.format(
-        imports=library if needed & _FROM_LIBRARY else "",
+        imports=library_of(needed),
         computed=computed,
         pointers=block(pointers),
         once=block(lines.once),
@@ -225,11 +231,11 @@ def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def _quiet() -> Any:
-    """Let infinities and what is not a number pass: the interpreter is numpy, which warns."""
+def launching_on(device: torch.device) -> Any:
+    """Return the context of a launch; the interpreter is numpy, which would warn of infinities."""
     import numpy
 
-    return numpy.errstate(all="ignore")
+    return torch.cuda.device(device) if device.type == "cuda" else numpy.errstate(all="ignore")
 
 
 class Triton:
@@ -251,7 +257,7 @@ class Triton:
             uniform = expression.uniform()
             for place in expression.needed():
                 name = expression.steps[place][0]
-                if name in _FROM_LIBRARY and not (name == "pow" and place in uniform):
+                if name in FROM_LIBRARY and not (name == "pow" and place in uniform):
                     return f"Triton's interpreter has no {name}"
         return None
 
@@ -275,7 +281,7 @@ class Triton:
         sums = packed.sizes
         if expression.target is None:
             sums = torch.empty(packed.programs, dtype=torch.float64, device=device)
-        with torch.cuda.device(device) if device.type == "cuda" else _quiet():
+        with launching_on(device):
             kernel[(packed.programs,)](
                 packed.addresses,
                 packed.sizes,

@@ -19,6 +19,7 @@ from regplug.kernels.choice import Choice
 from regplug.kernels.derivative import derivative
 from regplug.kernels.foreach import Formula
 from regplug.kernels.formulas import by_autograd, is_written
+from regplug.kernels.rows import RowKernel
 from regplug.kernels.symbols import Symbol, UntraceableError
 
 __all__ = ["Gradient", "Kernel", "kernel_of"]
@@ -71,7 +72,8 @@ class Kernel:
         proximal_: ``(weights, step, *columns)``, in place.
         blame: ``(error, event)``, what to raise instead of an error where no session stands by.
         refuse_value: ``(found)``, says that it is no 0-d tensor.
-        choice: of what executes it.
+        choice: of what executes it, element by element.
+        rows: the kernels of whole rows or columns, for a formula of these.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Kernel:
     blame: Callable[[Exception, str], Exception]
     refuse_value: Callable[[object], NoReturn]
     choice: Choice
+    rows: RowKernel | None
 
     def symbolic_gradient(self, w: Symbol, *companions: Symbol) -> Symbol:
         """Return the gradient of the value at a symbol, by its derivative if none is stated."""
@@ -151,13 +154,14 @@ def kernel_of(
         own = is_written(author, base, name)
         return getattr(author, name) if own else partial(otherwise, formula)
 
+    orientation = None if author.separable else author.orientation
     return Kernel(
         name=author.name,
         separable=author.separable,
         has_companions=has_companions,
         stated=stated,
         plain=author.separable and not has_companions,
-        orientation=None if author.separable else author.orientation,
+        orientation=orientation,
         value=author.value,
         gradient=gradient,
         proximal=author.proximal,
@@ -168,4 +172,5 @@ def kernel_of(
         blame=blame,
         refuse_value=refuse_value,
         choice=Choice(author.name, kernels),
+        rows=None if orientation is None else RowKernel(author.name, orientation, kernels),
     )
