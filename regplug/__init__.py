@@ -11,6 +11,7 @@ See :func:`attach`, :class:`Session`, and :class:`Penalty` to write a plugin.
 from regplug import errors, schedules, sessions
 from regplug.backend import lent
 from regplug.backend.blocks import scratch
+from regplug.backend.captured import refuse_capture
 from regplug.backend.eager import called_by_a_graph
 from regplug.backend.layouts import Layout
 from regplug.backend.shards import full, like, local, part
@@ -49,6 +50,7 @@ __all__ = [
     "like",
     "local",
     "part",
+    "refuse_capture",
     "schedules",
     "scratch",
     "sessions",

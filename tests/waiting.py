@@ -154,7 +154,11 @@ if __name__ == "__main__":
         seen = set()  # it does see what it looks for
         x = Narrow(torch.ones(3, device="cpu"))
         tried = [lambda: x.sum().item(), lambda: x[x > 0], lambda: bool((x > 0).all())]
-        tried += [lambda: x.nonzero(), lambda: x.cpu(), lambda: torch.linalg.eigh(torch.outer(x, x))]
+        tried += [
+            lambda: x.nonzero(),
+            lambda: x.cpu(),
+            lambda: torch.linalg.eigh(torch.outer(x, x)),
+        ]
         found = []
         for one in tried:
             calls = []

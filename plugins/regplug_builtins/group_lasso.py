@@ -8,7 +8,7 @@ from regplug_builtins._groups import check_dimensions, checked_groups, length, n
 
 __all__ = ["GroupLasso", "shrink_groups"]
 
-_NEWTON_STEPS = 100  # a handful do; steps that differ by many orders of magnitude take some more
+_NEWTON_STEPS = 30  # 17 is the most ever seen, of steps that differ by 150 orders of magnitude
 
 
 def shrink_groups(

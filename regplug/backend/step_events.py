@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch.optim import Optimizer
 
-from regplug.backend import optimizer_names, shards, stack
+from regplug.backend import captured, optimizer_names, shards, stack
 from regplug.backend.gradmode import without_grad
 from regplug.backend.hook_order import StepHooks
 from regplug.backend.sums import Sum, resolve
@@ -83,6 +83,8 @@ class StepEvents:
         self._depth, self._real, self._call = 1, False, stack.caller()
         listener, grad = self._listener, torch.is_grad_enabled()
         try:
+            if listener is not None:
+                captured.refuse_captured_step(optimizer.param_groups)
             closure = args[1] if len(args) > 1 else kwargs.get("closure")
             if callable(closure):
                 if listener is not None:
