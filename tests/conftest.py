@@ -1,5 +1,6 @@
 """What tests of all folders share."""
 
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -8,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from pair import Pair
+
+if not torch.cuda.is_available():  # before anything imports Triton
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Whole scripts, which tests run in processes of their own: an import would train, and write files.
 collect_ignore_glob = ["run/scripts/*", "benchmarks/*", "compat/inside/*"]

@@ -155,8 +155,8 @@ if __name__ == "__main__":
         x = Narrow(torch.ones(3, device="cpu"))
         tried = [lambda: x.sum().item(), lambda: x[x > 0], lambda: bool((x > 0).all())]
         tried += [
-            lambda: x.nonzero(),
-            lambda: x.cpu(),
+            x.nonzero,
+            x.cpu,
             lambda: torch.linalg.eigh(torch.outer(x, x)),
         ]
         found = []

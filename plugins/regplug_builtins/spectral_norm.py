@@ -26,11 +26,12 @@ def leading_vector(gram: torch.Tensor) -> torch.Tensor:
     for _ in range(_SQUARINGS):
         power = power / power.diagonal().sum().clamp(min=tiny)
         power = power @ power
-    vector = power.index_select(1, power.diagonal().argmax().view(1))
+    vector: torch.Tensor = power.index_select(1, power.diagonal().argmax().view(1))
     for _ in range(2):  # which takes the rounding of so many products off
         vector = vector / torch.linalg.vector_norm(vector).clamp(min=tiny)
         vector = gram @ vector
-    return vector / torch.linalg.vector_norm(vector).clamp(min=tiny)
+    vector /= torch.linalg.vector_norm(vector).clamp(min=tiny)
+    return vector
 
 
 class SpectralNorm(Penalty):

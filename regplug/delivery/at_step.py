@@ -39,7 +39,7 @@ def add_gradients(
         if few and not kernel.choice.pays(weights):
             kernel.add_gradients(list(gradients), list(weights), factor)
             return
-        parts = [shards.local(g) for g in gradients], [shards.local(w) for w in weights]
+        parts = shards.locals_of(gradients), shards.locals_of(weights)
         _add_separable(kernel, [*parts, *kernel.columns(weights)], factor)
         return
     rows: Sequence[int] = range(len(weights))

@@ -35,15 +35,15 @@ def compiled_proximal(
     if kernel.rows is not None:
         parts, pays = list(weights), kernel.rows.serves(weights[0])
     else:
-        parts = [shards.local(w) for w in weights]
+        parts = shards.locals_of(weights)
         pays = kernel.separable and kernel.choice.pays(parts)
     if not pays:
         return rows
     columns: list[Sequence[torch.Tensor]] = [parts]
     if rule.uses_gradient:
-        columns.append([shards.local(g) for g in gradients])
+        columns.append(shards.locals_of(gradients))
     start = len(columns)
-    columns += [[shards.local(state[name]) for state in states] for name in names]
+    columns += [shards.locals_of([state[name] for state in states]) for name in names]
     end = len(columns)
     columns += kernel.columns(weights)
     scalars, known = _scalars(rule, states, group)

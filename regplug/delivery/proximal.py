@@ -31,7 +31,7 @@ def proximal(
 ) -> None:
     """Replace ``weights`` by their proximal points for one step that they all have."""
     if kernel.separable:
-        parts = [shards.local(w) for w in weights]
+        parts = shards.locals_of(weights)
         columns = [parts, *kernel.columns(weights)]
         _uniform_proximal(kernel, columns, step)
         return
@@ -83,20 +83,16 @@ def elementwise_proximal(
     layouts: Layouts = NO_LAYOUTS,
 ) -> None:
     """Replace each of ``weights`` by its proximal point for the step that each element has."""
-    updated: list[torch.Tensor] = []
-    used: list[torch.Tensor] = []
-    own: list[Mapping[str, Any]] = []
-    for w, g in zip(weights, gradients, strict=True):
-        state = states.get(w)
-        if state:  # else the optimizer left it alone
-            updated.append(w)
-            own.append(state)
-            # A gradient may be sparse, and most rules need none.
-            used.append(g if rule.uses_gradient else w)
+    own: list[Any] = list(map(states.get, weights))
+    updated = list(weights)
+    # A gradient may be sparse, and most rules need none.
+    used = list(gradients if rule.uses_gradient else weights)
+    if not all(own):  # the optimizer left some alone
+        moved = [row for row, state in enumerate(own) if state]
+        own, updated, used = ([column[row] for row in moved] for column in (own, updated, used))
     if updated:
         left = compiled_proximal(kernel, rule, group, own, updated, used, layouts)
-        updated, used = [updated[row] for row in left], [used[row] for row in left]
-        own = [own[row] for row in left]
+        own, updated, used = ([column[row] for row in left] for column in (own, updated, used))
     if updated:
         _each_proximal(kernel, rule, group, own, updated, used, layouts)
 

@@ -1,7 +1,7 @@
 """The compilers that make kernels of expressions, and which of them serves which tensors."""
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import torch
 
@@ -9,7 +9,13 @@ from regplug.kernels import cpu, cuda
 from regplug.kernels.expression import Expression
 from regplug.kernels.tables import Table
 
-__all__ = ["Backend", "serving"]
+__all__ = ["Backend", "Columns", "Run", "serving"]
+
+Columns: TypeAlias = Sequence[Sequence[torch.Tensor]]
+
+
+Run: TypeAlias = Callable[[Sequence[float], Table, Columns, Columns], Any]
+"""Given numbers, a table, columns and scalars: executes an expression; the sum if it is one."""
 
 
 class Backend(Protocol):
@@ -30,15 +36,13 @@ class Backend(Protocol):
     def refuses(self, expression: Expression) -> str | None:
         """Return why torch's own operations are to be used for an expression, or None."""
 
-    def run(
+    def kernel(
         self,
         expression: Expression,
-        numbers: Sequence[float],
-        table: Table,
-        columns: Sequence[Sequence[torch.Tensor]],
-        scalars: Sequence[Sequence[torch.Tensor]],
-    ) -> Any:
-        """Execute an expression over a table; return the sum if it is one."""
+        dtypes: tuple[torch.dtype, ...],
+        scalars: tuple[torch.dtype, ...],
+    ) -> Run:
+        """Return what executes an expression for columns, and 0-d tensors, of these dtypes."""
 
 
 _NUMBA: Backend = cpu.Numba()

@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
+from itertools import accumulate
 from operator import attrgetter
 from typing import Any, TypeAlias
 
@@ -17,8 +18,8 @@ import torch
 from regplug.backend.blocks import TINY
 from regplug.errors import SpecError
 from regplug.kernels import backends
-from regplug.kernels.backends import Backend
-from regplug.kernels.expression import Expression
+from regplug.kernels.backends import Backend, Columns, Run
+from regplug.kernels.expression import Expression, Recording
 from regplug.kernels.operations import OPERATIONS
 from regplug.kernels.samples import disagreement
 from regplug.kernels.symbols import Symbol, Tracing, UntraceableError
@@ -28,8 +29,6 @@ __all__ = ["KERNELS", "Choice", "Columns", "Formula", "Reference", "chosen"]
 
 KERNELS = ("auto", "foreach", "numba", "triton")
 """What ``kernels=`` may be: whatever serves, ``torch._foreach`` alone, or one compiler alone."""
-
-Columns: TypeAlias = Sequence[Sequence[torch.Tensor]]
 
 Formula: TypeAlias = Callable[..., Any]
 """Given a symbol for each column: the symbol of the result."""
@@ -64,7 +63,7 @@ class Choice:
         self._name = name
         self._kernels = kernels
         self._tables: dict[Any, Table] = {}
-        self._proven: dict[Any, bool] = {}
+        self._runs: dict[Any, Run | None] = {}
         self._why_not: str | None = None
 
     def pays(self, tensors: Sequence[torch.Tensor]) -> bool:
@@ -73,7 +72,7 @@ class Choice:
             return False
         if self._kernels == "triton" or not tensors[0].is_cpu:
             return True
-        return sum(map(torch.Tensor.numel, tensors)) >= TINY
+        return any(size >= TINY for size in accumulate(map(torch.Tensor.numel, tensors)))
 
     def apply(
         self,
@@ -141,10 +140,11 @@ class Choice:
         if self._why_not is not None:
             return f"foreach ({self._why_not})"
         try:
-            expression, _ = _traced(formula, columns, (), like.dtype, like.device, 0)
+            dtype = backend.dtype(like)
+            recording, result = _traced(formula, columns, (), dtype, like.device, 0)
         except Exception as error:
             return f"foreach ({_why(error)})"
-        if (why := backend.refuses(expression)) is not None:
+        if (why := backend.refuses(recording.expression(result, 0))) is not None:
             return f"foreach ({why})"
         return backend.name
 
@@ -166,23 +166,24 @@ class Choice:
             return None
         dtypes = table.dtypes
         try:
-            traced = _traced(
-                formula, len(columns), scalars, backend.dtype(first), first.device, target
-            )
+            dtype = backend.dtype(first)
+            traced = _traced(formula, len(columns), scalars, dtype, first.device, target)
         except Exception as error:  # the formula's own faults come again, from torch's operations
             self._why_not = _why(error)
             return None
-        expression, numbers = traced
-        if backend.refuses(expression) is not None:
-            return None
-        key = (backend.name, expression, dtypes, first.device)
-        if key not in self._proven:
-            self._proven[key] = self._is_right(
-                backend, expression, numbers, columns, compare, scalars
+        recording, result = traced
+        of_scalars = tuple([column[0].dtype for column in scalars])
+        steps = tuple(recording.steps)
+        key = (steps, result, target, backend.name, dtypes, of_scalars, first.device)
+        if key not in self._runs:
+            expression = Expression(steps, result, recording.columns, target)
+            self._runs[key] = self._proven(
+                backend, expression, recording.numbers, columns, compare, scalars, of_scalars
             )
-        if not self._proven[key]:
+        run = self._runs[key]
+        if run is None:
             return None
-        found = backend.run(expression, numbers, table, columns, scalars)
+        found = run(recording.numbers, table, columns, scalars)
         if target is not None:
             torch.autograd.graph.increment_version(columns[target])
             return True
@@ -194,7 +195,7 @@ class Choice:
             self._tables.clear()
         return self._tables.setdefault(key, Table())
 
-    def _is_right(
+    def _proven(
         self,
         backend: Backend,
         expression: Expression,
@@ -202,28 +203,33 @@ class Choice:
         columns: Columns,
         compare: Callable[..., str | None],
         scalars: Columns,
-    ) -> bool:
-        """Compare a new kernel with torch's operations, on a sample of these very tensors."""
-
-        def compiled(sample: list[list[torch.Tensor]]) -> Any:
-            table = Table()
-            if not table.read(sample):
-                raise AssertionError("a sample lies otherwise than what it is of")
-            few = [[column[0]] * len(sample[0]) for column in scalars]
-            return backend.run(expression, numbers, table, sample, few)
-
+        of_scalars: tuple[torch.dtype, ...],
+    ) -> Run | None:
+        """Return a new kernel, if it does the same as torch's operations to a sample of these."""
+        if backend.refuses(expression) is not None:
+            return None
         try:
+            dtypes = tuple([column[0].dtype for column in columns])
+            run = backend.kernel(expression, dtypes, of_scalars)
+
+            def compiled(sample: list[list[torch.Tensor]]) -> Any:
+                table = Table()
+                if not table.read(sample):
+                    raise AssertionError("a sample lies otherwise than what it is of")
+                few = [[column[0]] * len(sample[0]) for column in scalars]
+                return run(numbers, table, sample, few)
+
             why = compare(compiled, columns=columns, target=expression.target)
         except Exception as error:  # of a compiler, or of torch's operations on a sample
             why = f"{type(error).__name__}: {error}"
         if why is None:
-            return True
+            return run
         warnings.warn(
             f"{self._name}: its kernel for {backend.name} is not used ({why}); it goes on with "
             "torch's own operations, which are slower. Please report this, with the formula",
             stacklevel=2,
         )
-        return False
+        return None
 
 
 _kind = attrgetter("dtype", "device")
@@ -250,7 +256,7 @@ def _traced(
     dtype: torch.dtype,
     device: torch.device,
     target: int | None,
-) -> tuple[Expression, list[float]]:
+) -> tuple[Recording, int]:
     tracing = Tracing(dtype, device, OPERATIONS)
     symbols = [tracing.column() for _ in range(columns)]
     symbols += [tracing.column("scalar") for _ in scalars]
@@ -260,7 +266,7 @@ def _traced(
     if (result.kind == "total") != (target is None):
         raise UntraceableError("its result is no sum" if target is None else "its result is a sum")
     place = result.place if target is None else tracing.place(result)
-    return tracing.recording.expression(place, target), tracing.recording.numbers
+    return tracing.recording, place
 
 
 def _why(error: Exception) -> str:

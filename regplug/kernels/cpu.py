@@ -52,6 +52,8 @@ _LOGICAL = {
     "sqrt": "math.sqrt({0})",
     "pow": "{0} ** {1}",
     # Either argument that is not a number is the result.
+    "at_least": "{0} if ({0} > {1}) | ({0} != {0}) else {1}",
+    "at_most": "{0} if ({0} < {1}) | ({0} != {0}) else {1}",
     "maximum": "{0} if ({0} > {1}) | ({0} != {0}) else {1}",
     "minimum": "{0} if ({0} < {1}) | ({0} != {0}) else {1}",
     **{name: f"math.{name}({{0}})" for name in SLOW - {"sigmoid", "pow"}},
@@ -262,22 +264,29 @@ class Numba:
             return "its functions are faster in torch"
         return None
 
-    def run(
+    def kernel(
         self,
         expression: Expression,
-        numbers: Sequence[float],
-        table: Table,
-        columns: Sequence[Sequence[torch.Tensor]],
-        scalars: Sequence[Sequence[torch.Tensor]],
-    ) -> float:
-        """Execute an expression over a table; return the sum if it is one."""
+        dtypes: tuple[torch.dtype, ...],
+        scalars: tuple[torch.dtype, ...],
+    ) -> Callable[..., float]:
+        """Return what executes an expression for tensors of these dtypes."""
         import numpy
 
-        dtype = table.dtypes[0]
-        of_scalars = tuple([column[0].dtype for column in scalars])
-        addresses = table.addresses + [[s.data_ptr() for s in column] for column in scalars]
-        if table.changed or table.packed is None or table.packed[0] != addresses:
-            packed = numpy.array([*addresses, table.sizes], dtype=numpy.int64)
-            table.packed = addresses, packed
-        kernel = compiled(expression, dtype, of_scalars)
-        return run(kernel, table.packed[1], numbers, len(columns), dtype.itemsize)
+        function, itemsize = compiled(expression, dtypes[0], scalars), dtypes[0].itemsize
+
+        def execute(
+            numbers: Sequence[float],
+            table: Table,
+            columns: Sequence[Sequence[torch.Tensor]],
+            scalars: Sequence[Sequence[torch.Tensor]],
+        ) -> float:
+            addresses = table.addresses
+            if scalars:
+                addresses = addresses + [[s.data_ptr() for s in column] for column in scalars]
+            if table.changed or table.packed is None or table.packed[0] != addresses:
+                packed = numpy.array([*addresses, table.sizes], dtype=numpy.int64)
+                table.packed = addresses, packed
+            return run(function, table.packed[1], numbers, len(columns), itemsize)
+
+        return execute

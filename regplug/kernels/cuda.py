@@ -10,7 +10,7 @@ import importlib.util
 import logging
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from regplug.kernels.expression import Expression
 from regplug.kernels.sources import executed
 from regplug.kernels.tables import Table
 
-__all__ = ["Triton", "is_installed", "is_interpreted", "sent", "source_of", "takes"]
+__all__ = ["Triton", "is_installed", "is_interpreted", "source_of", "takes"]
 
 _log = logging.getLogger("regplug")
 
@@ -64,6 +64,8 @@ _COMMON = {
     "exp": "tl.exp({0})",
     "log": "tl.log({0})",
     # Either argument that is not a number is the result.
+    "at_least": "tl.where(({0} > {1}) | ({0} != {0}), {0}, {1})",
+    "at_most": "tl.where(({0} < {1}) | ({0} != {0}), {0}, {1})",
     "maximum": "tl.where(({0} > {1}) | ({0} != {0}), {0}, {1})",
     "minimum": "tl.where(({0} < {1}) | ({0} != {0}), {0}, {1})",
     **{name: f"library.{name}({{0}})" for name in FROM_LIBRARY - {"pow"}},
@@ -140,12 +142,6 @@ def computed_in(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def library_of(names: Iterable[str]) -> str:
-    """Return the import of the device's library, if one of these operations is of it."""
-    library = "from triton.language.extra import libdevice as library\n"
-    return "" if FROM_LIBRARY.isdisjoint(names) else library
-
-
 def source_of(
     expression: Expression, dtypes: Sequence[torch.dtype], scalars: Sequence[torch.dtype]
 ) -> str:
@@ -169,12 +165,13 @@ def source_of(
         kept = names[expression.target]
         store = f"tl.store(p{expression.target} + place, {lines.result}.to(tl.{kept}), mask=within)"
     needed = {expression.steps[place][0] for place in expression.needed()}
+    library = "from triton.language.extra import libdevice as library\n"
 
     def block(lines: Sequence[str]) -> str:
         return "\n".join(f"    {line}" for line in lines)
 
     return _MODULE.format(
-        imports=library_of(needed),
+        imports=library if needed & FROM_LIBRARY else "",
         computed=computed,
         pointers=block(pointers),
         once=block(lines.once),
@@ -231,11 +228,11 @@ def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def launching_on(device: torch.device) -> Any:
-    """Return the context of a launch; the interpreter is numpy, which would warn of infinities."""
+def quiet() -> Any:
+    """Let infinities and what is not a number pass: the interpreter is numpy, which warns."""
     import numpy
 
-    return torch.cuda.device(device) if device.type == "cuda" else numpy.errstate(all="ignore")
+    return numpy.errstate(all="ignore")
 
 
 class Triton:
@@ -261,37 +258,43 @@ class Triton:
                     return f"Triton's interpreter has no {name}"
         return None
 
-    def run(
+    def kernel(
         self,
         expression: Expression,
-        numbers: Sequence[float],
-        table: Table,
-        columns: Sequence[Sequence[torch.Tensor]],
-        scalars: Sequence[Sequence[torch.Tensor]],
-    ) -> Any:
-        """Execute an expression over a table; return the sum, a 0-d tensor, if it is one."""
-        device = columns[0][0].device
-        packed = table.packed
-        if packed is None or packed.of != table.sizes or packed.device != device:
-            packed = table.packed = Packed(table, device)
-        packed.send_addresses([*table.addresses, *([s.data_ptr() for s in c] for c in scalars)])
-        of_scalars = tuple(column[0].dtype for column in scalars)
-        start = time.perf_counter()
-        kernel = compiled(expression, table.dtypes, of_scalars)
-        sums = packed.sizes
-        if expression.target is None:
-            sums = torch.empty(packed.programs, dtype=torch.float64, device=device)
-        with launching_on(device):
-            kernel[(packed.programs,)](
-                packed.addresses,
-                packed.sizes,
-                packed.firsts,
-                packed.rows,
-                packed.numbers(expression, numbers),
-                sums,
-                len(table.sizes),
-                BLOCK=BLOCK,
-            )
-        if (seconds := time.perf_counter() - start) > 0.2 and not is_interpreted():
-            _log.info("compiled a kernel for %s in %.1f s", device, seconds)
-        return sums.sum() if expression.target is None else None
+        dtypes: tuple[torch.dtype, ...],
+        scalars: tuple[torch.dtype, ...],
+    ) -> Callable[..., Any]:
+        """Return what launches an expression for tensors of these dtypes."""
+        function, sums = compiled(expression, dtypes, scalars), expression.target is None
+
+        def execute(
+            numbers: Sequence[float],
+            table: Table,
+            columns: Sequence[Sequence[torch.Tensor]],
+            scalars: Sequence[Sequence[torch.Tensor]],
+        ) -> Any:
+            device = columns[0][0].device
+            packed = table.packed
+            if packed is None or packed.of != table.sizes or packed.device != device:
+                packed = table.packed = Packed(table, device)
+            packed.send_addresses([*table.addresses, *([s.data_ptr() for s in c] for c in scalars)])
+            partial = packed.sizes
+            if sums:
+                partial = torch.empty(packed.programs, dtype=torch.float64, device=device)
+            start = time.perf_counter()
+            with torch.cuda.device(device) if device.type == "cuda" else quiet():
+                function[(packed.programs,)](
+                    packed.addresses,
+                    packed.sizes,
+                    packed.firsts,
+                    packed.rows,
+                    packed.numbers(expression, numbers),
+                    partial,
+                    len(table.sizes),
+                    BLOCK=BLOCK,
+                )
+            if (seconds := time.perf_counter() - start) > 0.2 and not is_interpreted():
+                _log.info("compiled a kernel for %s in %.1f s", device, seconds)
+            return partial.sum() if sums else None
+
+        return execute

@@ -49,6 +49,14 @@ def _by_extremum(comparison: str) -> Rule:
     return rule
 
 
+def _by_bound(comparison: str) -> Rule:
+    def rule(do: _Steps, y: int, args: tuple[int, ...]) -> tuple[int, ...]:
+        within, one, zero = do(comparison, *args), do.number(1.0), do.number(0.0)
+        return do("where", within, one, zero), do("where", within, zero, one)
+
+    return rule
+
+
 _RULES: dict[str, Rule] = {
     "neg": lambda do, y, a: (do.number(-1.0),),
     "abs": lambda do, y, a: (do("sign", a[0]),),
@@ -75,6 +83,8 @@ _RULES: dict[str, Rule] = {
         do("neg", do("div", y, a[1])),
     ),
     "pow": _by_pow,
+    "at_least": _by_bound("ge"),
+    "at_most": _by_bound("le"),
     "maximum": _by_extremum("gt"),
     "minimum": _by_extremum("lt"),
 }

@@ -187,9 +187,9 @@ def _clamp(tracing: Tracing, x: Any, *bounds: Any, **named: Any) -> Symbol:
     low, high = named.get("min", low), named.get("max", high)
     place = tracing.place(x)
     if low is not None:
-        place = tracing.recording.step("maximum", place, tracing.place(low))
+        place = tracing.recording.step("at_least", place, tracing.place(low))
     if high is not None:
-        place = tracing.recording.step("minimum", place, tracing.place(high))
+        place = tracing.recording.step("at_most", place, tracing.place(high))
     return tracing.symbol(place)
 
 
@@ -321,7 +321,7 @@ def _total(tracing: Tracing, x: Symbol, *args: Any, dtype: Any = None, **kwargs:
 def _norm(tracing: Tracing, x: Symbol, *args: Any, **kwargs: Any) -> Symbol:
     order, *others = (*args, None)
     order = kwargs.pop("p", kwargs.pop("ord", order))
-    if order != 1 or any(other is not None for other in (*others, *kwargs.values())):
+    if order != 1 or any(other not in (None, False) for other in (*others, *kwargs.values())):
         raise UntraceableError("it takes a norm of all elements")
     return tracing.symbol(tracing.recording.step("abs", tracing.place(x)), "total")
 

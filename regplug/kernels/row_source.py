@@ -9,10 +9,10 @@ from typing import cast
 
 import torch
 
-from regplug.kernels.cuda import DTYPES, computed_in, dialect, library_of
+from regplug.kernels.cuda import DTYPES, FROM_LIBRARY, computed_in, dialect
 from regplug.kernels.row_symbols import REDUCTIONS, RowExpression, levels_of, row_arguments
 
-__all__ = ["SHAPES", "needed", "row_source_of"]
+__all__ = ["SHAPES", "names_of", "row_source_of"]
 
 SHAPES = ("size", "inner", "outer_stride", "inner_stride", "group_stride", "count", "groups")
 """What a table has of each tensor: the elements of a group, how many of these follow each other at
@@ -43,6 +43,9 @@ def kernel(
 '''
 
 
+_LIBRARY = "from triton.language.extra import libdevice as library\n"
+
+
 def needed(expression: RowExpression) -> list[int]:
     """Return the places of the steps that the result is made of, in order."""
     found: set[int] = set()
@@ -53,6 +56,12 @@ def needed(expression: RowExpression) -> list[int]:
             found.add(place)
             open_ += row_arguments(expression.steps[place])
     return sorted(found)
+
+
+def names_of(expression: RowExpression) -> set[str]:
+    """Return the names of the operations that are needed, but for those on numbers alone."""
+    levels = levels_of(expression.steps)
+    return {str(expression.steps[place][0]) for place in needed(expression) if levels[place]}
 
 
 class _Emitter:
@@ -231,7 +240,7 @@ def row_source_of(
         for i, name in enumerate(SHAPES)
     ]
     return _MODULE.format(
-        imports=library_of(expression.steps[place][0] for place in emitter.needed),
+        imports="" if FROM_LIBRARY.isdisjoint(names_of(expression)) else _LIBRARY,
         computed=emitter.computed,
         shapes="\n".join(shapes),
         pointers="\n".join(pointers),

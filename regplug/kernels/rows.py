@@ -23,8 +23,8 @@ import torch
 from regplug.backend.layouts import Layout
 from regplug.kernels import cuda
 from regplug.kernels.row_samples import disagreement_on_rows
-from regplug.kernels.row_source import needed, row_source_of
-from regplug.kernels.row_symbols import RowExpression, RowTracing, levels_of, traced_rows
+from regplug.kernels.row_source import names_of, row_source_of
+from regplug.kernels.row_symbols import RowExpression, RowTracing, traced_rows
 from regplug.kernels.row_tables import RowTable, are_plain, axis_of, geometry_of
 from regplug.kernels.sources import executed
 from regplug.kernels.symbols import UntraceableError
@@ -174,9 +174,7 @@ class RowKernel:
             self.why_not = str(error) if known else f"it can't be traced: {type(error).__name__}"
             return None
         expression = traced[0]
-        levels = levels_of(expression.steps)
-        names = {expression.steps[i][0] for i in needed(expression) if levels[i]}
-        if cuda.is_interpreted() and not cuda.FROM_LIBRARY.isdisjoint(names):
+        if cuda.is_interpreted() and not cuda.FROM_LIBRARY.isdisjoint(names_of(expression)):
             self.why_not = "Triton's interpreter has not its functions"
             return None
         return traced
@@ -201,7 +199,7 @@ class RowKernel:
             tuple(column[0].dtype for column in columns),
             tuple(column[0].dtype for column in scalars),
         )
-        with cuda.launching_on(device):
+        with torch.cuda.device(device) if device.type == "cuda" else cuda.quiet():
             kernel[(table.programs,)](
                 table.addresses([*columns, *scalars]),
                 table.shapes,
