@@ -181,7 +181,7 @@ class _Emitter:
             if name == "row_sum":
                 self.write(f"r{place} += tl.sum(tl.where(within, {of}, zero))")
             else:  # what is not a number is the largest
-                largest = f"tl.max(tl.where(within, {of}, lowest))"
+                largest = f"tl.max(tl.where(within & ({of} == {of}), {of}, lowest))"
                 odd = f"tl.sum(tl.where(within & ({of} != {of}), {of}, zero))"
                 self.write(f"m{place} = {largest} + {odd}")
                 more = f"(m{place} > r{place}) | (m{place} != m{place})"

@@ -177,7 +177,7 @@ def _norm(
     **named: Any,
 ) -> Symbol:
     order = named.pop("ord", p)
-    if named:
+    if any(value is not None for value in named.values()):
         raise UntraceableError("it takes a norm in another dtype")
     place = tracing.place(x)
     if order == 1:
