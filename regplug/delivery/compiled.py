@@ -8,6 +8,7 @@ import torch
 from regplug.backend import shards
 from regplug.backend.groups import Group
 from regplug.backend.update_rules import UpdateRule
+from regplug.kernels.cuda import sent
 from regplug.kernels.kernel import Kernel
 from regplug.kernels.pieces import NO_LAYOUTS, Layouts, widened
 
@@ -46,7 +47,7 @@ def compiled_proximal(
     columns += [shards.locals_of([state[name] for state in states]) for name in names]
     end = len(columns)
     columns += kernel.columns(weights)
-    scalars, known = _scalars(rule, states, group)
+    scalars, known = _scalars(rule, states, group, weights[0].device)
 
     def moved(w: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
         tensors, numbers = others[: len(columns) - 1], others[len(columns) - 1 :]
@@ -77,17 +78,23 @@ def compiled_proximal(
 
 
 def _scalars(
-    rule: UpdateRule, states: Sequence[Mapping[str, Any]], group: Group
+    rule: UpdateRule, states: Sequence[Mapping[str, Any]], group: Group, device: torch.device
 ) -> tuple[dict[str, list[torch.Tensor]], dict[str, Any]]:
     """Return the numbers that are tensors, one for each weight, and those that all have."""
     scalars: dict[str, list[torch.Tensor]] = {}
     known: dict[str, Any] = {}
     for name in rule.numbers:
         values = [state[name] for state in states]
-        if isinstance(values[0], torch.Tensor):
-            scalars[name] = values
-        else:
+        if not isinstance(values[0], torch.Tensor):
             known[name] = values[0]
+        elif values[0].device == device:
+            scalars[name] = values
+        elif len(set(numbers := [float(value) for value in values])) == 1:
+            # Kept by the host, as Adam keeps its step counts unless it is fused or capturable: a
+            # kernel on a device can't read them there.
+            known[name] = numbers[0]
+        else:
+            scalars[name] = list(sent(torch.tensor(numbers), device).unbind())
     lr = group["lr"]
     if isinstance(lr, torch.Tensor) and not lr.is_cpu:
         scalars["lr"] = [lr] * len(states)

@@ -94,4 +94,5 @@ def test_to_attach_in_a_capture_is_refused() -> None:
     warmed_up(lambda: model(x))
     graph = torch.cuda.CUDAGraph()
     with pytest.raises(RegplugError, match="CUDA graph"), torch.cuda.graph(graph):
+        model(x)
         regplug.attach(model, optimizer, ["l1(0.1)"])

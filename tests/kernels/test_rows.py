@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 import regplug
+from regplug.backend.update_rules import update_rule
+from regplug.delivery import compiled
 from regplug.kernels import rows
 from regplug_builtins import GroupLasso, MaxNorm, UnitNorm
 
@@ -147,11 +149,9 @@ def test_all_rows_of_all_weights_are_one_launch_whatever_layer_they_are_of(monke
 
 
 def test_a_schedule_compiles_nothing_anew_and_is_followed(monkeypatch):
-    compiled = []
+    made = []
     source = rows.row_source_of
-    monkeypatch.setattr(
-        rows, "row_source_of", lambda *given: compiled.append(given) or source(*given)
-    )
+    monkeypatch.setattr(rows, "row_source_of", lambda *given: made.append(given) or source(*given))
     model = nn.Linear(7, 3, bias=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     bound = regplug.schedules.linear(1.0, 0.1, steps=9)
@@ -163,7 +163,7 @@ def test_a_schedule_compiles_nothing_anew_and_is_followed(monkeypatch):
             optimizer.step()
             length = model.weight.detach().norm(dim=1)
             torch.testing.assert_close(length, torch.full((3,), bound(step)))
-            counts.append(len(compiled))
+            counts.append(len(made))
     assert counts == [counts[0]] * 5
 
 
@@ -305,3 +305,15 @@ def test_without_triton_nothing_is_different(monkeypatch):
     assert kernel._proven == {}
     expected, _ = trained(MaxNorm(1.0), OPTIMIZERS["SGD"], "foreach")
     assert all(map(torch.equal, found, expected))
+
+
+def test_step_counts_that_the_host_keeps_are_numbers_to_a_kernel_on_a_device():
+    """Their addresses would be none of the device's, for which the meta device stands."""
+    w = nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.Adam([w], lr=0.1)
+    rule, group = update_rule(optimizer), optimizer.param_groups[0]
+    states = [{"step": torch.tensor(3.0), "exp_avg_sq": torch.zeros(2)} for _ in range(2)]
+    there, known = compiled._scalars(rule, states, group, torch.device("meta"))
+    assert (there, known) == ({}, {"step": 3.0})
+    here, known = compiled._scalars(rule, states, group, torch.device("cpu"))
+    assert [list(here), known] == [["step"], {}]
