@@ -8,33 +8,44 @@
 See :func:`attach`, :class:`Session`, and :class:`Penalty` to write a plugin.
 """
 
-from regplug import errors, schedules, sessions
-from regplug.backend import lent
-from regplug.backend.blocks import scratch
-from regplug.backend.captured import refuse_capture
-from regplug.backend.eager import called_by_a_graph
-from regplug.backend.layouts import Layout
-from regplug.backend.shards import full, like, local, part
-from regplug.backend.sums import Sum
-from regplug.hookspecs import hookimpl, hookspec
-from regplug.kernels.iterated import iterated
-from regplug.kernels.rows import RowKernel
-from regplug.penalty import Penalty
-from regplug.plugin import Plugin, Scheduled
-from regplug.selection import in_use
-from regplug.selection.coverage import Coverage
-from regplug.selection.where import Selection
-from regplug.session import Session, attach
-from regplug.view import SessionView
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from regplug import errors, schedules, sessions
+    from regplug.backend import lent
+    from regplug.backend.blocks import scratch
+    from regplug.backend.captured import refuse_capture
+    from regplug.backend.eager import called_by_a_graph
+    from regplug.backend.layouts import Layout
+    from regplug.backend.marks import is_hook
+    from regplug.backend.precision import HALVES, widened
+    from regplug.backend.shards import full, like, local, part
+    from regplug.backend.sums import Sum
+    from regplug.hookspecs import hookimpl, hookspec
+    from regplug.kernels.iterated import iterated
+    from regplug.kernels.rows import RowKernel
+    from regplug.penalty import Penalty
+    from regplug.plugin import Plugin, Scheduled, Selective
+    from regplug.selection import in_use
+    from regplug.selection.coverage import Coverage
+    from regplug.selection.patterns import Patterns
+    from regplug.selection.where import Selection
+    from regplug.session.attach import attach
+    from regplug.session.session import Session
+    from regplug.view import SessionView
 
 __all__ = [
+    "HALVES",
     "Coverage",
     "Layout",
+    "Patterns",
     "Penalty",
     "Plugin",
     "RowKernel",
     "Scheduled",
     "Selection",
+    "Selective",
     "Session",
     "SessionView",
     "Sum",
@@ -45,6 +56,7 @@ __all__ = [
     "hookimpl",
     "hookspec",
     "in_use",
+    "is_hook",
     "iterated",
     "lent",
     "like",
@@ -54,6 +66,62 @@ __all__ = [
     "schedules",
     "scratch",
     "sessions",
+    "widened",
 ]
 
 __version__ = "0.1.0"
+
+# Where the names are. Each is imported when it is first asked for: who only writes a plugin needs
+# no session, and a command that lists what is installed needs neither.
+_HOMES = {
+    "HALVES": "regplug.backend.precision",
+    "Coverage": "regplug.selection.coverage",
+    "Layout": "regplug.backend.layouts",
+    "Patterns": "regplug.selection.patterns",
+    "Penalty": "regplug.penalty",
+    "Plugin": "regplug.plugin",
+    "Scheduled": "regplug.plugin",
+    "Selection": "regplug.selection.where",
+    "Selective": "regplug.plugin",
+    "Session": "regplug.session.session",
+    "SessionView": "regplug.view",
+    "Sum": "regplug.backend.sums",
+    "attach": "regplug.session.attach",
+    "called_by_a_graph": "regplug.backend.eager",
+    "RowKernel": "regplug.kernels.rows",
+    "full": "regplug.backend.shards",
+    "iterated": "regplug.kernels.iterated",
+    "refuse_capture": "regplug.backend.captured",
+    "hookimpl": "regplug.hookspecs",
+    "hookspec": "regplug.hookspecs",
+    "is_hook": "regplug.backend.marks",
+    "like": "regplug.backend.shards",
+    "local": "regplug.backend.shards",
+    "part": "regplug.backend.shards",
+    "scratch": "regplug.backend.blocks",
+    "widened": "regplug.backend.precision",
+}
+
+_MODULES = {"in_use": "regplug.selection.in_use", "lent": "regplug.backend.lent"}
+
+if not TYPE_CHECKING:  # to a type checker the names are those above, and no others
+
+    def __getattr__(name: str) -> object:
+        if name in _HOMES:
+            found = getattr(import_module(_HOMES[name]), name)
+        elif name.startswith("_"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        else:
+            path = _MODULES.get(name, f"{__name__}.{name}")
+            try:
+                found = import_module(path)
+            except ModuleNotFoundError as error:
+                if error.name != path:
+                    raise
+                raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+        globals()[name] = found
+        return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,7 +3,7 @@
 :class:`regplug.Penalty` adds the formula. Here is all that is the same for every formula.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -12,14 +12,13 @@ import torch
 from regplug.backend.groups import sign
 from regplug.backend.layouts import Layout
 from regplug.delivery import at_step, terms
-from regplug.delivery.proximal import elementwise_proximal, proximal
+from regplug.delivery.proximal import apply_elementwise_steps, apply_one_step
 from regplug.errors import RegplugError, SpecError, UnsupportedError
 from regplug.hookspecs import hookimpl
 from regplug.kernels.kernel import Kernel
-from regplug.plugin import Plugin, Scheduled
+from regplug.kernels.pieces import NO_LAYOUTS
+from regplug.plugin import Scheduled, Selective
 from regplug.selection.coverage import Coverage
-from regplug.selection.in_use import in_use, notes
-from regplug.selection.where import Selection, Where
 from regplug.view import SessionView
 
 __all__ = ["DELIVERIES", "Delivered"]
@@ -27,7 +26,7 @@ __all__ = ["DELIVERIES", "Delivered"]
 DELIVERIES = ("auto", "loss", "step", "proximal")
 
 
-class Delivered(Plugin):
+class Delivered(Selective):
     """A plugin that is delivered in the loss, at the step, or by a proximal operator.
 
     A subclass has the formula, and gives deliveries a kernel of it.
@@ -41,10 +40,10 @@ class Delivered(Plugin):
 
     strength = Scheduled()
 
-    _selection = Selection()
     _delivery = "auto"
     _settled: str | None = None  # what "auto" has become, else the delivery
-    _told_rounding = False
+    _warned_of_rounding = False
+    _switched = True  # whether a subclass says itself when it is active; known once attached
     _kernels = "auto"
 
     # --- what a formula gives -------------------------------------------------------------
@@ -57,7 +56,7 @@ class Delivered(Plugin):
         """Return the formula as deliveries execute it, as it is now."""
         raise NotImplementedError
 
-    def _check_writes_proximal(self) -> None:
+    def _check_has_operator(self) -> None:
         """Raise a :class:`SpecError` if there is no proximal operator."""
         raise NotImplementedError
 
@@ -69,16 +68,18 @@ class Delivered(Plugin):
         """
         return self._make_formula_kernel()
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Copies and pickles make a kernel of their own: this one is bound to the original.
+        reduced: Any = super().__reduce_ex__(protocol)
+        make, arguments, *more = reduced
+        state = more[0] if more else None
+        if isinstance(state, tuple) and isinstance(state[0], dict):  # with what is in slots
+            more[0] = (_without_kernel(state[0]), *state[1:])
+        elif isinstance(state, dict):
+            more[0] = _without_kernel(state)
+        return (make, arguments, *more)
+
     # --- settings -------------------------------------------------------------------------
-
-    @property
-    def where(self) -> Where:
-        """The selection as it was given."""
-        return self._selection.where
-
-    @where.setter
-    def where(self, where: Where) -> None:
-        self._selection = Selection(where)
 
     @property
     def delivery(self) -> str:
@@ -90,7 +91,7 @@ class Delivered(Plugin):
         if delivery not in DELIVERIES:
             raise SpecError(f"delivery must be one of {', '.join(DELIVERIES)}, got {delivery!r}")
         if delivery == "proximal":
-            self._check_writes_proximal()
+            self._check_has_operator()
         if self._session_name is not None:
             raise SpecError(f"{self.name} is attached: its delivery can't change until detach()")
         self._delivery = delivery
@@ -128,15 +129,16 @@ class Delivered(Plugin):
     def on_attach(self, session: SessionView) -> None:
         """Check what can be known before the first step."""
         self._settled = None if self._delivery == "auto" else self._delivery
-        self._told_rounding = False
+        self._warned_of_rounding = False
         self._kernels = session.kernels
         vars(self).pop("_formula_kernel", None)
         _ = self.active  # says so if a strength was never set
+        self._switched = type(self).active is not Delivered.active
         coverage = session.coverage(self._selection)
         self._settle_formula(coverage)
         if self._settled == "proximal":
-            self._check_writes_proximal()
-            self._check_proximal(session)
+            self._check_has_operator()
+            self._check_effective_step(session)
             return
         for entry in coverage:
             if getattr(entry.module, "sparse", False) is True:
@@ -146,7 +148,7 @@ class Delivered(Plugin):
                     f"delivery='proximal', or exclude it with where=[…, '!{entry.name}']"
                 )
 
-    def _check_proximal(self, session: SessionView) -> None:
+    def _check_effective_step(self, session: SessionView) -> None:
         rule = session.update_rule()
         if rule.elementwise and not self.separable and not self.elementwise_steps:
             raise UnsupportedError(
@@ -159,17 +161,17 @@ class Delivered(Plugin):
     @hookimpl
     def on_loss(self, session: SessionView) -> terms.Term | None:
         """Return the penalty as a term of the loss, unless it is delivered elsewhere."""
-        if self._settled not in (None, "loss") or not self.active:
+        if self._settled not in (None, "loss") or not (strength := self._strength_now()):
             return None
-        return self._term(session)
+        return self._term(session, strength)
 
-    def _term(self, session: SessionView) -> terms.Term:
+    def _strength_now(self) -> float:
+        """Return λ, 0 where there is nothing to do now: what is asked in each event."""
+        return self.strength if not self._switched or self.active else 0.0
+
+    def _term(self, session: SessionView, strength: float) -> terms.Term:
         """Return λ, with the sign that each group's objective gives it, and the coverage."""
-        strength, groups, coverage = (
-            self.strength,
-            session.groups,
-            session.coverage(self._selection),
-        )
+        groups, coverage = session.groups, session.coverage(self._selection)
         factors = tuple([strength * sign(groups[i]) for i in coverage.by_group])
         return terms.Term(self._formula_kernel, coverage, factors)
 
@@ -178,16 +180,16 @@ class Delivered(Plugin):
         """Add the gradient to ``.grad``, if that is the delivery."""
         if self._settled != "step" and self._settle(session) != "step":
             return
-        if not self.active:
+        if not (strength := self._strength_now()):
             return
         kernel = self._formula_kernel
-        scale = self.strength * session.gradient_scale
-        layouts = self._layouts(session)
+        scale, groups = strength * session.gradient_scale, session.groups
+        layouts = self._layouts(session) if kernel.orientation else NO_LAYOUTS
         for index, weights, gradients in session.updates(self._selection):
-            factor = scale * sign(session.groups[index])
-            if not self._told_rounding:
-                self._told_rounding = True
-                at_step.tell_rounding(kernel, gradients, weights, factor)
+            factor = scale * sign(groups[index])
+            if not self._warned_of_rounding:
+                self._warned_of_rounding = True
+                at_step.warn_of_rounding(kernel, gradients, weights, factor)
             try:
                 at_step.add_gradients(kernel, gradients, weights, factor, layouts)
             except RuntimeError as error:
@@ -201,40 +203,42 @@ class Delivered(Plugin):
     @hookimpl
     def on_closure(self, session: SessionView) -> "torch.Tensor | float | None":
         """Return the value whose gradient was added, for a line search."""
-        if self._settled != "step" or not self.active:
+        if self._settled != "step" or not (strength := self._strength_now()):
             return None
-        return terms.total(self._term(session))
+        return terms.total(self._term(session, strength))
 
     @hookimpl
     def after_step(self, session: SessionView) -> None:
         """Apply the proximal operator, if that is the delivery."""
         if self._settled != "proximal" or not self.active:
             return
-        kernel, rule = self._formula_kernel, session.update_rule()
-        layouts = self._layouts(session)
+        kernel, rule, groups = self._formula_kernel, session.update_rule(), session.groups
+        layouts = self._layouts(session) if kernel.orientation else NO_LAYOUTS
         for index, weights, gradients in session.updates(self._selection):
-            group = session.groups[index]
+            group = groups[index]
             if rule.elementwise:
                 assert session.optimizer is not None
                 states = session.optimizer.state
-                elementwise_proximal(kernel, rule, group, states, weights, gradients, layouts)
+                apply_elementwise_steps(kernel, rule, group, states, weights, gradients, layouts)
             else:
                 step = rule.step(group, {}, gradients[0])
-                proximal(kernel, weights, step, layouts)
+                apply_one_step(kernel, weights, step, layouts)
 
     def _layouts(self, session: SessionView) -> Mapping[torch.Tensor, Layout]:
-        return session.coverage(self._selection).layouts if self.orientation else {}
+        return session.coverage(self._selection).layouts
 
     @hookimpl
     def on_metrics(self, session: SessionView) -> Mapping[str, Any]:
         """Return value (strength included), strength and share of exact zeros."""
+        from regplug.selection.in_use import in_use  # not before somebody asks
+
         coverage = session.coverage(self._selection)
         strengths = self.strengths()
         used = in_use(coverage)
         # Companions belong to the parameters themselves.
         valued = coverage if self._formula_kernel.has_companions else used
         value = terms.value(self._formula_kernel, valued, factor=strengths.get("strength", 1.0))
-        return {"value": value, **strengths, "zeros": terms.zeros(used)}
+        return {"value": value, **strengths, "zeros": used.zeros()}
 
     def _settle(self, session: SessionView) -> str:
         if self._settled is None:
@@ -248,11 +252,7 @@ class Delivered(Plugin):
 
     def agreement(self, session: SessionView) -> Mapping[str, Any]:
         """Return the settings, and what they come to in this model."""
-        return {
-            **super().agreement(session),
-            "delivery": self._delivery,
-            "covers": session.coverage(self._selection).names,
-        }
+        return {**super().agreement(session), "delivery": self._delivery}
 
     def acts(self, session: SessionView) -> str:
         """Return the delivery, with what ``"auto"`` became."""
@@ -260,18 +260,9 @@ class Delivered(Plugin):
             return f"{self._settled} (auto)" if self._settled else "auto"
         return self._delivery
 
-    def covers(self, session: SessionView) -> tuple[int, int] | None:
-        """Return how many tensors and weights are covered."""
-        coverage: Coverage = session.coverage(self._selection)
-        return len(coverage.trainable), coverage.weights
 
-    def covered(self, session: SessionView) -> Sequence[str]:
-        """Return the names of all that is covered, or may be once it has a shape."""
-        return session.coverage(self._selection).names
-
-    def notes(self, session: SessionView) -> Sequence[str]:
-        """Return what is covered if it is little, and what is special about it."""
-        return notes(session.coverage(self._selection))
+def _without_kernel(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in state.items() if name != "_formula_kernel"}
 
 
 def _is_own(plugin: Delivered, event: str) -> bool:

@@ -42,11 +42,10 @@ from typing import Any
 import pluggy
 import torch
 
+from regplug.backend.marks import PROJECT
 from regplug.view import SessionView
 
 __all__ = ["PROJECT", "hookimpl", "hookspec"]
-
-PROJECT = "regplug"
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)

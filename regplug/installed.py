@@ -78,20 +78,20 @@ def _held(path: Any) -> Any:
     try:
         # A path of sys.path may be of any kind, and is the working directory if it is empty.
         now = os.stat(path or ".")  # noqa: PTH116
-        seen = (now.st_dev, now.st_ino, now.st_mtime_ns)
+        state = (now.st_dev, now.st_ino, now.st_mtime_ns)
         known = _listed.get(path)
-        if known is not None and known[0] == seen:
+        if known is not None and known[0] == state:
             return known[1]
         # Scripts write their files there too, which is no reason to read everything anew.
         with os.scandir(path or ".") as entries:
             found = [entry for entry in entries if entry.name.endswith(_ENDINGS)]
         held = [path, *sorted((entry.name, entry.stat().st_mtime_ns) for entry in found)]
     except NotADirectoryError:
-        return seen  # a zip file
+        return state  # a zip file
     except (OSError, ValueError, TypeError):
         return path
     if now.st_mtime_ns < time.time_ns() - _TICK_NS:
-        _listed[path] = (seen, held)
+        _listed[path] = (state, held)
     return held
 
 

@@ -178,11 +178,11 @@ class Penalty(Delivered):
         shape = tuple(found.shape) if isinstance(found, torch.Tensor) else found
         raise PluginError(f"{self.name}: value(w) must return a 0-d tensor, got {shape!r}")
 
-    def _check_writes_proximal(self) -> None:
+    def _check_has_operator(self) -> None:
         if is_written(self, Penalty, "proximal"):
             return
         kind, why = type(self).__name__, ""
-        if (author := formulas.stale_proximal(self, Penalty)) is not None:
+        if (author := formulas.author_of_stale_proximal(self, Penalty)) is not None:
             why = f" (that of {author} is of another value: write proximal(w, step) too)"
         raise SpecError(
             f"delivery='proximal': {kind} has no proximal operator{why}; use 'step' or 'loss'"

@@ -18,15 +18,27 @@ step 0
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, overload
 
+from regplug.backend.marks import is_hook
 from regplug.errors import NeverSetError, PluginError, RegplugError, SpecError
 from regplug.installed import distribution_of, entry_name_of
-from regplug.schedules import Schedule, ScheduleLike, as_schedule, checked, constant
+from regplug.schedules import Schedule, ScheduleLike, as_schedule, constant
+from regplug.selection.where import Selection, Where
+from regplug.values import checked
 from regplug.view import SessionView
 
-__all__ = ["Plugin", "Scheduled", "failure", "failure_now", "session_of", "set_session", "set_step"]
+__all__ = [
+    "Plugin",
+    "Scheduled",
+    "Selective",
+    "failure",
+    "failure_now",
+    "session_of",
+    "set_session",
+    "set_steps",
+]
 
 
 class Scheduled:
@@ -143,7 +155,7 @@ class Plugin:
             ", ".join(
                 hook
                 for hook in ("on_loss", "on_gradients", "before_step", "after_step")
-                if hasattr(getattr(type(self), hook, None), "regplug_impl")
+                if is_hook(getattr(type(self), hook, None))
             )
             or "nowhere"
         )
@@ -158,12 +170,13 @@ class Plugin:
     def waits_for_loss(self, session: SessionView) -> bool:
         """Return whether all that it does now hangs on the loop's calling ``session.loss``.
 
-        A loop that does not is told so. By default: whether ``on_loss`` is its only busy event.
+        In a loop that does not, a warning says so. By default: whether ``on_loss`` is its only
+        busy event.
         """
         idle = self.idle(session)
         events = ("on_loss", "on_gradients", "before_step", "after_step")
         hooks = {event: getattr(self, event, None) for event in events if event not in idle}
-        return [e for e, hook in hooks.items() if hasattr(hook, "regplug_impl")] == ["on_loss"]
+        return [e for e, hook in hooks.items() if is_hook(hook)] == ["on_loss"]
 
     def covers(self, session: SessionView) -> tuple[int, int] | None:
         """Return how many tensors and weights are covered, or None if that is no question."""
@@ -193,6 +206,44 @@ class Plugin:
         }
 
 
+class Selective(Plugin):
+    """Base of the plugins that act on selected parameters.
+
+    A subclass sets ``self.where``; what it covers in a session is
+    ``session.coverage(self._selection)``.
+    """
+
+    _selection = Selection()
+
+    @property
+    def where(self) -> Where:
+        """The selection as it was given."""
+        return self._selection.where
+
+    @where.setter
+    def where(self, where: Where) -> None:
+        self._selection = Selection(where)
+
+    def covers(self, session: SessionView) -> tuple[int, int] | None:
+        """Return how many tensors and weights are covered."""
+        coverage = session.coverage(self._selection)
+        return len(coverage.trainable), coverage.weights
+
+    def covered(self, session: SessionView) -> Sequence[str]:
+        """Return the names of all that is covered, or may be once it has a shape."""
+        return session.coverage(self._selection).names
+
+    def notes(self, session: SessionView) -> Sequence[str]:
+        """Return what is covered if it is little, and what is special about it."""
+        from regplug.selection.in_use import notes
+
+        return notes(session.coverage(self._selection))
+
+    def agreement(self, session: SessionView) -> Mapping[str, Any]:
+        """Return the settings, and what they come to in this model."""
+        return {**super().agreement(session), "covers": self.covered(session)}
+
+
 def failure(error: Exception, plugin: Plugin, event: str, step: int) -> Exception:
     """Return what to raise instead of ``error``: it says who failed, where and when."""
     # What regplug raises on purpose keeps its kind: a wrong argument stays a ValueError.
@@ -212,9 +263,10 @@ def failure_now(instance: Plugin, error: Exception, event: str) -> Exception:
     return failure(error, instance, event, instance._step)
 
 
-def set_step(instance: Plugin, step: int) -> None:
-    """Have the scheduled attributes of a plugin read at ``step``."""
-    instance._step = step
+def set_steps(plugins: Iterable[Plugin], step: int) -> None:
+    """Have the scheduled attributes of plugins read at ``step``."""
+    for plugin in plugins:
+        plugin._step = step
 
 
 def session_of(instance: Plugin) -> str | None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from regplug.errors import SpecError
+from regplug.values import checked, number, shown, whole
 
 __all__ = [
     "Schedule",
@@ -46,34 +47,6 @@ class Schedule:
 ScheduleLike: TypeAlias = float | Callable[[int], float]
 
 
-def _number(argument: str, value: object) -> float:
-    if isinstance(value, bool | str | bytes):
-        raise SpecError(f"{argument} must be a number, got {value!r}")
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except OverflowError as error:
-        raise SpecError(f"{argument} must be finite, got a number beyond all floats") from error
-    except (TypeError, ValueError) as error:
-        raise SpecError(f"{argument} must be a number, got {value!r}") from error
-    if not math.isfinite(number):
-        raise SpecError(f"{argument} must be finite, got {value!r}")
-    return number
-
-
-def _steps(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
-        raise SpecError(f"steps must be a whole number, got {value!r}")
-    if value < 1:
-        raise SpecError(f"steps must be at least 1, got {value!r}")
-    return int(value)
-
-
-def _shown(value: float) -> str:
-    """Return a float in short, yet exactly: ranks compare schedules by what they look like."""
-    short = f"{value:g}"
-    return short if float(short) == value else repr(value)
-
-
 @dataclass(frozen=True, repr=False)
 class _Ramp(Schedule):
     start: float
@@ -81,12 +54,12 @@ class _Ramp(Schedule):
     steps: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "start", _number("start", self.start))
-        object.__setattr__(self, "end", _number("end", self.end))
-        object.__setattr__(self, "steps", _steps(self.steps))
+        object.__setattr__(self, "start", number("start", self.start))
+        object.__setattr__(self, "end", number("end", self.end))
+        object.__setattr__(self, "steps", whole(self.steps))
 
     def __repr__(self) -> str:
-        start, end = _shown(self.start), _shown(self.end)
+        start, end = shown(self.start), shown(self.end)
         return f"{type(self).__name__}({start}, {end}, steps={self.steps})"
 
     def bounds(self) -> tuple[float, float]:
@@ -114,10 +87,10 @@ class constant(Schedule):  # noqa: N801 - schedules read as functions
     value: float
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "value", _number("value", self.value))
+        object.__setattr__(self, "value", number("value", self.value))
 
     def __repr__(self) -> str:
-        return f"constant({_shown(self.value)})"
+        return f"constant({shown(self.value)})"
 
     def bounds(self) -> tuple[float, float]:
         return self.value, self.value
@@ -217,11 +190,11 @@ class piecewise(Schedule):  # noqa: N801
                 raise SpecError(f"a step of piecewise must be a whole number ≥ 0, got {step!r}")
         if 0 not in self.values:
             raise SpecError(f"piecewise must say what holds at step 0, got {dict(self.values)!r}")
-        values = {s: _number(f"value at step {s}", v) for s, v in sorted(self.values.items())}
+        values = {s: number(f"value at step {s}", v) for s, v in sorted(self.values.items())}
         object.__setattr__(self, "values", values)
 
     def __repr__(self) -> str:
-        return f"piecewise({{{', '.join(f'{s}: {_shown(v)}' for s, v in self.values.items())}}})"
+        return f"piecewise({{{', '.join(f'{s}: {shown(v)}' for s, v in self.values.items())}}})"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, piecewise) and self.values == other.values
@@ -256,7 +229,7 @@ class warmup(Schedule):  # noqa: N801
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "schedule", as_schedule(self.schedule, "schedule"))
-        object.__setattr__(self, "steps", _steps(self.steps))
+        object.__setattr__(self, "steps", whole(self.steps))
 
     def __repr__(self) -> str:
         return f"warmup({self.schedule!r}, steps={self.steps})"
@@ -278,13 +251,13 @@ def as_schedule(
     """Turn a number or a callable into a schedule whose values lie in ``[low, high]``.
 
     A number, and a schedule of this module, is checked for good; any other callable for step 0
-    (and by :func:`checked` at every step).
+    (and by :func:`regplug.values.checked` at every step).
 
     Raises:
         SpecError: ``value`` is neither, or leaves the range; it names ``argument`` and the value.
     """
     if not callable(value):
-        value = constant(_number(argument, value))
+        value = constant(number(argument, value))
     try:
         ends = value.bounds() if isinstance(value, Schedule) else (value(0),)
     except NotImplementedError:
@@ -295,19 +268,5 @@ def as_schedule(
             f"at step 0 raised {type(error).__name__}: {error}"
         ) from error
     for end in ends:
-        checked(_number(argument, end), argument, low=low, high=high)
+        checked(number(argument, end), argument, low=low, high=high)
     return value
-
-
-def checked(value: float, argument: str, *, low: float = 0.0, high: float = math.inf) -> float:
-    """Return ``value`` if it is finite and within ``[low, high]``, else say what it was.
-
-    Raises:
-        SpecError: it is not; the message names ``argument``.
-    """
-    # One chained comparison, which NaN fails too: this runs at every step.
-    if low <= value <= high and value not in (math.inf, -math.inf):
-        return value
-    if low == 0 and high == math.inf:
-        raise SpecError(f"{argument} must be finite and not negative, got {value!r}")
-    raise SpecError(f"{argument} must be finite and within [{low:g}, {high:g}], got {value!r}")

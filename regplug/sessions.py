@@ -15,7 +15,7 @@ from regplug.plugin import Plugin
 from regplug.selection.where import named_parameters
 from regplug.view import SessionView
 
-__all__ = ["after", "changes", "enter", "leave", "on", "tell_doubles"]
+__all__ = ["after", "changes", "enter", "leave", "on", "warn_of_doubles"]
 
 
 # By weak references on both sides: a session holds its optimizer.
@@ -42,8 +42,8 @@ def on(thing: object) -> tuple[Any, ...]:
 
 def after(session: SessionView) -> tuple[Any, ...]:
     """Return the sessions on the same optimizer whose events of a step come after this one's."""
-    beside = () if session.optimizer is None else on(session.optimizer)
-    return beside[beside.index(session) + 1 :] if session in beside else ()
+    attached = () if session.optimizer is None else on(session.optimizer)
+    return attached[attached.index(session) + 1 :] if session in attached else ()
 
 
 def changes() -> int:
@@ -73,7 +73,7 @@ def _things(session: SessionView) -> list[object]:
     return [session.model] if session.optimizer is None else [session.model, session.optimizer]
 
 
-def tell_doubles(session: Any) -> None:
+def warn_of_doubles(session: Any) -> None:
     """Warn of plugins that a living session of the same name attached to the same weights already.
 
     Two sessions that act beside each other on purpose have two names. Called within attach.

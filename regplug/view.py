@@ -4,16 +4,18 @@ A protocol, so that plugins and all that they are made of know nothing of how a 
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from regplug.backend.groups import Group
-from regplug.backend.update_rules import UpdateRule
 from regplug.selection.coverage import Coverage
 from regplug.selection.where import Selection
+
+if TYPE_CHECKING:
+    from regplug.backend.update_rules import UpdateRule
 
 __all__ = ["SessionView"]
 
@@ -68,7 +70,7 @@ class SessionView(Protocol):
     def learning_rate(self, group_index: int) -> Any:
         """Return the learning rate of a group, as the optimizer itself keeps it."""
 
-    def update_rule(self) -> UpdateRule:
+    def update_rule(self) -> "UpdateRule":
         """Return what the optimizer multiplies a gradient by, for proximal steps."""
 
     def once_updated(self, callback: Callable[[], object]) -> None:

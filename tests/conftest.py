@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from pair import Pair
+
+from tests.helpers.pair import Pair
 
 if not torch.cuda.is_available():  # before anything imports Triton
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Whole scripts, which tests run in processes of their own: an import would train, and write files.
-collect_ignore_glob = ["run/scripts/*", "benchmarks/*", "compat/inside/*"]
+collect_ignore_glob = ["command/scripts/*", "benchmarks/*", "compat/inside/*"]
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +30,18 @@ def pair() -> Iterator[Pair]:
     workers = Pair()
     yield workers
     workers.stop()
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """Have torch.compile forget what it compiled, and count anew."""
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    torch.manual_seed(0)
+    yield
+    torch._dynamo.reset()
 
 
 Install = Callable[..., Path]

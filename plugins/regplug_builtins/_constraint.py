@@ -7,22 +7,21 @@ import torch
 
 from regplug import (
     Layout,
-    Plugin,
     RowKernel,
-    Selection,
+    Selective,
     SessionView,
-    Sum,
     full,
     hookimpl,
     in_use,
     local,
     part,
+    widened,
 )
 
 __all__ = ["Constraint"]
 
 
-class Constraint(Plugin):
+class Constraint(Selective):
     """Base of the plugins that replace each weight by its nearest point in a set, or some point.
 
     A subclass says which (:meth:`constrained`), and whether it acts element by element
@@ -41,8 +40,7 @@ class Constraint(Plugin):
     order_matters = True  # the one that acts last has the last word
 
     def __init__(self, *, where: object = "weights", name: str | None = None) -> None:
-        self.selection = Selection(where)  # type: ignore[arg-type]
-        self.where = where
+        self.where = where  # type: ignore[assignment]
         self.name = name
 
     def constrained(self, w: torch.Tensor) -> torch.Tensor:
@@ -52,23 +50,23 @@ class Constraint(Plugin):
     @hookimpl
     def on_attach(self, session: SessionView) -> None:
         """Check the selection. The weights are first changed by the first step."""
-        session.coverage(self.selection)
+        session.coverage(self._selection)
 
     @hookimpl
     def after_step(self, session: SessionView) -> None:
         """Put the weights that took part in the step back into the set."""
-        layouts = session.coverage(self.selection).layouts if self.orientation else {}
-        for _, weights, _ in session.updates(self.selection):
+        layouts = session.coverage(self._selection).layouts if self.orientation else {}
+        for _, weights, _ in session.updates(self._selection):
             rows: Sequence[int] = range(len(weights))
             if self.orientation is not None:
                 rows = self._put_back_rows(session, weights, layouts)
             for w in (weights[row] for row in rows):
                 if self.separable:
-                    own = local(w)
-                    own.copy_(self.constrained(own))
+                    local_w = local(w)
+                    local_w.copy_(self.constrained(local_w))
                 else:
                     whole = full(w)
-                    wide = whole.float() if whole.dtype.itemsize < 4 else whole
+                    wide = widened(whole)
                     local(w).copy_(
                         part(self._constrained(wide, layouts.get(w) if layouts else None), w)
                     )
@@ -92,23 +90,5 @@ class Constraint(Plugin):
     @hookimpl
     def on_metrics(self, session: SessionView) -> Mapping[str, Any]:
         """Return the bound, and the share of the covered weights that are exactly 0."""
-        coverage = in_use.in_use(session.coverage(self.selection))
-        zeros = []
-        for entry in coverage.trainable:
-            own = local(entry.parameter).detach()
-            zeros.append((entry.parameter, own.numel() - torch.count_nonzero(own)))
-        return {**self.strengths(), "zeros": Sum(zeros, factor=1 / max(coverage.weights, 1))}
-
-    def covers(self, session: SessionView) -> tuple[int, int]:
-        """Return how many tensors and weights are covered."""
-        coverage = session.coverage(self.selection)
-        return len(coverage.trainable), coverage.weights
-
-    def notes(self, session: SessionView) -> list[str]:
-        """Return what is covered if it is little, and what is special about it."""
-        return in_use.notes(session.coverage(self.selection))
-
-    def agreement(self, session: SessionView) -> Mapping[str, Any]:
-        """Return the settings, and what they come to in this model."""
-        covered = session.coverage(self.selection).names
-        return {**super().agreement(session), "covers": covered}
+        used = in_use.in_use(session.coverage(self._selection))
+        return {**self.strengths(), "zeros": used.zeros()}

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-from regplug import lent
+from regplug import Plugin, lent
 from regplug.errors import SpecError
 
 __all__ = ["EXISTING", "Existing", "Group"]
@@ -29,16 +29,18 @@ class Existing:
             raise SpecError(f"existing must be one of {', '.join(EXISTING)}, got {mode!r}")
         self.mode = mode
         self.taken: list[Group] = []
-        self._told = False
+        self._warned = False
 
-    def begin(self, groups: list[Group], covered: Iterable[int], name: str, optimizer: str) -> None:
+    def begin(
+        self, groups: list[Group], covered: Iterable[int], plugin: Plugin, optimizer: object
+    ) -> None:
         """Refuse or replace what there is.
 
         Args:
             groups: the optimizer's.
             covered: the indices of those that the plugin decays.
-            name: the plugin's.
-            optimizer: what messages call it.
+            plugin: who decays, for messages.
+            optimizer: whose groups they are, likewise.
 
         Raises:
             SpecError: the optimizer decays, and ``mode`` is ``"error"``.
@@ -51,13 +53,15 @@ class Existing:
                 self._take(groups[index])
             elif self.mode == "error" and value and type(value) is not lent.Lent:
                 raise SpecError(
-                    f"{name}: {optimizer} decays the parameters of group {index} already, by "
-                    f"weight_decay={float(value):g}: make it with weight_decay=0, or say "
-                    "existing='replace' (this plugin takes over until it is detached) or "
-                    "existing='add' (both act)"
+                    f"{plugin.name}: {type(optimizer).__name__} decays the parameters of group "
+                    f"{index} already, by weight_decay={float(value):g}: make it with "
+                    "weight_decay=0, or say existing='replace' (this plugin takes over until it "
+                    "is detached) or existing='add' (both act)"
                 )
 
-    def go_on(self, groups: list[Group], covered: Iterable[int], name: str, optimizer: str) -> None:
+    def go_on(
+        self, groups: list[Group], covered: Iterable[int], plugin: Plugin, optimizer: object
+    ) -> None:
         """Refuse or replace what the loop, a scheduler or a session that ended has set since.
 
         Raises:
@@ -67,9 +71,10 @@ class Existing:
             value = groups[index].get("weight_decay")
             if not value or type(value) is lent.Lent:
                 continue
+            name = plugin.name
             who = (
                 f"{name}: since it was attached, weight_decay={float(value):g} was set in group "
-                f"{index} of this {optimizer}, by the loop or a scheduler"
+                f"{index} of this {type(optimizer).__name__}, by the loop or a scheduler"
             )
             how = (
                 f"leave that out and give {name} the schedule, as in "
@@ -81,8 +86,8 @@ class Existing:
                     "takes over what is set) or existing='add' (both act)"
                 )
             self._take(groups[index])
-            if not self._told:
-                self._told = True
+            if not self._warned:
+                self._warned = True
                 warnings.warn(
                     f"{who}: it has no effect, for existing='replace' means that {name} alone "
                     f"decays: {how}, or say existing='add' (both act)",
@@ -101,4 +106,4 @@ class Existing:
         while self.taken:
             lent.give_back(self.taken[-1], "weight_decay", self)
             self.taken.pop()
-        self._told = False
+        self._warned = False

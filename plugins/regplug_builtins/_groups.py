@@ -49,8 +49,8 @@ def within(w: torch.Tensor, groups: str) -> list[int]:
     [0, 2]
     """
     _check(w)
-    own = GROUPS.index(groups)
-    return [dimension for dimension in range(w.ndim) if dimension != own]
+    place = GROUPS.index(groups)
+    return [dimension for dimension in range(w.ndim) if dimension != place]
 
 
 def length(w: torch.Tensor, groups: str) -> float:

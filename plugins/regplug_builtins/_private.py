@@ -1,6 +1,8 @@
 """Every private name of torch that these plugins use, and what is done where it is gone."""
 
 import inspect
+from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from torch.autograd.function import FunctionCtx
 from regplug.errors import UnsupportedError
 
 __all__ = [
-    "check_backward_is_told",
+    "check_backward_is_known",
     "in_autograd_function",
     "in_backward",
     "is_dropout",
@@ -30,12 +32,16 @@ _DROPOUTS = (
 )
 
 
+# Asked at each step, where the name of a path would have to be split each time.
+_getter = lru_cache(attrgetter)
+
+
 def _found(path: str) -> Any:
     """Return ``torch.path``, None where this torch has it not."""
-    found: Any = torch
-    for part in path.split("."):
-        found = getattr(found, part, None)
-    return found
+    try:
+        return _getter(path)(torch)
+    except AttributeError:
+        return None
 
 
 def soft_threshold_(w: torch.Tensor, threshold: float) -> None:
@@ -48,11 +54,12 @@ def soft_threshold_(w: torch.Tensor, threshold: float) -> None:
     >>> soft_threshold_(w, 1.0); w
     tensor([-2.,  0.,  1.])
     """
-    private = _found(_SOFTSHRINK)
-    if private is not None:
-        private(w, threshold, out=w)
-    else:
+    try:
+        private = _getter(_SOFTSHRINK)(torch)
+    except AttributeError:
         w.copy_(nn.functional.softshrink(w, threshold))
+    else:
+        private(w, threshold, out=w)
 
 
 def is_dropout(module: nn.Module) -> bool:
@@ -80,7 +87,7 @@ def is_fake(tensor: torch.Tensor) -> bool:
     return False
 
 
-def check_backward_is_told(name: str) -> None:
+def check_backward_is_known(name: str) -> None:
     """Check that torch tells of a forward that runs within a backward pass.
 
     Raises:

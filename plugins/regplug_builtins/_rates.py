@@ -3,19 +3,18 @@
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
-from regplug import Plugin, SessionView, hookimpl, sessions
+from regplug import Patterns, Plugin, SessionView, hookimpl, sessions
 from regplug.errors import SelectionError, SpecError
 from regplug.schedules import Schedule
 from regplug_builtins import _taken
 from regplug_builtins._copies import in_copies, not_scripted
 from regplug_builtins._rate import Rate
 
-__all__ = ["ScheduledRates", "Target", "is_rate", "patterns"]
+__all__ = ["ScheduledRates", "Target", "is_rate"]
 
 
 @dataclass
@@ -26,20 +25,6 @@ class Target:
     attribute: str
     name: str
     own: float
-
-
-def patterns(where: str | Sequence[str]) -> list[str]:
-    """Return ``where`` as a list of glob patterns.
-
-    Raises:
-        SelectionError: it is none.
-    """
-    found = [where] if isinstance(where, str) else []
-    if isinstance(where, list | tuple):
-        found = list(where)
-    if not found or not all(isinstance(p, str) and p.strip("! ") for p in found):
-        raise SelectionError(f"where must be glob patterns on module names, got {where!r}")
-    return found
 
 
 def is_rate(value: object) -> bool:
@@ -101,7 +86,8 @@ class ScheduledRates(Plugin):
     def on_attach(self, session: SessionView) -> None:
         """Find the rates, remember them, and set those of the first step."""
         found = list(self.find(session.model))
-        matched = [target for target in found if self._takes(target)]
+        patterns = Patterns(self.where)
+        matched = [t for t in found if patterns.takes(t.name, t.name.rpartition(".")[0])]
         targets = [target for target in matched if not self.leaves(session, target)]
         if not targets:
             have = ", ".join(target.name for target in found[:6]) or "none at all"
@@ -165,14 +151,6 @@ class ScheduledRates(Plugin):
     def together(self, index: int, target: Target) -> object:
         """Return a key that is equal for targets whose rates are equal at every step."""
         return index
-
-    def _takes(self, target: Target) -> bool:
-        names = (target.name, target.name.rpartition(".")[0])
-        exclude = [pattern[1:] for pattern in self.where if pattern.startswith("!")]
-        include = [pattern for pattern in self.where if not pattern.startswith("!")] or ["*"]
-        return any(fnmatchcase(n, p) for n in names for p in include) and not any(
-            fnmatchcase(n, p) for n in names for p in exclude
-        )
 
     def _checked(self, step: int, index: int, target: Target) -> float:
         rate = self.rate_at(step, index, target)
@@ -251,7 +229,8 @@ def _set_twice(
     count, names = len(twice), {target.name for target in twice}
     # One pattern that tells them from the rest, if there is one.
     exclude = [f"!*.{attribute}" for attribute in dict.fromkeys(t.attribute for t in twice)]
-    hit = {t.name for t in targets if any(fnmatchcase(t.name, p[1:]) for p in exclude)}
+    others = Patterns(exclude)
+    hit = {t.name for t in targets if not others.takes(t.name)}
     if count == 1 or hit != names:
         exclude = [f"!{target.name}" for target in twice]
     who = f"{twice[0].name} is" if count == 1 else f"{twice[0].name} and {count - 1} more are"

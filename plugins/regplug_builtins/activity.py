@@ -1,18 +1,16 @@
 """Activity regularization: L1 and L2 of what chosen modules put out."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import nn
 
-from regplug import Plugin, Scheduled, SessionView, hookimpl
+from regplug import Patterns, Plugin, Scheduled, SessionView, hookimpl, widened
 from regplug.errors import RegplugError, SelectionError, UnsupportedError
 from regplug.schedules import ScheduleLike
 from regplug_builtins import _private
 from regplug_builtins._copies import in_copies, not_scripted
-from regplug_builtins._rates import patterns
 
 __all__ = ["Activity"]
 
@@ -76,40 +74,37 @@ class Activity(Plugin):
     ) -> None:
         self.l1_strength = l1
         self.l2_strength = l2
-        self.where = patterns(where)
+        self.where = Patterns(where).where
         self.name = name
         self._modules: list[str] = []
         self._undo: list[Callable[[], None]] = []
         self._outputs: list[torch.Tensor] = []
-        self._seen = False
+        self._was_counted = False
 
     @hookimpl
     def on_attach(self, session: SessionView) -> None:
         """Find the modules and watch their outputs."""
-        _private.check_backward_is_told(self.name)
+        _private.check_backward_is_known(self.name)
         named = {path: module for path, module in session.model.named_modules() if path}
-        chosen = {path: module for path, module in named.items() if self._takes(path, module)}
+        patterns = Patterns(self.where, "activations")
+        chosen = {
+            path: module
+            for path, module in named.items()
+            if patterns.takes(path, activations=_is_activation(module))
+        }
         if not chosen:
             have = ", ".join(list(named)[:6]) or "none"
             raise SelectionError(
                 f"{self.name}: where={self.where!r} matches no module; the model has {have}"
             )
         self._modules = list(chosen)
-        self._outputs, self._seen = [], False
+        self._outputs, self._was_counted = [], False
         self._undo = []
         for path, module in chosen.items():
             watch = _Watch(self, path)
             self._undo.append(module.register_forward_hook(watch).remove)
             self._undo.append(in_copies(module, _unwatched))
             self._undo.append(not_scripted(module, f"{self.name} watches {path}"))
-
-    def _takes(self, path: str, module: nn.Module) -> bool:
-        include = [pattern for pattern in self.where if not pattern.startswith("!")]
-        exclude = [pattern[1:] for pattern in self.where if pattern.startswith("!")]
-        return any(
-            _is_activation(module) if pattern == "activations" else fnmatchcase(path, pattern)
-            for pattern in include or ["activations"]
-        ) and not any(fnmatchcase(path, pattern) for pattern in exclude)
 
     def saw(self, path: str, output: Any) -> None:
         """Keep what the module at ``path`` put out, in training mode, until the next loss event."""
@@ -134,19 +129,19 @@ class Activity(Plugin):
         self._outputs = []
         l1, l2 = self.l1_strength, self.l2_strength
         if not outputs:
-            if not self._seen and torch.is_grad_enabled() and session.model.training:
+            if not self._was_counted and torch.is_grad_enabled() and session.model.training:
                 raise RegplugError(
                     f"{self.name}: none of {', '.join(self._modules[:3])} put anything out: call "
                     "the model before session.loss, and attach before a first compiled call"
                 )
             return None
-        self._seen = True
+        self._was_counted = True
         if l1 == 0 and l2 == 0:
             return None
         sign = -1.0 if any(group.get("maximize") for group in session.groups) else 1.0
         terms = []
         for a in outputs:
-            wide = a.float() if a.dtype.itemsize < 4 else a
+            wide = widened(a)
             term = l1 * wide.abs().sum() + l2 * wide.square().sum()
             terms.append((sign / max(a.shape[0] if a.ndim else 1, 1)) * term)
         return torch.stack([term.to(terms[0]) for term in terms]).sum()
@@ -155,7 +150,7 @@ class Activity(Plugin):
     def on_gradients(self, session: SessionView) -> None:
         """Check that the outputs reached a loss, and forget what is left of them."""
         left, self._outputs = self._outputs, []
-        if left and not self._seen and (self.l1_strength or self.l2_strength):
+        if left and not self._was_counted and (self.l1_strength or self.l2_strength):
             raise RegplugError(
                 f"{self.name} acts in the loss, but no loss event took what the modules put out: "
                 "write `loss = session.loss(loss)` before `loss.backward()`"
@@ -227,7 +222,8 @@ def _unwatched(attributes: dict[str, Any]) -> None:
 
 
 def _is_activation(module: nn.Module) -> bool:
-    return type(module).__module__ == "torch.nn.modules.activation" and not isinstance(
+    # All are in one file, wherever torch has it.
+    return type(module).__module__ == nn.ReLU.__module__ and not isinstance(
         module, nn.MultiheadAttention | nn.Softmax | nn.LogSoftmax | nn.Softmax2d | nn.Softmin
     )
 

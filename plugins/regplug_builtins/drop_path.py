@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
-from regplug import Scheduled, SessionView, hookimpl
+from regplug import Patterns, Scheduled, SessionView, hookimpl
 from regplug.errors import SpecError
 from regplug.schedules import ScheduleLike
-from regplug_builtins._rates import ScheduledRates, Target, is_rate, patterns
+from regplug_builtins._rates import ScheduledRates, Target, is_rate
 
 __all__ = ["DropPath", "is_stochastic_depth"]
 
@@ -83,7 +83,7 @@ class DropPath(ScheduledRates):
             raise SpecError(f"depth must be one of {', '.join(DEPTHS)}, got {depth!r}")
         self.rate = rate
         self.depth = depth
-        self.where = patterns(where)
+        self.where = Patterns(where).where
         self.name = name
         self._factors: list[float] = []
 

@@ -6,11 +6,11 @@ from contextlib import suppress
 
 from torch import nn
 
-from regplug import Scheduled, SessionView, hookimpl
+from regplug import Patterns, Scheduled, SessionView, hookimpl
 from regplug.errors import SpecError
 from regplug.schedules import Schedule, ScheduleLike
 from regplug_builtins._private import is_dropout
-from regplug_builtins._rates import ScheduledRates, Target, is_rate, patterns
+from regplug_builtins._rates import ScheduledRates, Target, is_rate
 from regplug_builtins.drop_path import DropPath, is_stochastic_depth
 
 __all__ = ["Dropout"]
@@ -100,15 +100,15 @@ class Dropout(ScheduledRates):
             self.factor = rate
         else:
             self.rate = rate
-        self.where = patterns(where)
+        self.where = Patterns(where).where
         self.name = name
 
     def find(self, model: nn.Module) -> Iterator[Target]:
         """Yield every dropout rate of the model."""
         for path, module in model.named_modules():
             for attribute in _attributes(module):
-                own = getattr(module, attribute)
-                yield Target(module, attribute, f"{path}.{attribute}" if path else attribute, own)
+                rate = getattr(module, attribute)
+                yield Target(module, attribute, f"{path}.{attribute}" if path else attribute, rate)
 
     def leaves(self, session: SessionView, target: Target) -> bool:
         """Leave stochastic depth to a :class:`DropPath` of the same session."""
@@ -158,8 +158,8 @@ class Dropout(ScheduledRates):
         """Return the rate, or with ``relative`` the mean rate of the modules."""
         if not self.relative:
             return {"rate": self.rate}
-        own = sum(target.own for target in self._targets) / max(len(self._targets), 1)
-        return {"rate": self.factor * own, "factor": self.factor}
+        mean = sum(target.own for target in self._targets) / max(len(self._targets), 1)
+        return {"rate": self.factor * mean, "factor": self.factor}
 
 
 def _attributes(module: nn.Module) -> Iterator[str]:

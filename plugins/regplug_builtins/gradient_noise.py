@@ -2,18 +2,17 @@
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
-from regplug import Plugin, Scheduled, Selection, SessionView, hookimpl, in_use, local, part
+from regplug import Scheduled, Selective, SessionView, hookimpl, local, part
 from regplug.errors import SpecError
 from regplug.schedules import ScheduleLike
 
 __all__ = ["GradientNoise"]
 
 
-class GradientNoise(Plugin):
+class GradientNoise(Selective):
     r"""Gradient noise: g ← g + N(0, σ²) once per real step, with σ² = η/(1 + t)^γ at step t.
 
     It is added to the final gradient, after accumulation, reduction and clipping. The noise is a
@@ -65,8 +64,7 @@ class GradientNoise(Plugin):
         self.eta = eta
         self.gamma = gamma
         self.seed = seed
-        self.selection = Selection(where)  # type: ignore[arg-type]
-        self.where = where
+        self.where = where  # type: ignore[assignment]
         self.name = name
 
     @property
@@ -77,7 +75,7 @@ class GradientNoise(Plugin):
     @hookimpl
     def on_attach(self, session: SessionView) -> None:
         """Check the selection."""
-        session.coverage(self.selection)
+        session.coverage(self._selection)
 
     @hookimpl
     def on_gradients(self, session: SessionView) -> None:
@@ -85,13 +83,13 @@ class GradientNoise(Plugin):
         scale = self.deviation * session.gradient_scale
         if scale == 0:
             return
-        for entry in session.coverage(self.selection).trainable:
+        for entry in session.coverage(self._selection).trainable:
             gradient = entry.parameter.grad
             if gradient is None:
                 continue
             noise = self._noise(entry.name, session.steps, entry.parameter)
-            own = local(gradient)
-            own.add_(part(noise, entry.parameter).to(own.dtype), alpha=scale)
+            local_gradient = local(gradient)
+            local_gradient.add_(part(noise, entry.parameter).to(local_gradient.dtype), alpha=scale)
 
     def _noise(self, name: str, step: int, w: torch.Tensor) -> torch.Tensor:
         """Return standard normal numbers for the whole of ``w``, of which shards take a part."""
@@ -104,17 +102,3 @@ class GradientNoise(Plugin):
     def on_metrics(self, session: SessionView) -> Mapping[str, float]:
         """Return η and σ now."""
         return {"eta": self.eta, "deviation": self.deviation}
-
-    def covers(self, session: SessionView) -> tuple[int, int]:
-        """Return how many tensors and weights are covered."""
-        coverage = session.coverage(self.selection)
-        return len(coverage.trainable), coverage.weights
-
-    def notes(self, session: SessionView) -> list[str]:
-        """Return what is covered if it is little, and what is special about it."""
-        return in_use.notes(session.coverage(self.selection))
-
-    def agreement(self, session: SessionView) -> Mapping[str, Any]:
-        """Return the settings, and what they come to in this model."""
-        covered = session.coverage(self.selection).names
-        return {**super().agreement(session), "covers": covered}

@@ -2,7 +2,7 @@
 
 import torch
 
-from regplug import Penalty, scratch
+from regplug import HALVES, Penalty, scratch, widened
 from regplug_builtins import _private
 
 __all__ = ["L1", "signs", "soft_threshold", "soft_threshold_"]
@@ -32,8 +32,8 @@ def soft_threshold_(
     tensor([-2.,  0.,  0.])
     """
     for w in weights:
-        if w.dtype in (torch.float16, torch.bfloat16):
-            w.copy_(soft_threshold(w.float(), step * strength))
+        if w.dtype in HALVES:
+            w.copy_(soft_threshold(widened(w), step * strength))
         elif isinstance(step, torch.Tensor):
             # The point of [w − t, w + t] that is nearest to 0: of one form for either sign of w.
             low = torch.sub(w, step, alpha=strength, out=scratch(w, "in a formula"))

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from regplug import Penalty, SessionView, full, hookimpl, like, part
+from regplug import Penalty, SessionView, full, hookimpl, like, part, widened
 from regplug.errors import StateError
 from regplug.schedules import ScheduleLike
 
@@ -103,7 +103,7 @@ class L2SP(Penalty):
     ) -> None:
         """Replace each weight by its proximal point, in place."""
         for i, w in enumerate(weights):
-            wide = w.float() if w.dtype.itemsize < 4 else w
+            wide = widened(w)
             w.copy_(self.proximal(wide, step, anchors[i] if anchors else None))
 
     # --- the anchors ----------------------------------------------------------------------
@@ -181,14 +181,14 @@ class L2SP(Penalty):
             isinstance(anchor, torch.Tensor) for anchor in saved.values()
         ):
             raise StateError(f"{self.name}: the saved anchors are no tensors by parameter name")
-        own = {name: tuple(anchor.shape) for name, anchor in self._anchors.items()}
+        shapes = {name: tuple(anchor.shape) for name, anchor in self._anchors.items()}
         lazy = {entry.name for entry in session.coverage(self._selection).lazy}
         known = {n: tuple(anchor.shape) for n, anchor in saved.items() if n not in lazy}
-        if known != own:
+        if known != shapes:
             raise StateError(
                 f"{self.name}: the saved anchors are of {', '.join(map(str, saved)) or 'nothing'}, "
-                f"and this session has {', '.join(own)}: select the same parameters, of the same "
-                "shapes"
+                f"and this session has {', '.join(shapes)}: select the same parameters, of the "
+                "same shapes"
             )
         loaded = {}
         for name, anchor in self._anchors.items():

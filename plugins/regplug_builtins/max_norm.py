@@ -61,7 +61,7 @@ class MaxNorm(Constraint):
     @hookimpl
     def on_attach(self, session: SessionView) -> None:
         """Check the shapes."""
-        check_dimensions(self.name, session, self.selection)
+        check_dimensions(self.name, session, self._selection)
 
     def constrained(self, w: torch.Tensor) -> torch.Tensor:
         """Return the groups, none longer than the bound."""

@@ -50,7 +50,7 @@ class UnitNorm(Constraint):
     @hookimpl
     def on_attach(self, session: SessionView) -> None:
         """Check the shapes."""
-        check_dimensions(self.name, session, self.selection)
+        check_dimensions(self.name, session, self._selection)
 
     def constrained(self, w: torch.Tensor) -> torch.Tensor:
         """Return the groups, each of length 1 or 0."""

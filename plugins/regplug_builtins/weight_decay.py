@@ -7,14 +7,15 @@ from typing import Any
 import torch
 
 from regplug import (
+    HALVES,
     Coverage,
     Plugin,
     Scheduled,
-    Selection,
+    Selective,
     SessionView,
     called_by_a_graph,
     hookimpl,
-    in_use,
+    is_hook,
     lent,
     local,
     sessions,
@@ -24,12 +25,11 @@ from regplug_builtins._existing import Existing
 
 __all__ = ["WeightDecay"]
 
-_HALVES = {torch.float16, torch.bfloat16}
-# Those that decay as AdamW does if they are told to.
+# Those that decay as AdamW does if they are asked to.
 _DECOUPLED = (torch.optim.Adam, torch.optim.NAdam, torch.optim.RAdam)
 
 
-class WeightDecay(Plugin):
+class WeightDecay(Selective):
     r"""Decoupled weight decay: w ← (1 − lr·λ)·w before the optimizer's update.
 
     This is AdamW's meaning, and bit-equal to AdamW when attached to Adam: the decay is scaled by
@@ -40,7 +40,7 @@ class WeightDecay(Plugin):
     Args:
         strength: λ, a finite number ≥ 0 or a schedule of the step count; AdamW's default is 0.01.
         where: the parameters, by default ``"weights"``, which spares biases and norms.
-        existing: what to do where the optimizer itself decays a covered parameter (AdamW does so
+        existing: what to do where the optimizer itself decays a covered parameter (AdamW decays
             by 0.01 unless told otherwise): ``"error"``; ``"replace"``, which sets the
             ``weight_decay`` of those whole parameter groups to 0 until detached (what is saved or
             copied of the optimizer keeps its own, and a value that the loop sets later is taken
@@ -85,7 +85,7 @@ class WeightDecay(Plugin):
     ) -> None:
         self._own = Existing(existing)
         self.strength = strength
-        self.selection = Selection(where)  # type: ignore[arg-type]
+        self.where = where  # type: ignore[assignment]
         self.existing = existing
         self.cautious = self.order_matters = bool(cautious)
         self.name = name
@@ -100,7 +100,7 @@ class WeightDecay(Plugin):
 
     @hookimpl
     def on_attach(self, session: SessionView) -> None:
-        """Check what the optimizer decays by itself, and take it over if so told."""
+        """Check what the optimizer decays by itself, and take it over if asked to."""
         self._take_over(session)
         optimizer = session.optimizer
         if optimizer is not None and self.existing != "add":
@@ -114,11 +114,10 @@ class WeightDecay(Plugin):
             ]
 
     def _take_over(self, session: SessionView) -> None:
-        self._checked = coverage = session.coverage(self.selection)
-        self._coarse = any(entry.parameter.dtype in _HALVES for entry in coverage)
+        self._checked = coverage = session.coverage(self._selection)
+        self._coarse = any(entry.parameter.dtype in HALVES for entry in coverage)
         self._hand_over(session)
-        kind = type(session.optimizer).__name__
-        self._own.begin(session.groups, coverage.by_group, self.name, kind)
+        self._own.begin(session.groups, coverage.by_group, self, session.optimizer)
 
     def _hand_over(self, session: SessionView) -> None:
         """Find the groups that the optimizer's own update is to decay."""
@@ -135,12 +134,12 @@ class WeightDecay(Plugin):
             _hears(p, "before_step") for p in others
         ):
             return
-        by_group = session.coverage(self.selection).by_group
+        by_group = session.coverage(self._selection).by_group
         self._handed = [index for index in by_group if self._can_hand_over(session, index)]
 
     def _can_hand_over(self, session: SessionView, index: int) -> bool:
         """Whether the optimizer's own update would do just the same to this group, at no cost."""
-        group, coverage = session.groups[index], session.coverage(self.selection)
+        group, coverage = session.groups[index], session.coverage(self._selection)
         exact = type(session.optimizer) is torch.optim.AdamW or (
             type(session.optimizer) in _DECOUPLED and group.get("decoupled_weight_decay", False)
         )
@@ -149,7 +148,7 @@ class WeightDecay(Plugin):
 
     @hookimpl
     def after_step(self, session: SessionView) -> None:
-        """Decay cautiously, if so told."""
+        """Decay cautiously, if asked to."""
         before, self._before = self._before, []
         for weights, earlier, decay in before:
             for w, old in zip(weights, earlier, strict=True):
@@ -177,14 +176,14 @@ class WeightDecay(Plugin):
     @hookimpl
     def before_step(self, session: SessionView) -> None:
         """Decay the weights that take part in this step."""
-        self._take_back()  # the optimizer's update may have raised last time
+        if self._lent:  # the optimizer's update may have raised last time
+            self._take_back()
         self._before = []
-        coverage = session.coverage(self.selection)
+        coverage = session.coverage(self._selection)
         if coverage is not self._checked:
             self._take_over(session)
         elif self.existing != "add":
-            kind = type(session.optimizer).__name__
-            self._own.go_on(session.groups, coverage.by_group, self.name, kind)
+            self._own.go_on(session.groups, coverage.by_group, self, session.optimizer)
         if self._first and session.optimizer is not None:
             self._first = False
             self._undo += map(lent.keep_in_states, lent.around(session.optimizer))
@@ -193,10 +192,10 @@ class WeightDecay(Plugin):
             return
         if self._sessions != sessions.changes():
             self._hand_over(session)
-        for index, weights, _ in session.updates(self.selection):
+        for index, weights, _ in session.updates(self._selection):
             lr = session.learning_rate(index)
             if self._coarse:
-                self._tell_rounding(weights, float(lr) * strength)
+                self._warn_of_rounding(weights, float(lr) * strength)
             if index in self._handed and self._lends(session, index, weights, strength):
                 continue
             parts = [local(w) for w in weights]
@@ -223,8 +222,8 @@ class WeightDecay(Plugin):
         self._lent.append(loan)
         return True
 
-    def _tell_rounding(self, weights: Sequence[torch.Tensor], decay: float) -> None:
-        for dtype in {w.dtype for w in weights} & _HALVES:
+    def _warn_of_rounding(self, weights: Sequence[torch.Tensor], decay: float) -> None:
+        for dtype in {w.dtype for w in weights} & HALVES:
             # Neighbours of w are at least eps/2·|w| apart: what is below half of that is lost.
             if 0 < decay < torch.finfo(dtype).eps / 4:
                 warnings.warn(
@@ -232,7 +231,7 @@ class WeightDecay(Plugin):
                     "changes nothing: keep the weights in float32 (autocast does)",
                     stacklevel=2,
                 )
-                self._coarse = False  # told once
+                self._coarse = False  # one warning is enough
 
     def idle(self, session: SessionView) -> tuple[str, ...]:
         """After the update only the cautious kind acts."""
@@ -243,29 +242,15 @@ class WeightDecay(Plugin):
         """Return the strength."""
         return {"strength": self.strength}
 
-    def covers(self, session: SessionView) -> tuple[int, int]:
-        """Return how many tensors and weights are covered."""
-        coverage = session.coverage(self.selection)
-        return len(coverage.trainable), coverage.weights
-
     def acts(self, session: SessionView) -> str:
         """Return when it acts, and on what terms."""
         if self._checked is not None and self._sessions != sessions.changes():
             self._hand_over(session)
-        if self._handed and len(self._handed) == len(session.coverage(self.selection).by_group):
+        if self._handed and len(self._handed) == len(session.coverage(self._selection).by_group):
             return f"the update of {type(session.optimizer).__name__} itself"
         took = {f"{lent.own(group['weight_decay']):g}" for group in self._own.taken}
         when = "after_step, cautiously" if self.cautious else "before_step"
         return when + (f", replacing {', '.join(sorted(took))}" if took else "")
-
-    def notes(self, session: SessionView) -> list[str]:
-        """Return what is covered if it is little, and what is special about it."""
-        return in_use.notes(session.coverage(self.selection))
-
-    def agreement(self, session: SessionView) -> Mapping[str, Any]:
-        """Return the settings, and what they come to in this model."""
-        covered = session.coverage(self.selection).names
-        return {**super().agreement(session), "covers": covered}
 
 
 def _with_gradient(group: Mapping[str, Any]) -> int:
@@ -273,4 +258,4 @@ def _with_gradient(group: Mapping[str, Any]) -> int:
 
 
 def _hears(plugin: Plugin, *events: str) -> bool:
-    return any(hasattr(getattr(plugin, event, None), "regplug_impl") for event in events)
+    return any(is_hook(getattr(plugin, event, None)) for event in events)

@@ -70,8 +70,9 @@ def keep_freed_memory() -> None:
 
     glibc maps each allocation above 128 KiB anew and gives it back when it is freed, so that every
     temporary pays page faults, five to twenty times its arithmetic, until the program has once
-    freed something larger: the threshold follows the largest such block. Most programs do so
-    within a step; this does it at once, by 16 MiB that are never touched. Elsewhere it is nothing.
+    freed something larger: the threshold follows the largest such block. Most programs free
+    one within a step; this does it at once, by 16 MiB that are never touched. Elsewhere it is
+    nothing.
     """
     torch.empty(16 << 20, dtype=torch.uint8, device="cpu")
 

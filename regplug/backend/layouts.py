@@ -77,9 +77,11 @@ def layout_of(module: nn.Module, parameter: torch.Tensor) -> Layout | None:
     True
     """
     if parameter.ndim == 2:
-        # The one of transformers (GPT-2), which is a linear layer.
+        # The one of transformers (GPT-2), which is a linear layer: by its name, as older ones say
+        # no more, or by both of its numbers, whatever its name.
         named = any(cls.__name__ == "Conv1D" for cls in type(module).__mro__)
-        return Layout(1, True) if named and _own(module, "nf") == parameter.shape[1] else None
+        known = named or _own(module, "nx") == parameter.shape[0]
+        return Layout(1, True) if known and _own(module, "nf") == parameter.shape[1] else None
     if str(_own(module, "original_name")).startswith("ConvTranspose") and parameter.ndim > 2:
         # A traced module, which has kept nothing but its parameters.
         bias = _own(module, "bias")

@@ -149,7 +149,7 @@ def around(optimizer: Optimizer) -> list[Optimizer]:
     found = {
         id(outer): outer
         for outer in stack.surrounding(optimizer)
-        if any(id(group) in groups for group in outer.param_groups)
+        if any(id(group) in groups for group in getattr(outer, "param_groups", ()))
     }
     return list(found.values())
 

@@ -79,8 +79,8 @@ def check_grad_scaler(optimizer: Optimizer) -> None:
     fused = any(group.get("fused") for group in optimizer.param_groups)
     if not (fused or getattr(optimizer, _AMP_MARK, False)):
         return
-    for name, told in zip((_OVERFLOW, _SCALE), _told_by_scaler(_OVERFLOW, _SCALE), strict=True):
-        if not told:
+    for name, is_set in zip((_OVERFLOW, _SCALE), _set_by_scaler(_OVERFLOW, _SCALE), strict=True):
+        if not is_set:
             raise missing(
                 f"Optimizer.{name} under a GradScaler",
                 "the steps that a fused optimizer skips and what its gradients are scaled by",
@@ -89,19 +89,19 @@ def check_grad_scaler(optimizer: Optimizer) -> None:
 
 
 @lru_cache
-def _told_by_scaler(*names: str) -> list[bool]:
+def _set_by_scaler(*names: str) -> list[bool]:
     """Return whether a GradScaler leaves each of these at a fused optimizer that overflowed."""
     weight = torch.zeros(1, device="cpu")
     weight.grad = torch.full_like(weight, torch.inf)
     sample: Any = torch.optim.SGD([weight], lr=0.1, fused=True)
-    seen = [True] * len(names)
+    is_set = [True] * len(names)
 
     def step(*args: Any, **kwargs: Any) -> None:
-        seen[:] = [getattr(sample, name, None) is not None for name in names]
+        is_set[:] = [getattr(sample, name, None) is not None for name in names]
 
     sample.step = step  # of this instance alone, so that nobody's hooks see it
     scaler = torch.amp.GradScaler("cpu")
     scaler.scale(torch.zeros((), device="cpu"))
     scaler.step(sample)  # which calls no step at all where it skips it by itself
     del sample.step
-    return seen
+    return is_set

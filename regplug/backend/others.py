@@ -46,21 +46,21 @@ def prefixed_store(prefix: str) -> Any:
     return dist.PrefixStore(prefix, default_store())  # type: ignore[attr-defined]
 
 
-def default_store(patience: float = 60.0) -> Any:
+def default_store(timeout: float = 60.0) -> Any:
     """Return the key-value store through which the process group was made.
 
     Without torch's function: a store of our own, which the first rank opens and tells the others
     of, by a collective of all ranks the first time.
 
     Args:
-        patience: how many seconds a rank waits for what another is to set in a store of our own.
+        timeout: how many seconds a rank waits for what another is to set in a store of our own.
     """
     private = getattr(dist.distributed_c10d, _STORE, None)
     if private is not None:
         return private()
     group: Any = dist.group.WORLD
     if id(group) not in _own_stores:
-        first, wait = dist.get_rank() == 0, timedelta(seconds=patience)
+        first, wait = dist.get_rank() == 0, timedelta(seconds=timeout)
         host = os.environ.get("MASTER_ADDR") or socket.gethostname()
         store = None
         make: Any = partial(dist.TCPStore, timeout=wait, wait_for_workers=False)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Formulas are computed with in the precision of the weights, wherever the loop calls them from.
+"""The precision that formulas are computed in: at least float32, wherever the loop calls them from.
 
 Under ``torch.autocast`` matrix products run in half precision. That is meant for the model, whose
 products are many and large; in a formula it is an error of some percent.
@@ -13,10 +13,27 @@ import torch
 
 from regplug.backend.private import is_any_autocast_enabled
 
-__all__ = ["as_outside", "autocast_is_on", "without_autocast"]
+__all__ = ["HALVES", "as_outside", "autocast_is_on", "widened", "without_autocast"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+HALVES = frozenset(
+    dtype
+    for dtype in vars(torch).values()
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize < 4
+)
+"""The floating dtypes that are narrower than float32."""
+
+
+def widened(tensor: torch.Tensor) -> torch.Tensor:
+    """Return halves in float32, in which sums and small strengths survive; others as they are.
+
+    >>> widened(torch.ones(1, dtype=torch.bfloat16)).dtype
+    torch.float32
+    """
+    return tensor.float() if tensor.dtype in HALVES else tensor
+
 
 _DEVICES = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "xla", "privateuseone")
 

@@ -11,6 +11,7 @@ import importlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -26,6 +27,7 @@ __all__ = [
     "in_transform",
     "is_any_autocast_enabled",
     "is_made",
+    "leaf_of",
     "missing",
     "normalizations",
     "on_compile_start",
@@ -33,6 +35,7 @@ __all__ = [
     "unflattened",
     "untraced",
     "version",
+    "version_reader",
 ]
 
 P = ParamSpec("P")
@@ -46,6 +49,7 @@ _INNER, _COMPILED_CLASS = "_orig_mod", "OptimizedModule"
 _TRANSFORMS = "_C._are_functorch_transforms_active"
 _ANY_AUTOCAST = "_C._is_any_autocast_enabled"
 _VERSION = "_version"
+_LEAF, _ACCUMULATES = "variable", "AccumulateGrad"
 _CHILDREN, _PARAMETERS = "_modules", "_parameters"
 _NORMALIZATION = "nn.modules.batchnorm._NormBase"
 
@@ -54,12 +58,16 @@ PREFIXES = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 then matches nothing, which is an error."""
 
 
+# Asked at each step, where the name of a path would have to be split each time.
+_getter = lru_cache(attrgetter)
+
+
 def _found(path: str) -> Any:
     """Return ``torch.path``, None where this torch has it not."""
-    found: Any = torch
-    for part in path.split("."):
-        found = getattr(found, part, None)
-    return found
+    try:
+        return _getter(path)(torch)
+    except AttributeError:
+        return None
 
 
 def missing(name: str, what: str, way_out: str) -> UnsupportedError:
@@ -77,16 +85,18 @@ def flattened(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
     Without torch's own function: by ``torch.cat``, at the cost of a view of each.
     """
-    private = _found(_FLATTEN)
-    if private is None:
+    try:
+        private = _getter(_FLATTEN)(torch)
+    except AttributeError:
         return torch.cat([tensor.reshape(-1) for tensor in tensors])
     return private(tensors)  # type: ignore[no-any-return]
 
 
 def unflattened(flat: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Return ``flat`` cut into pieces shaped as ``like``: the reverse of :func:`flattened`."""
-    private = _found(_UNFLATTEN)
-    if private is None:
+    try:
+        private = _getter(_UNFLATTEN)(torch)
+    except AttributeError:
         pieces = flat.split([tensor.numel() for tensor in like])
         return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
     return list(private(flat, like))
@@ -111,6 +121,27 @@ def version(tensor: torch.Tensor) -> int | None:
     if found is None:
         _warn_of_versions()
     return found
+
+
+def leaf_of(node: Any) -> torch.Tensor | None:
+    """Return the leaf whose gradient a node of an autograd graph accumulates, None for others.
+
+    Raises:
+        UnsupportedError: it accumulates one, and does not say of what.
+    """
+    leaf: torch.Tensor | None = getattr(node, _LEAF, None)
+    if leaf is None and not node.next_functions and _ACCUMULATES in node.name():
+        raise missing(
+            f"{_ACCUMULATES}.{_LEAF}",
+            "the weights that a loss comes from",
+            "use delivery='step', and attach without session.loss",
+        )
+    return leaf
+
+
+def version_reader() -> Callable[[torch.Tensor], int | None]:
+    """Return what does the same as :func:`version`, for whoever asks at each step."""
+    return attrgetter(_VERSION) if hasattr(torch.Tensor, _VERSION) else version
 
 
 # --- compiling and transforms ------------------------------------------------------------------
@@ -164,16 +195,20 @@ def on_compile_start(callback: Callable[..., Any]) -> Callable[[], Any] | None:
     return lambda: remove(callback)
 
 
-class _OldStyle(torch.autograd.Function):
-    """What transforms of ``torch.func`` refuse, as is documented: it has no ``setup_context``."""
+@lru_cache
+def _old_style() -> Any:
+    """Return what transforms of ``torch.func`` refuse, as documented: it has no setup_context."""
 
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return x.clone()
+    class OldStyle(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
 
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        return gradient
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+            return gradient
+
+    return OldStyle
 
 
 def in_transform() -> bool:
@@ -181,12 +216,12 @@ def in_transform() -> bool:
 
     Without torch's own answer: by an autograd function that no transform takes.
     """
-    private = _found(_TRANSFORMS)
-    if private is not None:
-        return bool(private())
     try:
-        apply: Any = _OldStyle.apply
-        apply(torch.zeros((), device="cpu"))
+        return bool(_getter(_TRANSFORMS)(torch)())
+    except AttributeError:
+        pass
+    try:
+        _old_style().apply(torch.zeros((), device="cpu"))
     except RuntimeError:
         return True
     return False

@@ -40,7 +40,7 @@ def mesh_ranks(tensor: torch.Tensor) -> tuple[int, ...]:
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """Return this rank's part as a plain tensor that shares its memory; no communication."""
-    if not is_dtensor(tensor):
+    if type(tensor) in PLAIN or not is_dtensor(tensor):
         return tensor
     with torch.no_grad():
         return tensor.to_local()  # type: ignore[attr-defined,no-any-return]

@@ -1,21 +1,36 @@
 """What the frames on this thread's stack tell, by no name of a library's own.
 
 The guard against a step that fires twice rests on frames as objects: an inner step is one within
-the very call of the outer one, whatever torch calls the functions in between.
+the very call of the outer one, whatever torch calls the functions in between. Whose step or method
+a frame is, is known by the code of what the classes have at that moment. So nothing here goes
+astray when torch renames or moves a function; where frames don't tell what must be there, whoever
+asks says so.
 """
 
 import inspect
-from collections.abc import Collection, Iterator
-from types import FrameType
+import sys
+from collections.abc import Collection, Iterable, Iterator
+from types import CodeType, FrameType
 from typing import Any
 
 from torch.optim import Optimizer
 
 from regplug.errors import UnsupportedError
 
-__all__ = ["caller", "is_running", "of_traceback", "require", "scopes", "stepping", "surrounding"]
+__all__ = [
+    "Caller",
+    "is_running",
+    "is_stepping",
+    "of_traceback",
+    "require",
+    "scopes",
+    "stepping",
+    "surrounding",
+]
 
 _OWN = __name__.partition(".")[0]
+# An object may answer that it wraps another for ever.
+_WRAPPED_AT_MOST = 20
 
 
 def require() -> None:
@@ -32,8 +47,8 @@ def require() -> None:
         )
 
 
-def _frames() -> Iterator[FrameType]:
-    frame = inspect.currentframe()
+def _frames(frame: FrameType | None = None) -> Iterator[FrameType]:
+    frame = frame or inspect.currentframe()
     while frame is not None:
         yield frame
         frame = frame.f_back
@@ -44,19 +59,37 @@ def _module(frame: FrameType) -> str:
     return name if isinstance(name, str) else ""
 
 
-def caller() -> FrameType | None:
-    """Return the innermost frame of others: of who called regplug.
+class Caller:
+    """Finds the innermost frame of others: of who called regplug.
 
     Private modules of torch are passed over: what a compiled caller has in between is gone as soon
-    as it returns.
+    as it returns. A walk by names takes as long as a small step's event, so that a look at the
+    place where it ended the last time comes first: is there the same call of the same code?
     """
-    frame = inspect.currentframe()
-    while frame is not None:
-        name = frame.f_globals.get("__name__") or ""
-        if name.partition(".")[0] != _OWN and not name.startswith("torch._"):
-            return frame
-        frame = frame.f_back
-    return None
+
+    def __init__(self) -> None:
+        self._depth = 0  # of the frame that it called, the last of those that are passed over
+        self._inner: CodeType | None = None
+        self._outer: CodeType | None = None
+
+    def frame(self) -> FrameType | None:
+        """Return the frame; None where all are passed over."""
+        try:
+            inner = sys._getframe(self._depth)
+        except ValueError:  # there are not as many
+            inner = sys._getframe()
+        outer = inner.f_back
+        if outer is not None and inner.f_code is self._inner and outer.f_code is self._outer:
+            return outer
+        inner = sys._getframe()
+        for depth, frame in enumerate(_frames(inner)):
+            name = _module(frame)
+            if name.partition(".")[0] != _OWN and not name.startswith("torch._"):
+                self._depth = depth - 1
+                self._inner, self._outer = inner.f_code, frame.f_code
+                return frame
+            inner = frame
+        return None
 
 
 def is_running(wanted: FrameType | None) -> bool:
@@ -69,26 +102,74 @@ def is_running(wanted: FrameType | None) -> bool:
     return False
 
 
-def stepping() -> Iterator[Optimizer]:
-    """Yield the optimizers whose ``step`` calls this, innermost first.
+def stepping(optimizers: Collection[Optimizer]) -> Iterator[Optimizer]:
+    """Yield those of ``optimizers`` whose ``step`` is at work in this thread, innermost first.
 
-    They are what functions of ``torch.optim``, as which each step runs, have in hand.
+    A step is known by the code of what its class has by that name, whoever wrapped it, and by its
+    first argument. Whoever knows that one is at work can see by it whether frames tell of it.
     """
+    wanted = {id(optimizer) for optimizer in optimizers}
+    codes = _codes(getattr(kind, "step", None) for kind in set(map(type, optimizers)))
     for frame in _frames():
-        if _module(frame).startswith("torch.optim."):
-            held = next((v for v in frame.f_locals.values() if isinstance(v, Optimizer)), None)
-            if held is not None:
+        if id(frame.f_code) in codes:
+            held = _first_argument(frame)
+            if isinstance(held, Optimizer) and id(held) in wanted:
                 yield held
 
 
+def is_stepping(optimizer: Optimizer) -> bool:
+    """Whether the ``step`` of ``optimizer`` is at work: yes where it is no function of Python's."""
+    if not _codes([getattr(type(optimizer), "step", None)]):
+        return True
+    return next(stepping([optimizer]), None) is not None
+
+
 def surrounding(optimizer: Optimizer) -> Iterator[Optimizer]:
-    """Yield the other optimizers of which a method named like ``step`` calls this one's."""
+    """Yield the other optimizers of which a method, whatever its name, calls this one's."""
+    classes = {base for kind in _subclasses(Optimizer) for base in kind.__mro__}
+    codes = _codes(value for kind in classes for value in list(vars(kind).values()))
     for frame in _frames():
         # A look at a frame's locals keeps them alive until the frame ends: only where that is soon.
-        if "step" in frame.f_code.co_name and "self" in frame.f_code.co_varnames:
-            holder = frame.f_locals.get("self")
+        if id(frame.f_code) in codes or "step" in frame.f_code.co_name:
+            holder = _first_argument(frame)
             if isinstance(holder, Optimizer) and holder is not optimizer:
                 yield holder
+
+
+def _codes(functions: Iterable[object]) -> dict[int, CodeType]:
+    """Return the code of each of these functions, and of what they wrap, by its identity."""
+    found: dict[int, CodeType] = {}
+    for outermost in functions:
+        function = outermost
+        for _ in range(_WRAPPED_AT_MOST):
+            if function is None:
+                break
+            code = getattr(function, "__code__", None)
+            if isinstance(code, CodeType):
+                found[id(code)] = code
+            function = getattr(function, "__wrapped__", None)
+    return found
+
+
+def _first_argument(frame: FrameType) -> object:
+    """Return what the function of ``frame`` was given first: of a method, whose it is."""
+    code = frame.f_code
+    if code.co_argcount:
+        return frame.f_locals.get(code.co_varnames[0])
+    if code.co_flags & inspect.CO_VARARGS:
+        given = frame.f_locals.get(code.co_varnames[code.co_kwonlyargcount])
+        return given[0] if isinstance(given, tuple) and given else None
+    return None
+
+
+def _subclasses(kind: type) -> set[type]:
+    found: set[type] = set()
+    left: list[type] = [kind]
+    while left:
+        one = left.pop()
+        found.add(one)
+        left += set(one.__subclasses__()) - found
+    return found
 
 
 def scopes(internal: Collection[str]) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """The step hooks of a torch optimizer turned into the events of its real steps."""
 
 import inspect
+import warnings
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, Protocol
@@ -18,7 +19,6 @@ __all__ = [
     "StepEvents",
     "StepListener",
     "check_not_in_backward",
-    "gradient_scale",
     "has_gradients",
     "is_real",
     "is_torchs",
@@ -53,7 +53,8 @@ class StepEvents:
 
     Args:
         optimizer: a torch optimizer, already unwrapped.
-        listener: who is told. The reference is strong; :meth:`disconnect` lets go of it.
+        listener: has a method for each event. The reference is strong; :meth:`disconnect` lets
+            go of it.
     """
 
     def __init__(self, optimizer: Optimizer, listener: StepListener) -> None:
@@ -63,15 +64,18 @@ class StepEvents:
         # The call that the outermost step is within, to know one that raised from one at work.
         self._call: FrameType | None = None
         self._real = False
+        self._looked, self._shown = False, True
         stack.require()
         optimizer_names.check_grad_scaler(optimizer)
+        self._caller = stack.Caller().frame
         self._hooks = StepHooks(optimizer, self._enter, self._leave)
 
     def disconnect(self) -> None:
         """Remove the hooks. May be called twice."""
         begun = self._depth > 0 and stack.is_running(self._call)
         self._listener = self._call = None
-        stepping = any(o is self.optimizer for o in stack.stepping())
+        # Where frames don't show a step, one may be at work.
+        stepping = begun or not self._shown or stack.is_stepping(self.optimizer)
         self._hooks.remove(stepping=stepping, begun=begun)
 
     def _enter(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
@@ -80,7 +84,7 @@ class StepEvents:
         if self._depth and stack.is_running(self._call):
             self._depth += 1
             return None
-        self._depth, self._real, self._call = 1, False, stack.caller()
+        self._depth, self._real, self._call = 1, False, self._caller()
         listener, grad = self._listener, torch.is_grad_enabled()
         try:
             if listener is not None:
@@ -109,6 +113,8 @@ class StepEvents:
         self._depth -= 1
         if self._depth:
             return
+        if not self._looked:
+            self._look()
         self._call = None
         if self._real and self._listener is not None:
             self._real = False
@@ -118,6 +124,22 @@ class StepEvents:
             except BaseException:
                 torch.set_grad_enabled(grad)
                 raise
+
+    def _look(self) -> None:
+        """See, once and within a step, whether frames tell of it what they are asked for."""
+        self._looked = True
+        self._shown = stack.is_stepping(self.optimizer)
+        if self._call is None or stack.is_running(self._call):
+            return
+        module, code = self._call.f_globals.get("__name__"), self._call.f_code
+        warnings.warn(
+            f"{module}.{code.co_name}, which called the first step hook of this "
+            f"{type(self.optimizer).__name__}, was over before the step was, so that a step inside "
+            "another one can't be told from one after a step that raised, and would count twice: "
+            "if this optimizer's step calls itself, attach without it, attach(model, plugins=…), "
+            "and write `with session.step(lr=…): optimizer.step()`",
+            stacklevel=4,
+        )
 
     def _wrap(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         def penalized() -> Any:
@@ -162,19 +184,22 @@ def is_real(optimizer: Optimizer) -> bool:
         return False
     if not has_gradients(optimizer):
         return False
-    return bool(optimizer.state) or not _is_dummy(optimizer)
+    # What tells at the first look comes first: this runs at every step.
+    if optimizer.state or optimizer.param_groups[0].get("lr", 1.0) != 0:
+        return True
+    return not _is_dummy(optimizer)
 
 
 def _is_dummy(optimizer: Optimizer) -> bool:
     if any(group.get("lr", 1.0) != 0 for group in optimizer.param_groups):
         return False
-    own = [p for group in optimizer.param_groups for p in group["params"]]
+    params = [p for group in optimizer.param_groups for p in group["params"]]
     # A shard may be zero, or empty, on one rank alone. So all ranks, which are in this step too,
     # count together, also what has no gradient here.
-    shared = [(p, _is_nonzero(p.grad)) for p in own if shards.is_dtensor(p)]
+    shared = [(p, _is_nonzero(p.grad)) for p in params if shards.is_dtensor(p)]
     if shared and resolve([Sum(shared)])[0]:
         return False
-    return not any(_is_nonzero(p.grad) for p in own if not shards.is_dtensor(p))
+    return not any(_is_nonzero(p.grad) for p in params if not shards.is_dtensor(p))
 
 
 def _is_nonzero(gradient: torch.Tensor | None) -> bool:
@@ -182,9 +207,13 @@ def _is_nonzero(gradient: torch.Tensor | None) -> bool:
 
 
 def is_torchs(optimizer: Optimizer) -> bool:
-    """Whether the step is one of torch's own: they leave gradients, and keep no weights."""
+    """Whether the step is one of torch's own: they leave gradients, and keep no weights.
+
+    If torch moves them they are strangers, which are looked at more closely. If what wraps each
+    step no longer says what it wraps, it is taken for no step of torch's.
+    """
     module: str = inspect.unwrap(type(optimizer).step).__module__
-    return module.startswith("torch.optim.")
+    return module.startswith("torch.optim.") and module != Optimizer.__module__
 
 
 def check_not_in_backward(optimizer: Optimizer, *, hooked: bool = False) -> None:
@@ -214,15 +243,9 @@ def _has_hook(parameter: torch.Tensor) -> bool:
     if not (parameter.requires_grad and parameter.is_leaf):
         return False
     handle = parameter.register_post_accumulate_grad_hook(lambda gradient: None)
-    beside = len(handle.hooks_dict_ref() or ())
+    count = len(handle.hooks_dict_ref() or ())
     handle.remove()
-    return beside > 1
-
-
-def gradient_scale(optimizer: Optimizer | None) -> float:
-    """Return what the gradients are still multiplied by: above 1 only fused under a GradScaler."""
-    scale = getattr(optimizer, "grad_scale", None)
-    return 1.0 if scale is None else float(scale)
+    return count > 1
 
 
 def unscale_gradients(optimizer: Optimizer) -> None:

@@ -35,8 +35,10 @@ class Sum:
         self.factor = factor
         self.by_groups: dict[tuple[Any, ...], list[tuple[torch.Tensor | float, torch.device]]] = {}
         for parameter, term in terms:
-            own = term.detach() if isinstance(term, torch.Tensor) else term
-            self.by_groups.setdefault(_shard_groups(parameter), []).append((own, parameter.device))
+            plain = term.detach() if isinstance(term, torch.Tensor) else term
+            self.by_groups.setdefault(_shard_groups(parameter), []).append(
+                (plain, parameter.device)
+            )
 
 
 def _shard_groups(parameter: torch.Tensor) -> tuple[Any, ...]:
@@ -52,11 +54,13 @@ def resolve(sums: Sequence[Sum]) -> list[float]:
     totals = [0.0] * len(sums)
     keys = list(dict.fromkeys(key for total in sums for key in total.by_groups))
     for groups in keys:
-        own = [total.by_groups.get(groups, ()) for total in sums]
+        terms_of_sums = [total.by_groups.get(groups, ()) for total in sums]
         # Added up in the host's memory: some devices have no float64.
-        vector = torch.tensor([_summed(terms) for terms in own], dtype=torch.float64, device="cpu")
+        vector = torch.tensor(
+            [_summed(terms) for terms in terms_of_sums], dtype=torch.float64, device="cpu"
+        )
         if groups:
-            device = next(device for terms in own for _, device in terms)
+            device = next(device for terms in terms_of_sums for _, device in terms)
             vector = vector.to(device, _widest(device))
         for group in groups:
             dist.all_reduce(vector, group=group)

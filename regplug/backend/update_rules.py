@@ -47,7 +47,7 @@ class UpdateRule:
         return self.step is not _sgd and self.step is not _plain
 
 
-def _seen(step: torch.Tensor, second_moment: torch.Tensor) -> torch.Tensor:
+def _zero_without_gradient(step: torch.Tensor, second_moment: torch.Tensor) -> torch.Tensor:
     """Return ``step``, changed to 0 where the second moment is: that element had no gradient."""
     # By arithmetic, because masks cost ten times as much; 0·∞ is where ε is 0 too.
     return step.mul_(second_moment.sign()).nan_to_num_(nan=0.0)
@@ -123,7 +123,7 @@ def _radam(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> An
         late = _preconditioned(lr * (rectified * correction) ** 0.5, second, eps)
         return torch.where(rho <= 5, early, late)
     if rho <= 5:
-        return _seen(torch.ones_like(second).mul_(lr), second)
+        return _zero_without_gradient(torch.ones_like(second).mul_(lr), second)
     return _preconditioned(lr * (rectified * correction) ** 0.5, second, eps)
 
 
@@ -133,7 +133,7 @@ def _rmsprop(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> 
         return _preconditioned(lr, second, group["eps"])
     mean = state["grad_avg"]  # of a gradient that stays the same, so the variance may well be 0
     denominator = second.addcmul(mean, mean, value=-1).sqrt_().add_(group["eps"])
-    return _seen(denominator.reciprocal_().mul_(lr), second)
+    return _zero_without_gradient(denominator.reciprocal_().mul_(lr), second)
 
 
 def _adagrad(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> Any:
@@ -148,7 +148,9 @@ def _adadelta(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) ->
     # The step made its accumulator a into ρ·a + (1 − ρ)·(a + ε)·r with r = g²/(v + ε): solve for a.
     ratio = gradient.square().div_(variance).mul_(1 - rho)
     accumulated = (state["acc_delta"] - ratio * eps).div_(ratio.add_(rho)).clamp_(min=0)
-    return _seen(accumulated.add_(eps).div_(variance).sqrt_().mul_(learning_rate(group)), second)
+    return _zero_without_gradient(
+        accumulated.add_(eps).div_(variance).sqrt_().mul_(learning_rate(group)), second
+    )
 
 
 def _adadelta_check(group: Group) -> str | None:

@@ -15,7 +15,7 @@ from regplug.backend.optimizer_names import is_hooked
 from regplug.backend.shards import local
 from regplug.errors import SpecError, UnsupportedError
 
-__all__ = ["Doubt", "parts", "unwrap", "wrappers"]
+__all__ = ["Doubt", "held", "ids", "parameters", "parts", "unwrap", "wrappers"]
 
 # Where wrappers keep the optimizer inside, the commonest first.
 _NAMES = (
@@ -55,10 +55,10 @@ def wrappers(optimizer: object) -> list[object]:
     """
     found = [optimizer]
     for _ in range(8):
-        seen = found[-1]
-        _refuse_deepspeed(seen)
-        hooked = isinstance(seen, Optimizer) and is_hooked(seen)
-        inner = _passes_on_to(seen) if hooked else _named(seen)  # type: ignore[arg-type]
+        outer = found[-1]
+        _refuse_deepspeed(outer)
+        hooked = isinstance(outer, Optimizer) and is_hooked(outer)
+        inner = _passes_on_to(outer) if hooked else _named(outer)  # type: ignore[arg-type]
         if inner is None:
             break
         found.append(inner)
@@ -71,19 +71,19 @@ def parts(optimizer: Optimizer) -> list[Optimizer]:
     The groups of a container are copies that nobody reads (torchtitan's, which is an optimizer for
     its hooks alone): learning rates and the like are those of the parts.
     """
-    own = _ids(optimizer)
-    inner = [other for _, other in _held(optimizer) if _ids(other) <= own]
-    if _is_zero(optimizer) or sum(len(_ids(other)) for other in inner) != len(own):
+    whole = ids(optimizer)
+    inner = [other for _, other in held(optimizer) if ids(other) <= whole]
+    if _is_zero(optimizer) or sum(len(ids(other)) for other in inner) != len(whole):
         return []
-    return inner if set().union(*map(_ids, inner)) == own else []
+    return inner if set().union(*map(ids, inner)) == whole else []
 
 
-def _refuse_deepspeed(seen: object) -> None:
-    if type(seen).__module__.partition(".")[0] == "deepspeed" or (
-        type(seen).__name__ == "DeepSpeedOptimizerWrapper"
+def _refuse_deepspeed(outer: object) -> None:
+    if type(outer).__module__.partition(".")[0] == "deepspeed" or (
+        type(outer).__name__ == "DeepSpeedOptimizerWrapper"
     ):
         raise UnsupportedError(
-            f"{type(seen).__name__}: DeepSpeed's ZeRO keeps gradients out of .grad, where a "
+            f"{type(outer).__name__}: DeepSpeed's ZeRO keeps gradients out of .grad, where a "
             "penalty could be added; use DDP or FSDP2"
         )
 
@@ -95,12 +95,12 @@ def _is_zero(optimizer: Optimizer) -> bool:
 
 def _passes_on_to(outer: Optimizer) -> Optimizer | None:
     """Return the optimizer that ``outer`` holds for all of its weights, if there is one."""
-    own = _ids(outer)
-    found = {id(held): (name, held) for name, held in _held(outer) if own <= _ids(held)}
+    whole = ids(outer)
+    found = {id(inner): (name, inner) for name, inner in held(outer) if whole <= ids(inner)}
     if not found or _is_zero(outer):
         return None
     if len(found) > 1:
-        names = " and ".join(f"{name} ({type(held).__name__})" for name, held in found.values())
+        names = " and ".join(f"{name} ({type(inner).__name__})" for name, inner in found.values())
         raise UnsupportedError(
             f"{type(outer).__name__} holds several optimizers of the same weights, {names}, and "
             "which of them updates can't be known: attach to each that does, "
@@ -110,23 +110,28 @@ def _passes_on_to(outer: Optimizer) -> Optimizer | None:
     return inner
 
 
-def _named(seen: object) -> Optimizer | None:
+def _named(outer: object) -> Optimizer | None:
     """Return what a wrapper without hooks of its own keeps under one of the usual names."""
     for name in _NAMES:
-        if isinstance(candidate := getattr(seen, name, None), Optimizer):
+        if isinstance(candidate := getattr(outer, name, None), Optimizer):
             return candidate
-    if isinstance(seen, Optimizer) or not callable(getattr(seen, "step", None)):
+    if isinstance(outer, Optimizer) or not callable(getattr(outer, "step", None)):
         return None
-    held = list(_held(seen))
-    return held[0][1] if len(held) == 1 else None
+    found = list(held(outer))
+    return found[0][1] if len(found) == 1 else None
 
 
-def _ids(optimizer: Optimizer) -> set[int]:
-    groups = getattr(optimizer, "param_groups", ())
-    return {id(p) for group in groups for p in group["params"]}
+def parameters(optimizer: Optimizer) -> list[torch.Tensor]:
+    """Return the tensors that ``optimizer`` updates, in its order."""
+    return [p for group in getattr(optimizer, "param_groups", ()) for p in group["params"]]
 
 
-def _held(outer: object) -> Iterator[tuple[str, Optimizer]]:
+def ids(optimizer: Optimizer) -> set[int]:
+    """Return what tells the tensors that ``optimizer`` updates from others."""
+    return {id(p) for p in parameters(optimizer)}
+
+
+def held(outer: object) -> Iterator[tuple[str, Optimizer]]:
     """Yield the optimizers in the attributes of ``outer``, and in lists and dicts there."""
     for name, value in list(getattr(outer, "__dict__", {}).items()):
         for part in _members(value):
@@ -140,10 +145,10 @@ def _members(value: object) -> Iterable[Any]:
     return value if type(value) in (list, tuple) else (value,)  # type: ignore[return-value]
 
 
-def _nothing_inside(optimizer: object, seen: object) -> Exception:
+def _nothing_inside(optimizer: object, outer: object) -> Exception:
     each = _each(optimizer)
-    if each is None and seen is not optimizer:
-        each = _each(seen)
+    if each is None and outer is not optimizer:
+        each = _each(outer)
     name = type(optimizer).__name__
     if each is not None:
         line = (
@@ -175,11 +180,11 @@ def _each(optimizer: object) -> str | None:
 
 
 def _several(value: object) -> bool:
-    held = value.values() if isinstance(value, Mapping) else value
+    members = value.values() if isinstance(value, Mapping) else value
     return (
-        isinstance(held, Iterable)
-        and (type(held) in (list, tuple) or isinstance(value, Mapping))
-        and any(isinstance(part, Optimizer) for part in held)
+        isinstance(members, Iterable)
+        and (type(members) in (list, tuple) or isinstance(value, Mapping))
+        and any(isinstance(part, Optimizer) for part in members)
     )
 
 
@@ -216,9 +221,9 @@ class Doubt:
         self._handles = []
 
     def _begins(self, outer: Optimizer, args: Any, kwargs: Any) -> None:
-        own = [p for group in outer.param_groups for p in group["params"]]
-        taking = [p for p in own if p.grad is not None]
-        smallest = local(min(taking or own, key=torch.Tensor.numel)).detach()
+        params = parameters(outer)
+        taking = [p for p in params if p.grad is not None]
+        smallest = local(min(taking or params, key=torch.Tensor.numel)).detach()
         self._before = smallest, smallest.clone()
 
     def _ends(self, outer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -227,7 +232,7 @@ class Doubt:
             return
         self._alone += 1
         if self._alone > 1:  # the first may have been a detour, as SAM's
-            name = next((n for n, held in _held(outer) if held is self._inner), "inner")
+            name = next((n for n, inner in held(outer) if inner is self._inner), "inner")
             raise UnsupportedError(
                 f"{type(outer).__name__} holds {name} ({type(self._inner).__name__}) for all of "
                 "its weights, which is attached to for that, and updates them by itself: attach "

@@ -1,11 +1,12 @@
 """What stands around a model: DDP, compilation, FSDP2; and the user's own module inside."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
 
-from regplug.backend.private import compiled_inside
+from regplug.backend.private import compiled_inside, leaf_of
 from regplug.errors import UnsupportedError
 
 __all__ = ["finds_unused", "layers", "leaves", "reshard", "unwrap_model"]
@@ -33,18 +34,22 @@ def finds_unused(model: nn.Module) -> bool:
     )
 
 
-def leaves(tensor: torch.Tensor) -> set[torch.Tensor]:
-    """Return the leaves of the graph behind ``tensor`` that gradients will reach."""
-    found, seen, stack = set(), set(), [tensor.grad_fn]
+def graph(tensor: torch.Tensor) -> Iterator[Any]:
+    """Yield the nodes of the graph behind ``tensor``, each once."""
+    visited, stack = set(), [tensor.grad_fn]
     while stack:
         node = stack.pop()
-        if node is None or node in seen:
+        if node is None or node in visited:
             continue
-        seen.add(node)
-        if (leaf := getattr(node, "variable", None)) is not None:
-            found.add(leaf)
+        visited.add(node)
+        yield node
         stack += [following for following, _ in node.next_functions]
-    return found
+
+
+def leaves(tensor: torch.Tensor) -> set[torch.Tensor]:
+    """Return the leaves of the graph behind ``tensor`` that gradients will reach."""
+    found = map(leaf_of, graph(tensor))
+    return {leaf for leaf in found if leaf is not None}
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:

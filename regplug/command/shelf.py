@@ -7,8 +7,8 @@ from itertools import zip_longest
 from textwrap import wrap
 from typing import Any
 
+from regplug.discovery.arguments import signature
 from regplug.discovery.catalog import load_class
-from regplug.discovery.mistakes import signature
 from regplug.errors import RegplugError
 from regplug.installed import offers
 from regplug.penalty import Penalty
@@ -88,8 +88,8 @@ def _summary(cls: type[Plugin]) -> str:
 
 
 def _deliveries(cls: type[Penalty]) -> list[str]:
-    has_proximal = cls.proximal is not Penalty.proximal
-    return ["loss", "step", *(["proximal"] if has_proximal else [])]
+    has_operator = cls.proximal is not Penalty.proximal
+    return ["loss", "step", *(["proximal"] if has_operator else [])]
 
 
 def as_json(entries: Sequence[Entry]) -> list[dict[str, Any]]:
@@ -118,17 +118,17 @@ def as_table(entries: Sequence[Entry]) -> str:
 def _cells(entry: Entry) -> list[list[str]]:
     """Return name, origin and paragraphs of an entry, the first two cut into lines."""
     source = f"{entry.distribution} {entry.version}".strip()
-    told = ["broken: see below"]
+    texts = ["broken: see below"]
     if not entry.error:
         separable = {True: "; separable", False: "; not separable", None: ""}[entry.separable]
         deliveries = ", ".join(entry.deliveries) + separable
-        told = [entry.summary, f"{entry.name}({_signature(entry.arguments)})", deliveries]
-    return [wrap(entry.name, 24), wrap(source, 26), [text for text in told if text]]
+        texts = [entry.summary, f"{entry.name}({_signature(entry.arguments)})", deliveries]
+    return [wrap(entry.name, 24), wrap(source, 26), [text for text in texts if text]]
 
 
 def _lines(cells: Sequence[Sequence[str]], widths: Sequence[int]) -> list[str]:
-    names, sources, told = cells
-    texts = [line for text in told for line in wrap(text, widths[2], subsequent_indent="  ")]
+    names, sources, paragraphs = cells
+    texts = [line for text in paragraphs for line in wrap(text, widths[2], subsequent_indent="  ")]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in zip_longest(names, sources, texts, fillvalue="")

@@ -6,24 +6,26 @@ tensors, which sharded parameters are gathered for. Halves are computed with in 
 
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from regplug.backend import shards
 from regplug.backend.blocks import batches
 from regplug.backend.layouts import Layout
+from regplug.backend.precision import HALVES, widened
 from regplug.kernels.kernel import Kernel
 from regplug.kernels.pieces import (
     FEW,
-    HALVES,
     NO_LAYOUTS,
     Layouts,
     is_small,
-    widened,
 )
-from regplug.kernels.symbols import Symbol
 
-__all__ = ["add_gradients", "tell_rounding", "whole_gradient"]
+if TYPE_CHECKING:
+    from regplug.kernels.symbols import Symbol
+
+__all__ = ["add_gradients", "warn_of_rounding", "whole_gradient"]
 
 
 def add_gradients(
@@ -40,28 +42,30 @@ def add_gradients(
             kernel.add_gradients(list(gradients), list(weights), factor)
             return
         parts = shards.locals_of(gradients), shards.locals_of(weights)
-        _add_separable(kernel, [*parts, *kernel.columns(weights)], factor)
+        _add_separable(kernel, [*parts, *kernel.companion_parts(weights)], factor)
         return
     rows: Sequence[int] = range(len(weights))
-    if kernel.rows is not None and kernel.stated and kernel.rows.serves(weights[0]):
-        rows = _add_to_rows(kernel, [gradients, weights, *kernel.columns(weights)], factor, layouts)
+    if kernel.rows is not None and kernel.has_gradient and kernel.rows.serves(weights[0]):
+        rows = _add_to_rows(
+            kernel, [gradients, weights, *kernel.companion_parts(weights)], factor, layouts
+        )
     for g, w in ((gradients[row], weights[row]) for row in rows):
         layout = layouts.get(w) if layouts else None
-        beside = kernel.whole_companions(w)
-        whole = whole_gradient(kernel, shards.full(w), beside, layout)
+        companions = kernel.whole_companions(w)
+        whole = whole_gradient(kernel, shards.full(w), companions, layout)
         shards.local(g).add_(shards.part(whole, w), alpha=factor)
 
 
 def _add_separable(
     kernel: Kernel, columns: Sequence[Sequence[torch.Tensor]], factor: float
 ) -> None:
-    def added(g: torch.Tensor, w: Symbol, *companions: Symbol) -> torch.Tensor:
+    def added(g: torch.Tensor, w: "Symbol", *companions: "Symbol") -> torch.Tensor:
         return torch.add(g, kernel.symbolic_gradient(w, *companions), alpha=factor)
 
     def by_torch(columns: Sequence[Sequence[torch.Tensor]]) -> None:
         for gs, ws, *companions in batches(columns):
             # Not detached, which for a thousand small tensors would cost a third of it all.
-            wide = [w.float() if w.dtype in HALVES else w for w in ws]
+            wide = [widened(w) for w in ws]
             kernel.add_gradients(gs, wide, factor, *companions)
 
     left = kernel.choice.apply(added, columns, 0, by_torch)
@@ -89,12 +93,12 @@ def whole_gradient(
 ) -> torch.Tensor:
     """Return the gradient of a formula that is given whole weights, in the layout that it wants."""
     if layout is None:
-        return kernel.gradient(widened(whole), *companions)
-    given = [kernel.arranged(t, layout) for t in (widened(whole), *companions)]
+        return kernel.gradient(widened(whole.detach()), *companions)
+    given = [kernel.arranged(t, layout) for t in (widened(whole.detach()), *companions)]
     return kernel.restored(kernel.gradient(*given), layout)
 
 
-def tell_rounding(
+def warn_of_rounding(
     kernel: Kernel,
     gradients: Sequence[torch.Tensor],
     weights: Sequence[torch.Tensor],
@@ -107,8 +111,8 @@ def tell_rounding(
             continue
         if w.numel() == 0:
             continue
-        beside = [shards.local(c) for c in kernel.companions(pair[1])]
-        added = kernel.gradient(widened(w), *beside) * factor
+        companions = [shards.local(c) for c in kernel.companions(pair[1])]
+        added = kernel.gradient(widened(w.detach()), *companions) * factor
         lost = ((g + added).to(g.dtype) == g) & (added != 0)
         if lost.sum() * 2 > (added != 0).sum():
             warnings.warn(

@@ -1,23 +1,25 @@
 """The optimizer's own step for each element, taken into one kernel with the proximal operator."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from regplug.backend import shards
 from regplug.backend.groups import Group
-from regplug.backend.update_rules import UpdateRule
-from regplug.kernels.cuda import sent
+from regplug.backend.precision import widened
 from regplug.kernels.kernel import Kernel
-from regplug.kernels.pieces import NO_LAYOUTS, Layouts, widened
+from regplug.kernels.pieces import NO_LAYOUTS, Layouts
+
+if TYPE_CHECKING:
+    from regplug.backend.update_rules import UpdateRule
 
 __all__ = ["compiled_proximal"]
 
 
 def compiled_proximal(
     kernel: Kernel,
-    rule: UpdateRule,
+    rule: "UpdateRule",
     group: Group,
     states: Sequence[Mapping[str, Any]],
     weights: Sequence[torch.Tensor],
@@ -32,21 +34,15 @@ def compiled_proximal(
     Returns:
         The rows that are left.
     """
-    names, rows = rule.tensors(group), range(len(weights))
-    if kernel.rows is not None:
-        parts, pays = list(weights), kernel.rows.serves(weights[0])
-    else:
-        parts = shards.locals_of(weights)
-        pays = kernel.separable and kernel.choice.pays(parts)
-    if not pays:
-        return rows
+    names = rule.tensors(group)
+    parts = list(weights) if kernel.rows is not None else shards.locals_of(weights)
     columns: list[Sequence[torch.Tensor]] = [parts]
     if rule.uses_gradient:
         columns.append(shards.locals_of(gradients))
     start = len(columns)
     columns += [shards.locals_of([state[name] for state in states]) for name in names]
     end = len(columns)
-    columns += kernel.columns(weights)
+    columns += kernel.companion_parts(weights)
     scalars, known = _scalars(rule, states, group, weights[0].device)
 
     def moved(w: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
@@ -78,7 +74,7 @@ def compiled_proximal(
 
 
 def _scalars(
-    rule: UpdateRule, states: Sequence[Mapping[str, Any]], group: Group, device: torch.device
+    rule: "UpdateRule", states: Sequence[Mapping[str, Any]], group: Group, device: torch.device
 ) -> tuple[dict[str, list[torch.Tensor]], dict[str, Any]]:
     """Return the numbers that are tensors, one for each weight, and those that all have."""
     scalars: dict[str, list[torch.Tensor]] = {}
@@ -94,6 +90,8 @@ def _scalars(
             # kernel on a device can't read them there.
             known[name] = numbers[0]
         else:
+            from regplug.kernels.cuda import sent
+
             scalars[name] = list(sent(torch.tensor(numbers), device).unbind())
     lr = group["lr"]
     if isinstance(lr, torch.Tensor) and not lr.is_cpu:

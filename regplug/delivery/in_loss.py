@@ -11,11 +11,10 @@ import torch
 
 from regplug.backend import shards
 from regplug.backend.blocks import TINY, batches
-from regplug.backend.precision import as_outside
+from regplug.backend.precision import as_outside, widened
 from regplug.delivery.at_step import add_gradients, whole_gradient
 from regplug.delivery.terms import Node, Share, Term, nodes_of, total_of
 from regplug.kernels.kernel import Kernel
-from regplug.kernels.pieces import widened
 
 __all__ = ["Objective"]
 
@@ -75,24 +74,24 @@ class _Penalized(torch.autograd.Function):
     def backward(ctx: Any, *outputs: torch.Tensor) -> Any:
         (upstream,) = outputs
         node, weights = ctx.node, list(ctx.saved_tensors)
-        loss_gradient, device = upstream, weights[0].device
-        if upstream.device != device:  # the loss may be on another than its weights
-            upstream = upstream.to(device)
+        loss_gradient, on_cpu = upstream, weights[0].is_cpu
+        if not (on_cpu and upstream.is_cpu):  # the loss may be on another device than its weights
+            upstream = upstream.to(weights[0].device)
         if torch.is_grad_enabled():  # create_graph: the gradient will be differentiated in turn
-            own = [
+            gradients = [
                 _differentiable(w, of, node, upstream)
                 for w, of in zip(weights, node.weights, strict=True)
             ]
-            return None, None, loss_gradient, *own
+            return None, None, loss_gradient, *gradients
         # Elsewhere than on a CPU, reading a value waits for the device.
-        scale = upstream.item() if device.type == "cpu" else upstream
+        scale = upstream.item() if on_cpu else upstream
         if not node.small:
-            own = [_gradient(weights[0], node, node.shares, scale)]
+            gradients = [_gradient(weights[0], node, node.shares, scale)]
         elif node.size < TINY * len(weights):
-            own = _small_gradients(weights, node.shares, scale)
+            gradients = _small_gradients(weights, node.shares, scale)
         else:  # one after another, while it is in the cache
-            own = [g for w in weights for g in _small_gradients([w], node.shares, scale)]
-        return None, None, loss_gradient, *own
+            gradients = [g for w in weights for g in _small_gradients([w], node.shares, scale)]
+        return None, None, loss_gradient, *gradients
 
 
 def _differentiable(
@@ -128,18 +127,18 @@ def _gradient(
     ``w`` is what was saved of the node's only parameter: a copy of it, if hooks are at work.
     """
     of = node.weights[0]
-    (kernel, own_factor), *others = shares
-    first: Any = own_factor * scale
+    (kernel, first_factor), *others = shares
+    first: Any = first_factor * scale
     if kernel.separable:
-        own = shards.local(w)
-        part = torch.empty_like(own)
-        for (out,), (piece,), *cs in batches([[part], [own], *kernel.columns([of])]):
-            beside = [column[0] for column in cs]
-            _blamed(kernel, _scaled, kernel, piece, first, beside, out)
+        local = shards.local(w)
+        part = torch.empty_like(local)
+        for (out,), (piece,), *parts in batches([[part], [local], *kernel.companion_parts([of])]):
+            companions = [companion for (companion,) in parts]
+            _blamed(kernel, _scaled, kernel, piece, first, companions, out)
     else:
         whole = shards.full(w)
-        beside = kernel.whole_companions(of)
-        found = _blamed(kernel, whole_gradient, kernel, whole, beside, node.layout) * first
+        companions = kernel.whole_companions(of)
+        found = _blamed(kernel, whole_gradient, kernel, whole, companions, node.layout) * first
         part = shards.part(found, w).to(w.dtype)
     gradient = shards.like(part, w)
     for kernel, factor in others:
@@ -155,10 +154,10 @@ def _scaled(
     kernel: Kernel,
     w: torch.Tensor,
     factor: Any,
-    beside: Sequence[torch.Tensor],
+    companions: Sequence[torch.Tensor],
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    gradient = kernel.gradient(widened(w), *beside)
+    gradient = kernel.gradient(widened(w.detach()), *companions)
     return torch.mul(gradient, factor, out=out)
 
 

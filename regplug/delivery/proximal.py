@@ -1,7 +1,7 @@
 """Proximal operators after the update, with the step that the optimizer effectively takes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -9,21 +9,24 @@ from regplug.backend import shards
 from regplug.backend.blocks import TINY, batches
 from regplug.backend.groups import Group
 from regplug.backend.layouts import Layout
+from regplug.backend.precision import widened
 from regplug.backend.private import flattened, unflattened
-from regplug.backend.update_rules import UpdateRule
 from regplug.delivery.compiled import compiled_proximal
 from regplug.kernels.kernel import Kernel
 from regplug.kernels.pieces import (
+    FEW,
     NO_LAYOUTS,
     Layouts,
     is_small,
-    widened,
 )
 
-__all__ = ["elementwise_proximal", "proximal"]
+if TYPE_CHECKING:
+    from regplug.backend.update_rules import UpdateRule
+
+__all__ = ["apply_elementwise_steps", "apply_one_step"]
 
 
-def proximal(
+def apply_one_step(
     kernel: Kernel,
     weights: Sequence[torch.Tensor],
     step: Any,
@@ -31,21 +34,24 @@ def proximal(
 ) -> None:
     """Replace ``weights`` by their proximal points for one step that they all have."""
     if kernel.separable:
+        few = len(weights) <= FEW and kernel.plain and is_small(weights)
+        if few and not kernel.choice.pays(weights):
+            kernel.proximal_(list(weights), step)
+            return
         parts = shards.locals_of(weights)
-        columns = [parts, *kernel.columns(weights)]
-        _uniform_proximal(kernel, columns, step)
+        _apply_one_step(kernel, [parts, *kernel.companion_parts(weights)], step)
         return
     rows: Sequence[int] = range(len(weights))
     if kernel.rows is not None and kernel.rows.serves(weights[0]):
         moved, scalars = _moved(kernel, step, len(weights))
-        columns = [weights, *kernel.columns(weights)]
+        columns = [weights, *kernel.companion_parts(weights)]
         found = [layouts.get(w) for w in weights]
         rows = kernel.rows.apply(moved, columns, found, scalars=scalars)
     for row in rows:
-        _whole_proximal(kernel, weights[row], step, layouts.get(weights[row]))
+        _apply_whole(kernel, weights[row], step, layouts.get(weights[row]))
 
 
-def _uniform_proximal(kernel: Kernel, columns: Sequence[Sequence[torch.Tensor]], step: Any) -> None:
+def _apply_one_step(kernel: Kernel, columns: Sequence[Sequence[torch.Tensor]], step: Any) -> None:
     moved, scalars = _moved(kernel, step, len(columns[0]))
 
     def by_torch(columns: Sequence[Sequence[torch.Tensor]]) -> None:
@@ -73,9 +79,9 @@ def _moved(
     return moved, [[step] * count]
 
 
-def elementwise_proximal(
+def apply_elementwise_steps(
     kernel: Kernel,
-    rule: UpdateRule,
+    rule: "UpdateRule",
     group: Group,
     states: Mapping[torch.Tensor, Mapping[str, Any]],
     weights: Sequence[torch.Tensor],
@@ -90,16 +96,20 @@ def elementwise_proximal(
     if not all(own):  # the optimizer left some alone
         moved = [row for row, state in enumerate(own) if state]
         own, updated, used = ([column[row] for row in moved] for column in (own, updated, used))
-    if updated:
+    if kernel.rows is None:
+        pays = kernel.separable and kernel.choice.pays(updated)
+    else:
+        pays = bool(updated) and kernel.rows.serves(updated[0])
+    if pays:
         left = compiled_proximal(kernel, rule, group, own, updated, used, layouts)
         own, updated, used = ([column[row] for row in left] for column in (own, updated, used))
     if updated:
-        _each_proximal(kernel, rule, group, own, updated, used, layouts)
+        _apply_each(kernel, rule, group, own, updated, used, layouts)
 
 
-def _each_proximal(
+def _apply_each(
     kernel: Kernel,
-    rule: UpdateRule,
+    rule: "UpdateRule",
     group: Group,
     states: Sequence[Mapping[str, Any]],
     weights: Sequence[torch.Tensor],
@@ -113,20 +123,20 @@ def _each_proximal(
             parts = {name: widened(shards.local(state[name])) for name in names}
             step = rule.step(group, {**state, **parts}, shards.local(used))
             whole = shards.full(shards.like(step, w))
-            _whole_proximal(kernel, w, whole, layouts.get(w))
+            _apply_whole(kernel, w, whole, layouts.get(w))
         elif not (kernel.plain and is_small([w])):
-            _blockwise_proximal(kernel, rule, group, state, w, used)
+            _apply_blockwise(kernel, rule, group, state, w, used)
         elif w.numel() >= TINY or not all(map(_is_at_hand, (state[n] for n in rule.numbers))):
             kernel.proximal_([w], rule.step(group, state, used))
         else:
-            numbers = tuple(float(state[name]) for name in rule.numbers)
-            moments = [state[name] for name in names]
+            numbers = tuple(map(float, map(state.__getitem__, rule.numbers)))
+            moments = map(state.__getitem__, names)
             row = (w, used, *moments) if rule.uses_gradient else (w, *moments)
             alike.setdefault((w.dtype, w.device, numbers), []).append(row)
     for (_, _, numbers), rows in alike.items():
         state = dict(zip(rule.numbers, numbers, strict=True))
-        for ws, *columns in batches(list(zip(*rows, strict=True))):
-            _joined_proximal(kernel, rule, group, state, ws, columns)
+        for ws, *inputs in batches(list(zip(*rows, strict=True))):
+            _apply_joined(kernel, rule, group, state, ws, inputs)
 
 
 def _is_at_hand(number: Any) -> bool:
@@ -134,48 +144,50 @@ def _is_at_hand(number: Any) -> bool:
     return not isinstance(number, torch.Tensor) or number.is_cpu
 
 
-def _blockwise_proximal(
+def _apply_blockwise(
     kernel: Kernel,
-    rule: UpdateRule,
+    rule: "UpdateRule",
     group: Group,
     state: Mapping[str, Any],
     w: torch.Tensor,
     used: torch.Tensor,
 ) -> None:
     names = rule.tensors(group)
-    columns = [[shards.local(t)] for t in (w, used, *(state[name] for name in names))]
-    for batch in batches([*columns, *kernel.columns([w])]):
+    inputs = [[shards.local(t)] for t in (w, used, *(state[name] for name in names))]
+    for batch in batches([*inputs, *kernel.companion_parts([w])]):
         (weight,), (gradient,), *others = batch
-        pieces, cs = others[: len(names)], others[len(names) :]
+        pieces, companions = others[: len(names)], others[len(names) :]
         moments = {name: widened(piece) for name, (piece,) in zip(names, pieces, strict=True)}
         step = rule.step(group, {**state, **moments}, gradient)
-        kernel.proximal_([weight], step, *cs)
+        kernel.proximal_([weight], step, *companions)
 
 
-def _joined_proximal(
+def _apply_joined(
     kernel: Kernel,
-    rule: UpdateRule,
+    rule: "UpdateRule",
     group: Group,
     state: Mapping[str, Any],
     weights: Sequence[torch.Tensor],
-    columns: Sequence[Sequence[torch.Tensor]],
+    inputs: Sequence[Sequence[torch.Tensor]],
 ) -> None:
-    """Do so for tiny weights as one flat tensor: the calls for each would cost far more."""
-    flat, *rest = (flattened(column) for column in (weights, *columns))
+    """Replace tiny weights as one flat tensor: the calls for each would cost far more.
+
+    ``inputs`` has a list for each tensor that the rule needs of a weight.
+    """
+    flat, rest = flattened(weights), list(map(flattened, inputs))
     used, moments = (rest[0], rest[1:]) if rule.uses_gradient else (flat, rest)
     tensors = dict(zip(rule.tensors(group), moments, strict=True))
     kernel.proximal_([flat], rule.step(group, {**state, **tensors}, used))
     torch._foreach_copy_(list(weights), unflattened(flat, weights))
 
 
-def _whole_proximal(kernel: Kernel, w: torch.Tensor, step: Any, layout: Layout | None) -> None:
-    tensors = (widened(shards.full(w)), *kernel.whole_companions(w))
+def _apply_whole(kernel: Kernel, w: torch.Tensor, step: Any, layout: Layout | None) -> None:
+    tensors = (widened(shards.full(w).detach()), *kernel.whole_companions(w))
     if layout is None:
-        own, *beside = tensors
-        whole = kernel.proximal(own, step, *beside)
+        whole = kernel.proximal(tensors[0], step, *tensors[1:])
     else:
         if isinstance(step, torch.Tensor) and step.shape == w.shape:
             step = kernel.arranged(step, layout)
-        own, *beside = (kernel.arranged(t, layout) for t in tensors)
-        whole = kernel.restored(kernel.proximal(own, step, *beside), layout)
+        arranged, *companions = (kernel.arranged(t, layout) for t in tensors)
+        whole = kernel.restored(kernel.proximal(arranged, step, *companions), layout)
     shards.local(w).copy_(shards.part(whole, w))

@@ -10,13 +10,14 @@ import torch
 from regplug.backend import shards
 from regplug.backend.blocks import BLOCK, batches
 from regplug.backend.layouts import Layout
+from regplug.backend.precision import widened
 from regplug.backend.private import flattened
 from regplug.backend.sums import Sum, resolve
 from regplug.kernels.kernel import Kernel
-from regplug.kernels.pieces import FEW, is_small, widened
+from regplug.kernels.pieces import FEW, is_small
 from regplug.selection.coverage import Coverage
 
-__all__ = ["Share", "Term", "total", "value", "zeros"]
+__all__ = ["Share", "Term", "total", "value"]
 
 
 # One penalty's part in a weight's gradient: its formula, and the factor before it.
@@ -61,12 +62,12 @@ def nodes_of(terms: Iterable[Term]) -> list[Node]:
                     shares[w] = shares[w] + share if w in shares else share
     nodes: list[Node] = []
     open_: dict[Any, Node] = {}
-    for w, own in shares.items():
-        size, small = w.numel(), is_small([w]) and all(kernel.plain for kernel, _ in own)
-        kind = (w.dtype, w.device, own) if small else w
+    for w, of_w in shares.items():
+        size, small = w.numel(), is_small([w]) and all(kernel.plain for kernel, _ in of_w)
+        kind = (w.dtype, w.device, of_w) if small else w
         node = open_.get(kind)
         if node is None or node.size + size > BLOCK:
-            node = open_[kind] = Node(own, small, layout=layouts.get(w))
+            node = open_[kind] = Node(of_w, small, layout=layouts.get(w))
             nodes.append(node)
         node.weights.append(w)
         node.size += size
@@ -88,15 +89,16 @@ def _values(node: Node) -> list[tuple[Kernel, torch.Tensor | float]]:
     found: list[tuple[Kernel, torch.Tensor | float]] = []
     for kernel, factor in node.shares:
         if not kernel.separable:
-            whole = (widened(shards.full(first)), *kernel.whole_companions(first))
-            own = _value(kernel, *(kernel.arranged(t, node.layout) for t in whole))
-            found.append((kernel, own * factor))
+            whole = (widened(shards.full(first).detach()), *kernel.whole_companions(first))
+            given = [kernel.arranged(t, node.layout) for t in whole]
+            found.append((kernel, _value(kernel, *given) * factor))
         elif (part := shards.local(first)).numel() == 0:
             found.append((kernel, 0.0))  # other ranks wait for its sum
         else:
-            for (piece,), *cs in batches([[part], *kernel.columns([first])]):
-                own = _value(kernel, widened(piece), *(column[0] for column in cs))
-                found.append((kernel, own * factor))
+            for (piece,), *parts in batches([[part], *kernel.companion_parts([first])]):
+                companions = [companion for (companion,) in parts]
+                term = _value(kernel, widened(piece.detach()), *companions)
+                found.append((kernel, term * factor))
     return found
 
 
@@ -119,18 +121,18 @@ def total_of(nodes: Iterable[Node]) -> torch.Tensor | float:
     for node in nodes:
         first = node.weights[0]
         of_shards = not node.small and shards.is_sharded(first)
-        for kernel, own in _values(node):
+        for kernel, term in _values(node):
             if of_shards and kernel.separable:
-                sharded.append((first, own))
-            elif isinstance(own, float):
-                numbers.append(own)
+                sharded.append((first, term))
+            elif isinstance(term, float):
+                numbers.append(term)
             else:
-                tensors.setdefault(own.device, []).append(own)
+                tensors.setdefault(term.device, []).append(term)
     result: torch.Tensor | float = math.fsum(numbers)
     for device, values in tensors.items():
-        own = torch.stack(values).sum()
+        of_device = torch.stack(values).sum()
         # Sums of two accelerators don't add up by themselves.
-        result = own + (result.to(device) if isinstance(result, torch.Tensor) else result)
+        result = of_device + (result.to(device) if isinstance(result, torch.Tensor) else result)
     if sharded:
         result = result + resolve([Sum(sharded)])[0]
     return result
@@ -145,15 +147,6 @@ def value(kernel: Kernel, coverage: Coverage, factor: float) -> Any:
     """Return what metrics show, factor·Σ: a sum over shards, or a number alike on all ranks."""
     nodes = nodes_of([Term(kernel, coverage, (1.0,) * len(coverage.by_group))])
     if kernel.separable:
-        terms = [(node.weights[0], own) for node in nodes for _, own in _values(node)]
+        terms = [(node.weights[0], term) for node in nodes for _, term in _values(node)]
         return Sum(terms, factor=factor)
     return total_of(nodes) * factor
-
-
-def zeros(coverage: Coverage) -> Sum:
-    """Return the share of the covered weights that are exactly 0."""
-    terms = []
-    for entry in coverage.trainable:
-        w = shards.local(entry.parameter).detach()
-        terms.append((entry.parameter, w.numel() - torch.count_nonzero(w)))
-    return Sum(terms, factor=1 / max(coverage.weights, 1))

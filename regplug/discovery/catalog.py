@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from regplug.backend.words import nearest
-from regplug.discovery.mistakes import meant, misfit, signature
+from regplug.discovery.arguments import misfit, signature
 from regplug.discovery.specs import LONGEST, parse, quoted
 from regplug.errors import (
     PluginError,
@@ -143,6 +143,8 @@ def did_you_mean(wish: object) -> str:
             return signature(load_class(name)).parameters.values()
         except RegplugError:
             return ()
+
+    from regplug.discovery.mistakes import meant  # of no use until there is one
 
     if isinstance(wish, str) and len(wish) > LONGEST:
         return ""

@@ -8,9 +8,8 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from numbers import Real
-from typing import Any
 
-__all__ = ["meant", "misfit", "signature"]
+__all__ = ["meant"]
 
 # Of other languages and of word processors.
 _LETTERS = str.maketrans("−–—“”‘’（），", "---\"\"''(),")  # noqa: RUF001
@@ -22,35 +21,6 @@ _ARGUMENT = re.compile(r"\s*(?:(?P<key>[A-Za-z_]\w*)\s*[=:](?!=))?\s*(?P<value>.
 _BARE = re.compile(r"[A-Za-z_!*][\w.*!?-]*")
 _CALLED = ("name", "plugin", "type")
 _OPEN, _CLOSE = "([{", ")]}"
-
-
-def signature(cls: type) -> inspect.Signature:
-    """Return what ``cls`` is called with, without the types, which would fill a page.
-
-    >>> class Lasso:
-    ...     def __init__(self, strength: float, *, where: str = "weights") -> None: ...
-    >>> print(signature(Lasso))
-    (strength, *, where='weights')
-    """
-    try:
-        own = inspect.signature(cls)
-    except (TypeError, ValueError):  # a class that hides what it takes
-        own = inspect.signature(lambda *args, **kwargs: None)
-    plain = [p.replace(annotation=inspect.Parameter.empty) for p in own.parameters.values()]
-    return own.replace(parameters=plain, return_annotation=inspect.Signature.empty)
-
-
-def misfit(wanted: inspect.Signature, args: Iterable[Any], kwargs: Mapping[str, Any]) -> str | None:
-    """Return why ``wanted`` can't be called like this, or None. A wrong keyword is told first."""
-    if not any(p.kind is p.VAR_KEYWORD for p in wanted.parameters.values()):
-        for key in kwargs:
-            if key not in wanted.parameters:
-                return f"got an unexpected keyword argument {key!r}"
-    try:
-        wanted.bind(*args, **kwargs)
-    except TypeError as error:
-        return str(error)
-    return None
 
 
 def meant(
@@ -114,7 +84,7 @@ def _readings(wish: object) -> Iterator[list[str]]:
 
 def _listed(value: object) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}={_literal(own)}" for key, own in value.items())
+        return ", ".join(f"{key}={_literal(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(map(_literal, value))
     return "" if value is None else _literal(value)

@@ -1,19 +1,21 @@
-"""Specs: Python calls with literal arguments, parsed and never evaluated."""
+"""Specs: Python calls with literal arguments, parsed and never evaluated.
+
+The grammar is here alone: how a spec is read, and how one with a placeholder is filled in.
+"""
 
 import ast
 import inspect
 import re
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 from regplug import schedules
 from regplug.backend.words import nearest
-from regplug.discovery.mistakes import misfit
-from regplug.errors import (
-    SpecError,
-)
+from regplug.discovery.arguments import misfit
+from regplug.errors import SpecError
 
-__all__ = ["parse"]
+__all__ = ["LONGEST", "Template", "parse", "quoted"]
 
 
 LONGEST = 10_000
@@ -38,6 +40,83 @@ def parse(spec: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     Raises:
         SpecError: it is anything else; the message quotes the part that is wrong.
     """
+    call = _call_of(spec)
+    assert isinstance(call.func, ast.Name)
+    try:
+        args, kwargs = _arguments(call, spec)
+    except RecursionError as error:
+        raise _too_deep(spec) from error
+    except SpecError:
+        raise
+    except ValueError as error:  # an integer of thousands of digits, which Python won't print
+        raise SpecError(f"{quoted(spec)}: {error}") from error
+    return call.func.id, args, kwargs
+
+
+@dataclass(frozen=True)
+class Template:
+    """A spec that holds the placeholder ``_`` once, where a number goes.
+
+    A bare name stands for ``name(_)``. It is kept as a call, spelled out.
+
+    >>> template = Template.of("elastic_net(_, 0.5)")
+    >>> template.filled(1e-3), template.with_argument("where", "all").filled(-1.0)
+    ('elastic_net(0.001, 0.5)', "elastic_net(-1.0, 0.5, where='all')")
+    >>> Template.of("l1").spec
+    'l1(_)'
+    """
+
+    spec: str
+
+    @classmethod
+    def of(cls, text: str) -> "Template":
+        """Return the template that ``text`` is.
+
+        Raises:
+            SpecError: it is no spec, or holds the placeholder not at all or twice.
+        """
+        call = _call_of(f"{text}(_)" if text.strip().isidentifier() else text)
+        found = sum(isinstance(node, ast.Name) and node.id == "_" for node in ast.walk(call))
+        if found != 1 or (isinstance(call.func, ast.Name) and call.func.id == "_"):
+            many = f"{found} placeholders" if found > 1 else "no placeholder"
+            raise SpecError(
+                f"{quoted(text)} holds {many}: write _ once, where the strength goes, as in "
+                "'plugin(_)'"
+            )
+        try:
+            return cls(ast.unparse(call))
+        except RecursionError as error:
+            raise _too_deep(text) from error
+        except ValueError as error:  # an integer of thousands of digits, which Python won't print
+            raise SpecError(f"{quoted(text)}: {error}") from error
+
+    def filled(self, value: float) -> str:
+        """Return the spec with ``value`` in the place of the placeholder."""
+        return ast.unparse(_Fill(value).visit(_call_of(self.spec)))
+
+    def with_argument(self, name: str, value: Any) -> "Template":
+        """Return the template with ``name=value`` added to its call."""
+        call = _call_of(self.spec)
+        call.keywords.append(ast.keyword(arg=name, value=ast.Constant(value)))
+        return Template(ast.unparse(ast.fix_missing_locations(call)))
+
+
+class _Fill(ast.NodeTransformer):
+    def __init__(self, value: float) -> None:
+        # A negative constant is no literal of Python's grammar: unparse wants the minus apart.
+        self.value = value
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        if node.id != "_":
+            return node
+        number = ast.copy_location(ast.Constant(abs(self.value)), node)
+        if self.value < 0:
+            return ast.copy_location(ast.UnaryOp(ast.USub(), number), node)
+        return number
+
+
+def _call_of(spec: str) -> ast.Call:
+    """Return ``spec`` as the call of a plain name, whose arguments are still to be judged."""
     if not isinstance(spec, str):
         raise SpecError(f"a spec must be a string, got {spec!r}")
     if len(spec) > LONGEST:
@@ -56,20 +135,12 @@ def parse(spec: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
             why = "it is the name of a plugin, with its arguments in brackets"
         raise SpecError(f"{quoted(spec)} is no spec such as 'name(1e-5)': {why}") from error
     if isinstance(node, ast.Name):
-        return node.id, (), {}
+        return ast.Call(node, [], [])
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
         raise SpecError(
             f"{quoted(spec)} is no spec such as 'name(1e-5)': not a call of a plain name"
         )
-    try:
-        args, kwargs = _arguments(node, spec)
-    except RecursionError as error:
-        raise _too_deep(spec) from error
-    except SpecError:
-        raise
-    except ValueError as error:  # an integer of thousands of digits, which Python won't print
-        raise SpecError(f"{quoted(spec)}: {error}") from error
-    return node.func.id, args, kwargs
+    return node
 
 
 def _too_deep(spec: str) -> SpecError:
@@ -130,4 +201,5 @@ def _literal(node: ast.expr, spec: str) -> Any:
 
 
 def quoted(text: str, most: int = 120) -> str:
+    """Return ``text`` as a message shows it, cut if it is long."""
     return repr(text if len(text) <= most else text[: most - 1] + "…")

@@ -1,42 +1,28 @@
-"""Which kernel executes a formula: a compiled one where it can, else ``torch._foreach``.
+"""Which kernels may execute a formula, and whether they pay: :class:`Choice`.
 
-A formula is traced anew at each event, some ten microseconds, so that whatever it reads of its
-plugin (a schedule's strength, a branch on it) is what it is now. What is compiled is kept by its
-operations alone: its numbers are arguments.
+What compiles them is imported when they first do: a little model never needs it.
 """
 
 import os
-import warnings
-from collections.abc import Callable, Collection, Iterable, Sequence
-from functools import partial
-from itertools import accumulate
-from operator import attrgetter
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from regplug.backend.blocks import TINY
 from regplug.errors import SpecError
-from regplug.kernels import backends
-from regplug.kernels.backends import Backend, Columns, Run
-from regplug.kernels.expression import Expression, Recording
-from regplug.kernels.operations import OPERATIONS
-from regplug.kernels.samples import disagreement
-from regplug.kernels.symbols import Symbol, Tracing, UntraceableError
-from regplug.kernels.tables import Table, lie_alike
 
-__all__ = ["KERNELS", "Choice", "Columns", "Formula", "Reference", "chosen"]
+if TYPE_CHECKING:
+    from regplug.kernels.engine import Columns, Engine, Formula, Reference
+
+__all__ = ["KERNELS", "Choice", "chosen"]
 
 KERNELS = ("auto", "foreach", "numba", "triton")
 """What ``kernels=`` may be: whatever serves, ``torch._foreach`` alone, or one compiler alone."""
 
-Formula: TypeAlias = Callable[..., Any]
-"""Given a symbol for each column: the symbol of the result."""
-
-Reference: TypeAlias = Callable[[list[list[torch.Tensor]]], Any]
-"""Does the same to columns by torch's own operations, in place."""
-
-_TABLES = 64  # as many loops over other tensors are remembered
+_FEW = 64
+_numel = torch.Tensor.numel
 
 
 def chosen(kernels: str | None) -> str:
@@ -62,214 +48,46 @@ class Choice:
     def __init__(self, name: str, kernels: str) -> None:
         self._name = name
         self._kernels = kernels
-        self._tables: dict[Any, Table] = {}
-        self._runs: dict[Any, Run | None] = {}
-        self._why_not: str | None = None
+
+    @cached_property
+    def engine(self) -> "Engine":
+        """What compiles and launches them."""
+        from regplug.kernels.engine import Engine
+
+        return Engine(self._name, self._kernels)
 
     def pays(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether tensors are worth a kernel: torch is done with little ones before one begins."""
-        if self._kernels == "foreach" or self._why_not is not None:
+        if not tensors or self._kernels == "foreach":
             return False
-        if self._kernels == "triton" or not tensors[0].is_cpu:
-            return True
-        return any(size >= TINY for size in accumulate(map(torch.Tensor.numel, tensors)))
+        if tensors[0].is_cpu and self._kernels != "triton":
+            size = sum(map(_numel, tensors[:_FEW]))
+            if size < TINY and len(tensors) > _FEW:
+                size += sum(map(_numel, tensors[_FEW:]))
+            if size < TINY:
+                return False
+        return self.engine.why_not is None
 
     def apply(
         self,
-        formula: Formula,
-        columns: Columns,
+        formula: "Formula",
+        columns: "Columns",
         target: int,
-        reference: Reference,
-        scalars: Columns = (),
-        nonnegative: Collection[int] = (),
+        reference: "Reference",
+        scalars: "Columns" = (),
+        nonnegative: Sequence[int] = (),
     ) -> Sequence[int]:
-        """Execute a formula in one launch for each kind of tensors, as far as a kernel can.
+        """Execute a formula; return the rows that are left. See :meth:`Engine.apply`."""
+        if self._kernels == "foreach":
+            return range(len(columns[0]))
+        return self.engine.apply(formula, columns, target, reference, scalars, nonnegative)
 
-        Args:
-            formula: whose result is written.
-            columns: lists of tensors of equal length, plain ones, those of a row alike in shape.
-            target: the column that it is written to.
-            reference: what a new kernel is compared with on a sample.
-            scalars: further columns, of 0-d tensors: one for all elements of a row.
-            nonnegative: columns that have no negative elements.
-
-        Returns:
-            The rows that are left, for :data:`Reference`'s operations to do.
-        """
-        rows = range(len(columns[0]))
-        if not rows or self._kernels == "foreach" or self._why_not is not None:
-            return rows
-        table = self._table(columns, target)
-        compare = partial(disagreement, reference=reference, nonnegative=nonnegative)
-        if table.read(columns):
-            done = self._run(table, columns, scalars, formula, target, compare)
-            return rows if done is None else ()
-        if len(rows) == 1:
-            return rows
-        left: list[int] = []
-        for alike in _kinds(columns):
-            own, few = _picked(columns, alike), _picked(scalars, alike)
-            table = self._table(own, target)
-            if not table.read(own) or (
-                self._run(table, own, few, formula, target, compare) is None
-            ):
-                left += alike
-        return sorted(left)
-
-    def total(self, formula: Formula, columns: Columns, reference: Reference) -> Any:
-        """Return the sum over all elements of what a formula gives, or None if no kernel can.
-
-        Args:
-            formula: whose result is a total, such as a penalty's value.
-            columns: see :meth:`apply`; of one dtype and device.
-            reference: returns the sum over columns by torch's own operations.
-        """
-        if not columns[0] or self._kernels == "foreach" or self._why_not is not None:
+    def total(self, formula: "Formula", columns: "Columns", reference: "Reference") -> Any:
+        """Return the sum over all elements, None if no kernel can. See :meth:`Engine.total`."""
+        if self._kernels == "foreach":
             return None
-        table = self._table(columns, None)
-        if not table.read(columns):
-            return None
-        compare = partial(disagreement, reference=reference)
-        return self._run(table, columns, (), formula, None, compare)
+        return self.engine.total(formula, columns, reference)
 
-    def describe(self, formula: Formula, columns: int, like: torch.Tensor) -> str:
+    def describe(self, formula: "Formula", columns: int, like: torch.Tensor) -> str:
         """Return the name of the kernel that tensors like ``like`` get, and why if it is none."""
-        backend = backends.serving(like, (like.dtype,), self._kernels)
-        if backend is None:
-            return "foreach"
-        if self._why_not is not None:
-            return f"foreach ({self._why_not})"
-        try:
-            dtype = backend.dtype(like)
-            recording, result = _traced(formula, columns, (), dtype, like.device, 0)
-        except Exception as error:
-            return f"foreach ({_why(error)})"
-        if (why := backend.refuses(recording.expression(result, 0))) is not None:
-            return f"foreach ({why})"
-        return backend.name
-
-    # --- one kind of tensors ---------------------------------------------------------------
-
-    def _run(
-        self,
-        table: Table,
-        columns: Columns,
-        scalars: Columns,
-        formula: Formula,
-        target: int | None,
-        compare: Callable[..., str | None],
-    ) -> Any:
-        """Execute a formula; return the sum or True, or None if it can't be, or does not pay."""
-        first = columns[0][0]
-        backend = backends.serving(first, table.dtypes, self._kernels)
-        if backend is None or not backend.pays(table):
-            return None
-        dtypes = table.dtypes
-        try:
-            dtype = backend.dtype(first)
-            traced = _traced(formula, len(columns), scalars, dtype, first.device, target)
-        except Exception as error:  # the formula's own faults come again, from torch's operations
-            self._why_not = _why(error)
-            return None
-        recording, result = traced
-        of_scalars = tuple([column[0].dtype for column in scalars])
-        steps = tuple(recording.steps)
-        key = (steps, result, target, backend.name, dtypes, of_scalars, first.device)
-        if key not in self._runs:
-            expression = Expression(steps, result, recording.columns, target)
-            self._runs[key] = self._proven(
-                backend, expression, recording.numbers, columns, compare, scalars, of_scalars
-            )
-        run = self._runs[key]
-        if run is None:
-            return None
-        found = run(recording.numbers, table, columns, scalars)
-        if target is not None:
-            torch.autograd.graph.increment_version(columns[target])
-            return True
-        return found
-
-    def _table(self, columns: Columns, target: int | None) -> Table:
-        key = (target, len(columns), len(columns[0]), id(columns[-1][0]))
-        if key not in self._tables and len(self._tables) >= _TABLES:
-            self._tables.clear()
-        return self._tables.setdefault(key, Table())
-
-    def _proven(
-        self,
-        backend: Backend,
-        expression: Expression,
-        numbers: Sequence[float],
-        columns: Columns,
-        compare: Callable[..., str | None],
-        scalars: Columns,
-        of_scalars: tuple[torch.dtype, ...],
-    ) -> Run | None:
-        """Return a new kernel, if it does the same as torch's operations to a sample of these."""
-        if backend.refuses(expression) is not None:
-            return None
-        try:
-            dtypes = tuple([column[0].dtype for column in columns])
-            run = backend.kernel(expression, dtypes, of_scalars)
-
-            def compiled(sample: list[list[torch.Tensor]]) -> Any:
-                table = Table()
-                if not table.read(sample):
-                    raise AssertionError("a sample lies otherwise than what it is of")
-                few = [[column[0]] * len(sample[0]) for column in scalars]
-                return run(numbers, table, sample, few)
-
-            why = compare(compiled, columns=columns, target=expression.target)
-        except Exception as error:  # of a compiler, or of torch's operations on a sample
-            why = f"{type(error).__name__}: {error}"
-        if why is None:
-            return run
-        warnings.warn(
-            f"{self._name}: its kernel for {backend.name} is not used ({why}); it goes on with "
-            "torch's own operations, which are slower. Please report this, with the formula",
-            stacklevel=2,
-        )
-        return None
-
-
-_kind = attrgetter("dtype", "device")
-
-
-def _kinds(columns: Columns) -> list[list[int]]:
-    """Return the rows of each kind: of one dtype and device, and alike in how they lie."""
-    kinds: dict[Any, list[int]] = {}
-    for row, tensors in enumerate(zip(*columns, strict=True)):
-        key = (*map(_kind, tensors), lie_alike(*tensors))
-        kinds.setdefault(key, []).append(row)
-    return list(kinds.values())
-
-
-def _picked(columns: Columns, rows: Iterable[int]) -> list[list[torch.Tensor]]:
-    rows = list(rows)
-    return [[column[row] for row in rows] for column in columns]
-
-
-def _traced(
-    formula: Formula,
-    columns: int,
-    scalars: Columns,
-    dtype: torch.dtype,
-    device: torch.device,
-    target: int | None,
-) -> tuple[Recording, int]:
-    tracing = Tracing(dtype, device, OPERATIONS)
-    symbols = [tracing.column() for _ in range(columns)]
-    symbols += [tracing.column("scalar") for _ in scalars]
-    result = formula(*symbols)
-    if type(result) is not Symbol:
-        raise UntraceableError(f"its result is a {type(result).__name__} that does not depend on w")
-    if (result.kind == "total") != (target is None):
-        raise UntraceableError("its result is no sum" if target is None else "its result is a sum")
-    place = result.place if target is None else tracing.place(result)
-    return tracing.recording, place
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, UntraceableError):
-        return str(error)
-    return f"it can't be traced: {type(error).__name__}"
+        return self.engine.describe(formula, columns, like)

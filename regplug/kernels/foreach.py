@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from regplug.kernels.pieces import widened
+from regplug.backend.precision import widened
 
 __all__ = ["Formula", "add_each_gradient", "each_gradient", "each_proximal_"]
 
@@ -24,22 +24,22 @@ def add_each_gradient(
     gradients: Sequence[torch.Tensor],
     weights: Sequence[torch.Tensor],
     factor: float,
-    *columns: Sequence[torch.Tensor],
+    *companions: Sequence[torch.Tensor],
 ) -> None:
     """Add ``factor · gradient(w)`` to each of ``gradients``, in place.
 
-    The companions of each weight are in ``columns``.
+    ``companions`` has a list for each companion of a weight.
     """
-    for g, w, *beside in zip(gradients, weights, *columns, strict=True):
-        g.add_(gradient(w.detach(), *beside), alpha=factor)
+    for g, w, *of_w in zip(gradients, weights, *companions, strict=True):
+        g.add_(gradient(w.detach(), *of_w), alpha=factor)
 
 
 def each_proximal_(
     proximal: Formula,
     weights: Sequence[torch.Tensor],
     step: Any,
-    *columns: Sequence[torch.Tensor],
+    *companions: Sequence[torch.Tensor],
 ) -> None:
-    """Replace each of ``weights`` by its proximal point, its companions out of ``columns``."""
-    for w, *beside in zip(weights, *columns, strict=True):
-        w.copy_(proximal(widened(w), step, *beside))
+    """Replace each of ``weights`` by its proximal point; ``companions`` as above."""
+    for w, *of_w in zip(weights, *companions, strict=True):
+        w.copy_(proximal(widened(w.detach()), step, *of_w))

@@ -4,7 +4,7 @@ What an ancestor states is of the formula that it knew: its gradient is that of 
 are of its gradient. Where a subclass writes the one, the other is not the subclass's any more, and
 the base class's takes its place: the gradient by autograd, lists by calls of the formula.
 
-It does so in the class itself, when it is made, as Python leaves a class that writes ``__eq__`` no
+The class itself is changed, when it is made, as Python leaves a class that writes ``__eq__`` no
 ``__hash__`` of its ancestor's. Only so ``super().gradient(w)`` in a class below is the gradient of
 the value that acts, and so is what anybody calls before there is a session.
 """
@@ -17,12 +17,12 @@ import torch
 
 __all__ = [
     "adds_up",
+    "author_of_stale_proximal",
     "by_autograd",
     "is_unproven",
     "is_written",
     "settle",
     "settle_instance",
-    "stale_proximal",
 ]
 
 # What is stated, and of which formula; each after what it depends on.
@@ -38,7 +38,7 @@ _OF = {
 
 
 def settle(cls: Any, base: Any) -> None:
-    """Give ``cls`` the base class's where what it inherits is of another formula than its own."""
+    """Give ``cls`` the base class's where what it inherits is of a formula that it writes anew."""
     for name, formula in _OF.items():
         if _is_stale(cls, base, name, formula):
             setattr(cls, name, getattr(base, name))
@@ -62,21 +62,21 @@ def _is_stale(cls: Any, base: Any, name: str, formula: str) -> bool:
 
 def settle_instance(penalty: object, base: Any) -> None:
     """Give ``penalty`` the base class's where formulas were set on the instance."""
-    own: dict[str, Any] = vars(penalty)
+    set_here: dict[str, Any] = vars(penalty)
     for name, formula in _OF.items():
-        if formula in own and name not in own:
+        if formula in set_here and name not in set_here:
             made = getattr(base, name)
-            own[name] = MethodType(made, penalty) if callable(made) else made
+            set_here[name] = MethodType(made, penalty) if callable(made) else made
 
 
 def is_unproven(penalty: object, base: Any) -> bool:
     """Whether ``separable``, which can't be made anew, is an ancestor's word for another value."""
-    own = vars(penalty)
-    on_instance = "value" in own and "separable" not in own
+    set_here = vars(penalty)
+    on_instance = "value" in set_here and "separable" not in set_here
     return on_instance or _is_stale(type(penalty), base, "separable", "value")
 
 
-def stale_proximal(penalty: object, base: Any) -> str | None:
+def author_of_stale_proximal(penalty: object, base: Any) -> str | None:
     """Return the ancestor whose proximal operator was left out, for it is of another value."""
     for cls in type(penalty).__mro__:
         if vars(cls).get("proximal", base.proximal) is not base.proximal:
@@ -86,8 +86,8 @@ def stale_proximal(penalty: object, base: Any) -> str | None:
 
 def is_written(author: object, base: Any, name: str) -> bool:
     """Whether ``author`` has a method of that name which is not the base class's."""
-    own = getattr(author, name)
-    return getattr(own, "__func__", own) is not getattr(base, name)
+    method = getattr(author, name)
+    return getattr(method, "__func__", method) is not getattr(base, name)
 
 
 def by_autograd(

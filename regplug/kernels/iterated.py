@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from regplug.kernels.symbols import Symbol
+from regplug.backend.blocks import PLAIN
 
 __all__ = ["iterated"]
 
@@ -27,8 +27,11 @@ def iterated(
     >>> iterated(lambda x: (x + 2 / x) / 2, torch.tensor(1.0), rounds=20)     # √2, by Newton
     tensor(1.4142)
     """
-    if isinstance(start, Symbol):
-        return start.tracing.iterated(body, start, rounds)
+    if type(start) not in PLAIN:
+        from regplug.kernels.symbols import Symbol
+
+        if isinstance(start, Symbol):
+            return start.tracing.iterated(body, start, rounds)
     for _ in range(rounds):
         found = body(start)
         if found.is_cpu and torch.equal(found, start):

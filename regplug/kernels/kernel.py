@@ -7,7 +7,7 @@ step asks no object what it has, and so that deliveries know nothing of penaltie
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
@@ -16,11 +16,12 @@ from regplug.backend.layouts import Layout
 from regplug.errors import PluginError
 from regplug.kernels import foreach
 from regplug.kernels.choice import Choice
-from regplug.kernels.derivative import derivative
 from regplug.kernels.foreach import Formula
 from regplug.kernels.formulas import by_autograd, is_written
 from regplug.kernels.rows import RowKernel
-from regplug.kernels.symbols import Symbol, UntraceableError
+
+if TYPE_CHECKING:
+    from regplug.kernels.symbols import Symbol
 
 __all__ = ["Gradient", "Kernel", "kernel_of"]
 
@@ -60,7 +61,7 @@ class Kernel:
         name: the plugin's.
         separable: whether it acts element by element.
         has_companions: whether it may ask for tensors that belong to a weight.
-        stated: whether the author wrote a gradient.
+        has_gradient: whether the author wrote a gradient.
         plain: whether it acts element by element, and on nothing but the weight.
         orientation: ``"rows"`` or ``"columns"`` if it wants whole weights so, else None.
         value: ``(w, *companions)``, as the author wrote it.
@@ -68,8 +69,9 @@ class Kernel:
         proximal: ``(w, step, *companions)``.
         companions: ``(w)``, the tensors that belong to a parameter.
         gradients: ``(weights, factor)``, new tensors; only for what is plain.
-        add_gradients: ``(gradients, weights, factor, *columns)``, in place.
-        proximal_: ``(weights, step, *columns)``, in place.
+        add_gradients: ``(gradients, weights, factor, *companions)``, in place.
+        proximal_: ``(weights, step, *companions)``, in place. Lists of companions are as of
+            :meth:`companion_parts`.
         blame: ``(error, event)``, what to raise instead of an error where no session stands by.
         refuse_value: ``(found)``, says that it is no 0-d tensor.
         choice: of what executes it, element by element.
@@ -79,7 +81,7 @@ class Kernel:
     name: str
     separable: bool
     has_companions: bool
-    stated: bool
+    has_gradient: bool
     plain: bool
     orientation: str | None
     value: Formula
@@ -94,10 +96,13 @@ class Kernel:
     choice: Choice
     rows: RowKernel | None
 
-    def symbolic_gradient(self, w: Symbol, *companions: Symbol) -> Symbol:
+    def symbolic_gradient(self, w: "Symbol", *companions: "Symbol") -> "Symbol":
         """Return the gradient of the value at a symbol, by its derivative if none is stated."""
-        if self.stated:
+        if self.has_gradient:  # no import is needed for most
             return self.gradient.formula(w, *companions)  # type: ignore[return-value]
+        from regplug.kernels.derivative import derivative
+        from regplug.kernels.symbols import Symbol, UntraceableError
+
         value = self.value(w, *companions)
         if type(value) is not Symbol or value.kind != "total":
             raise UntraceableError("its value is no sum over elements")
@@ -115,12 +120,12 @@ class Kernel:
             return found
         return layout.restored(found, self.orientation)
 
-    def columns(self, weights: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:
-        """Return a column of this rank's parts for each companion that ``weights`` have."""
+    def companion_parts(self, weights: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:
+        """Return, for each companion that a weight has, the list of this rank's parts of it."""
         if not self.has_companions or not weights or not self.companions(weights[0]):
             return []
-        rows = [[shards.local(c) for c in self.companions(w)] for w in weights]
-        return list(zip(*rows, strict=True))
+        of_weights = [[shards.local(c) for c in self.companions(w)] for w in weights]
+        return list(zip(*of_weights, strict=True))
 
     def whole_companions(self, w: torch.Tensor) -> list[torch.Tensor]:
         """Return each companion of a weight, whole: a collective if it is sharded."""
@@ -145,21 +150,21 @@ def kernel_of(
         kernels: one of :data:`regplug.kernels.choice.KERNELS`.
     """
     has_companions = is_written(author, base, "companions")
-    stated = is_written(author, base, "gradient")
+    has_gradient = is_written(author, base, "gradient")
     gradient = Gradient(
-        author.name, author.gradient if stated else partial(by_autograd, author.value)
+        author.name, author.gradient if has_gradient else partial(by_autograd, author.value)
     )
 
     def on_lists(name: str, otherwise: Callable[..., Any], formula: Formula) -> Any:
-        own = is_written(author, base, name)
-        return getattr(author, name) if own else partial(otherwise, formula)
+        stated = is_written(author, base, name)
+        return getattr(author, name) if stated else partial(otherwise, formula)
 
     orientation = None if author.separable else author.orientation
     return Kernel(
         name=author.name,
         separable=author.separable,
         has_companions=has_companions,
-        stated=stated,
+        has_gradient=has_gradient,
         plain=author.separable and not has_companions,
         orientation=orientation,
         value=author.value,

@@ -1,4 +1,4 @@
-"""Weights as formulas get them: local parts or whole, halves in float32."""
+"""Pieces of weights: when they are small, and the layouts that they come with."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
@@ -6,16 +6,15 @@ from typing import TypeAlias
 import torch
 
 from regplug.backend import shards
-from regplug.backend.blocks import BLOCK
+from regplug.backend.blocks import BLOCK, PLAIN
 from regplug.backend.layouts import Layout
+from regplug.backend.precision import HALVES
 
 __all__ = [
     "FEW",
-    "HALVES",
     "NO_LAYOUTS",
     "Layouts",
     "is_small",
-    "widened",
 ]
 
 
@@ -23,9 +22,6 @@ Layouts: TypeAlias = Mapping[torch.Tensor, Layout]
 
 
 NO_LAYOUTS: Layouts = {}
-
-
-HALVES = (torch.float16, torch.bfloat16)
 
 
 FEW = 16
@@ -36,13 +32,8 @@ def is_small(weights: Sequence[torch.Tensor]) -> bool:
     """Whether these can be worked on as they are: plain, not in halves, and of a block together."""
     size = 0
     for w in weights:
-        if w.numel() == 0 or w.dtype in HALVES or shards.is_dtensor(w):
+        own = w.numel()
+        if own == 0 or w.dtype in HALVES or (type(w) not in PLAIN and shards.is_dtensor(w)):
             return False
-        size += w.numel()
+        size += own
     return 0 < size <= BLOCK
-
-
-def widened(w: torch.Tensor) -> torch.Tensor:
-    """Return halves in float32, in which sums and small strengths survive; others as they are."""
-    w = w.detach()
-    return w.float() if w.dtype in HALVES else w

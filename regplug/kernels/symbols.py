@@ -12,7 +12,7 @@ import torch
 
 from regplug.kernels.expression import Recording
 
-__all__ = ["Operation", "Symbol", "Tracing", "UntraceableError", "number_of"]
+__all__ = ["Operation", "Symbol", "Tracing", "UntraceableError", "number_of", "refuse_out"]
 
 Operation: TypeAlias = Callable[..., Any]
 """Records a call: given the tracing, and the arguments of the call."""
@@ -124,6 +124,12 @@ def number_of(operand: Any) -> float:
     if isinstance(operand, torch.Tensor) and type(operand) is not Symbol:
         raise UntraceableError("it uses a tensor of its own")
     raise UntraceableError(f"it uses a {type(operand).__name__} as a number")
+
+
+def refuse_out(out: Any) -> None:
+    """Raise :class:`UntraceableError` if a call writes into memory of its own."""
+    if out is not None:
+        raise UntraceableError("it writes into memory of its own (out=…)")
 
 
 def _tracing_of(args: Sequence[Any]) -> Tracing:

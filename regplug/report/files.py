@@ -141,7 +141,7 @@ def _picture(path: Path, record: Record) -> None:
 def _plain(value: Any) -> Any:
     """Return ``value`` with None for the numbers that JSON does not have."""
     if isinstance(value, dict):
-        return {key: _plain(own) for key, own in value.items()}
+        return {key: _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(own) for own in value]
+        return [_plain(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -71,13 +71,13 @@ class GrowingTable:
         before = self._columns
         with self.path.open(newline="", encoding="utf-8") as stream:
             rows = list(csv.DictReader(stream))
-        beside = self.path.with_name(f".{self.path.name}.new")
+        new = self.path.with_name(f".{self.path.name}.new")
         self._columns = columns
         try:
-            self._write(beside, rows, "w")
-            beside.replace(self.path.resolve())
+            self._write(new, rows, "w")
+            new.replace(self.path.resolve())
         except BaseException:
             self._columns = before
             with suppress(OSError):
-                beside.unlink(missing_ok=True)
+                new.unlink(missing_ok=True)
             raise

@@ -8,9 +8,9 @@ import torch
 
 from regplug.backend import shards
 from regplug.backend.blocks import batches
+from regplug.backend.precision import HALVES
 from regplug.backend.sums import Sum, resolve, wide
 from regplug.errors import SelectionError
-from regplug.kernels.pieces import HALVES
 from regplug.selection.coverage import Covered
 from regplug.selection.in_use import in_use
 from regplug.selection.where import Selection
@@ -136,7 +136,7 @@ def histogram(session: SessionView, entries: Sequence[Covered], limit: float) ->
                 clamped = piece.float().clamp(-limit, limit)
                 counts += torch.histc(clamped, _BINS, -limit, limit).cpu()
     numbers = [(w, counts.tolist()) for w, counts in by_layout.values()]
-    sums = [Sum((w, own[place]) for w, own in numbers) for place in range(_BINS)]
+    sums = [Sum((w, counts[place]) for w, counts in numbers) for place in range(_BINS)]
     totals = [round(total) for total in resolve(sums)]
     return Histogram(session.steps, limit, totals)
 

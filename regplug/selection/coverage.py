@@ -9,8 +9,10 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from regplug.backend import shards
 from regplug.backend.layouts import Layout, layout_of
 from regplug.backend.names import Named, named_parameters
+from regplug.backend.sums import Sum
 from regplug.backend.words import listed, shown
 from regplug.errors import SelectionError
 from regplug.selection.where import Selection, Where
@@ -74,6 +76,14 @@ class Coverage(Sequence[Covered]):
         found = ((e.parameter, layout_of(e.module, e.parameter)) for e in self.entries)
         return {parameter: layout for parameter, layout in found if layout is not None}
 
+    def zeros(self) -> Sum:
+        """Return the share of the covered weights that are exactly 0."""
+        terms = []
+        for entry in self.trainable:
+            w = shards.local(entry.parameter).detach()
+            terms.append((entry.parameter, w.numel() - torch.count_nonzero(w)))
+        return Sum(terms, factor=1 / max(self.weights, 1))
+
     @property
     def outdated(self) -> bool:
         """Whether a lazy parameter has a shape by now, so that the selection is to be made anew."""
@@ -96,8 +106,8 @@ def shared(model: nn.Module, groups: Sequence[dict[str, list[torch.Tensor]]]) ->
     Raises:
         SelectionError: there are none.
     """
-    own = {id(parameter) for group in groups for parameter in group["params"]}
-    names = [named.name for named in named_parameters(model) if id(named.parameter) in own]
+    ids = {id(parameter) for group in groups for parameter in group["params"]}
+    names = [named.name for named in named_parameters(model) if id(named.parameter) in ids]
     if not names:
         raise SelectionError(
             "this optimizer has no parameter of this model: it was made from another model, or "
@@ -129,10 +139,10 @@ def cover(
 def _within(
     chosen: Iterable[Named], groups: Sequence[dict[str, list[torch.Tensor]]]
 ) -> list[Covered]:
-    own = {id(named.parameter): named for named in chosen}
+    chosen_by_id = {id(named.parameter): named for named in chosen}
     return [
         Covered(named.name, named.parameter, index, named.modules[0])
         for index, group in enumerate(groups)
         for parameter in group["params"]
-        if (named := own.get(id(parameter))) is not None
+        if (named := chosen_by_id.get(id(parameter))) is not None
     ]

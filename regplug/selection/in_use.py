@@ -52,35 +52,35 @@ def in_use(coverage: Coverage) -> Coverage:
     if not uses:
         return coverage
     entries: list[Covered] = []
-    seen: set[tuple[int, str]] = set()
+    visited: set[tuple[int, str]] = set()
     for entry in coverage:
         use = uses.get(id(entry))
         if use is None:
             entries.append(entry)
-        elif (key := (id(use.module), use.name)) not in seen:
-            seen.add(key)
+        elif (key := (id(use.module), use.name)) not in visited:
+            visited.add(key)
             with torch.no_grad():
                 made: Any = use.make().detach()
             made.requires_grad_(entry.parameter.requires_grad)
-            entries.append(replace(entry, name=_beside(entry, use.name), parameter=made))
+            entries.append(replace(entry, name=_sibling(entry, use.name), parameter=made))
     return Coverage(entries, coverage.lazy, coverage.where)
 
 
-def _beside(entry: Covered, name: str) -> str:
+def _sibling(entry: Covered, name: str) -> str:
     return entry.name.rpartition(".")[0] + "." * ("." in entry.name) + name
 
 
 def _use(entry: Covered) -> _Use | None:
-    module, own = entry.module, entry.parameter
+    module, parameter = entry.module, entry.parameter
     local = entry.name.rpartition(".")[2]
     if local not in dict(own_parameters(module)) and parametrize.is_parametrized(module, local):
-        if shards.is_dtensor(own):
+        if shards.is_dtensor(parameter):
             return None
         return _Use(module, local, "parametrized", partial(_parametrized, module, local))
     base = local.removesuffix("_orig")
     mask = None if base == local else getattr(module, f"{base}_mask", None)
     if isinstance(mask, torch.Tensor):
-        return _Use(module, base, "pruned", partial(_masked, own, mask))
+        return _Use(module, base, "pruned", partial(_masked, parameter, mask))
     for hook in _hooks(module):
         if isinstance(hook, WeightNorm) and local in (f"{hook.name}_g", f"{hook.name}_v"):
             return _Use(module, hook.name, "normalized", partial(hook.compute_weight, module))
@@ -98,8 +98,8 @@ def _hooks(module: nn.Module) -> Iterator[object]:
 
 
 def _masked(original: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    own = shards.local(original) * shards.part(mask, original)
-    return shards.like(own, original)
+    masked = shards.local(original) * shards.part(mask, original)
+    return shards.like(masked, original)
 
 
 def _parametrized(module: nn.Module, name: str) -> torch.Tensor:

@@ -9,19 +9,25 @@
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TypeAlias
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from regplug.backend.names import Named, clean_name, named_parameters
+from regplug.backend.names import Named, clean_name, is_normalization, named_parameters
 from regplug.backend.words import listed, nearest, shown
 from regplug.errors import SelectionError, UnsupportedError
-from regplug.selection.patterns import NO, YES, Part, Predicate, parse
+from regplug.selection.patterns import NO, OPEN, YES, Part, Patterns, Predicate, globs
 
 __all__ = ["Named", "Selection", "Where", "clean_name", "named_parameters"]
 
 Where: TypeAlias = str | Predicate | Sequence[str | Predicate]
+
+_ALLOWED = (
+    "'weights', 'all', a glob pattern, '!pattern', 'a & b' of these, a list of all that or a "
+    "callable (name, parameter, module) -> bool"
+)
 
 
 class Selection:
@@ -47,19 +53,8 @@ class Selection:
     """
 
     def __init__(self, where: Where = "weights") -> None:
-        given = list(where) if isinstance(where, list | tuple) else [where]
-        if not given:
-            raise SelectionError(f"where must not be empty, got {where!r}")
-        parts = [part for part in map(parse, given) if part is not None]
-        if len(parts) < len(given):
-            raise SelectionError(
-                "where must be 'weights', 'all', a glob pattern, '!pattern', 'a & b' of these, a "
-                "list of all that or a callable (name, parameter, module) -> bool, got "
-                f"{where!r}"
-            )
+        self._patterns = Patterns(where, "weights", allowed=_ALLOWED, predicates=True)
         self.where = where
-        self._exclude = [part for part in parts if part.excludes]
-        self._include = [part for part in parts if not part.excludes] or [Part("", ("weights",))]
 
     def __repr__(self) -> str:
         return f"Selection({self.where!r})"
@@ -87,11 +82,11 @@ class Selection:
             UnsupportedError: see :meth:`of`.
         """
         known = named_parameters(model)
-        for part in self._include:
+        for part in self._patterns.include:
             self._check_matches(part, known)
-        taken = [(named, answer) for named in known if (answer := self._takes(named)) != NO]
-        lazy = [named for named, _ in taken if is_lazy(named.parameter)]
-        chosen = [named for named, _ in taken if not is_lazy(named.parameter)]
+        taken = [n for n in known if self._patterns.decide(partial(_matches, n)) != NO]
+        lazy = [named for named in taken if is_lazy(named.parameter)]
+        chosen = [named for named in taken if not is_lazy(named.parameter)]
         for named in chosen:
             if named.parameter.is_complex():
                 raise UnsupportedError(
@@ -107,15 +102,9 @@ class Selection:
             )
         return chosen, lazy
 
-    def _takes(self, named: Named) -> int:
-        excluded = max((part.takes(named) for part in self._exclude), default=NO)
-        if excluded == YES:
-            return NO
-        return min(YES - excluded, max(part.takes(named) for part in self._include))
-
     def _check_matches(self, part: Part, known: list[Named]) -> None:
         """Refuse a part that takes nothing, though it names what it takes: it is mistyped."""
-        if not part.patterns or any(part.takes(named) for named in known):
+        if not part.patterns or any(part.takes(partial(_matches, named)) for named in known):
             return
         names = [name for named in known for name in named.names]
         if not names:
@@ -123,7 +112,7 @@ class Selection:
                 f"where={self.where!r} matches nothing: the model has no parameters"
             )
         for pattern in part.patterns:
-            matched = [n for n in known if Part(pattern, (pattern,)).takes(n)]
+            matched = [n for n in known if _matches(n, pattern)]
             if matched:
                 continue
             if pattern == "weights":
@@ -137,8 +126,30 @@ class Selection:
                 f"{close}"
             )
         last = part.patterns[-1]
-        alone = [named.name for named in known if Part(last, (last,)).takes(named)]
+        alone = [named.name for named in known if _matches(named, last)]
         raise SelectionError(
             f"where={self.where!r}: {part.text!r} matches no parameter, though each of its parts "
             f"does: {last!r} alone is {listed(alone)}"
         )
+
+
+def _matches(named: Named, pattern: str | Predicate) -> float:
+    if not isinstance(pattern, str):
+        if is_lazy(named.parameter):
+            return OPEN  # it may well ask for the shape
+        pairs = zip(named.names, named.modules, strict=True)
+        return YES if any(pattern(n, named.parameter, m) for n, m in pairs) else NO
+    if pattern == "all":
+        return YES
+    return _is_weight(named) if pattern == "weights" else globs(pattern, named.names)
+
+
+def _is_weight(named: Named) -> float:
+    """Two or more dimensions, floating, and no normalization layer: judged by type and shape."""
+    parameter = named.parameter
+    lazy = is_lazy(parameter)
+    if not parameter.is_floating_point() or not (lazy or parameter.ndim >= 2):
+        return NO
+    if any(is_normalization(module) for module in named.modules):
+        return NO
+    return OPEN if lazy else YES

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from regplug.backend import others, shards
+from regplug.backend import shards
 from regplug.errors import SpecError, StateError
 from regplug.view import SessionView
 
@@ -34,10 +34,8 @@ _sessions: "WeakKeyDictionary[Accelerator, dict[str, SessionView]]" = WeakKeyDic
 
 def is_wrapper(optimizer: object) -> bool:
     """Whether ``optimizer`` is Accelerate's wrapper of one, told without importing Accelerate."""
-    return any(
-        base.__name__ == "AcceleratedOptimizer" and base.__module__.startswith("accelerate.")
-        for base in type(optimizer).__mro__
-    )
+    bases = type(optimizer).__mro__  # by the package alone, whatever the class is called there
+    return any(base.__module__.partition(".")[0] == "accelerate" for base in bases)
 
 
 def owners(optimizer: object) -> "list[Accelerator]":
@@ -46,6 +44,8 @@ def owners(optimizer: object) -> "list[Accelerator]":
     The wrapper knows nothing of its Accelerator, so they are looked for among all living objects,
     once, at attach: tens of milliseconds. One that is not alive can't save a checkpoint either.
     """
+    from regplug.backend import others
+
     return others.prepared_by(optimizer)
 
 

@@ -52,7 +52,7 @@ class Ranks:
         self.name = name
         self.members: tuple[int, ...] = ()
         self.compared = False
-        self._told = False
+        self._failed = False
         self._model, self._prepared = model, prepared
         self._find()
 
@@ -77,9 +77,9 @@ class Ranks:
 
     def tell(self, error: BaseException) -> None:
         """Leave word that this rank failed. Costs nothing until then; never raises."""
-        if not self.members or self._told:
+        if not self.members or self._failed:
             return
-        self._told = True
+        self._failed = True
         words = f"rank {self._rank} failed: {type(error).__name__}: {error}"
         try:
             self._decide(words)  # of no effect once the ranks have agreed
@@ -89,7 +89,7 @@ class Ranks:
 
     def heard(self) -> str | None:
         """Return what another rank failed with, if one left word. Never raises."""
-        if not self.members or self._told:
+        if not self.members or self._failed:
             return None
         try:
             store = self._store()
@@ -115,7 +115,7 @@ class Ranks:
                     f"compare what they attach, does not answer: have others ended? ({error})"
                 ) from error
             if verdict != AGREED:
-                self._told = True
+                self._failed = True
                 raise RegplugError(
                     f"session {self.name!r}: {verdict}\n"
                     "Attach on every rank, the same plugins with the same arguments in the same "

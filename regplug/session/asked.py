@@ -1,12 +1,11 @@
 """What a session answers: to the hooks of its plugins, and to whoever watches its steps."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.optim import Optimizer
 
-from regplug.backend import step_events, update_rules
 from regplug.backend.groups import Group, learning_rate
 from regplug.selection.coverage import Coverage
 from regplug.selection.where import Selection
@@ -14,6 +13,9 @@ from regplug.session.binding import Binding
 from regplug.session.events import Events
 from regplug.session.loss_event import LossEvent
 from regplug.view import SessionView
+
+if TYPE_CHECKING:
+    from regplug.backend.update_rules import UpdateRule
 
 __all__ = ["Asked"]
 
@@ -39,12 +41,14 @@ class Asked:
     @property
     def groups(self) -> list[Group]:
         """The parameter groups: those of whatever updates, or one for a loop without optimizer."""
-        return self._binding.groups
+        binding = self._binding
+        return binding.groups if binding.plain is None else binding.plain.param_groups
 
     @property
     def gradient_scale(self) -> float:
         """What gradients are still multiplied by in on_gradients: 1, but for fused optimizers."""
-        return step_events.gradient_scale(self.optimizer)
+        scale = getattr(self.optimizer, "grad_scale", None)
+        return 1.0 if scale is None else float(scale)
 
     def coverage(self, selection: Selection) -> Coverage:
         """Return what ``selection`` covers of this optimizer's parameters.
@@ -75,11 +79,11 @@ class Asked:
         """Return the learning rate of a group, as the optimizer itself keeps it.
 
         Raises:
-            RegplugError: it is not known: ``with session.step():`` was not told.
+            RegplugError: it is not known: ``with session.step():`` was given none.
         """
-        return learning_rate(self._binding.groups[group_index])
+        return learning_rate(self.groups[group_index])
 
-    def update_rule(self) -> update_rules.UpdateRule:
+    def update_rule(self) -> "UpdateRule":
         """Return what the optimizer multiplies a gradient by, for proximal steps.
 
         Raises:
@@ -94,7 +98,7 @@ class Asked:
         weights is a plugin.
 
         Returns:
-            A function that undoes it. Detaching the session does so too.
+            A function that undoes it. Detaching the session undoes it too.
         """
         events = self._steps
         events.watchers += (callback,)

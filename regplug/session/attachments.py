@@ -1,15 +1,20 @@
 """The plugins of one session as they come and go: checked, attached, and let go of again."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch.optim import Optimizer
 
 from regplug.errors import RegplugError, SpecError
-from regplug.plugin import Plugin, session_of, set_session, set_step
-from regplug.session import own_weights
+from regplug.plugin import Plugin, session_of, set_session, set_steps
 from regplug.session.calls import Calls
 from regplug.session.states import States
 from regplug.view import SessionView
 
-__all__ = ["Attachments", "check"]
+if TYPE_CHECKING:
+    from regplug.session.own_weights import Copies
+
+__all__ = ["Attachments", "check", "suspected"]
 
 
 def check(plugins: Sequence[Plugin], steppers: Sequence[object]) -> None:
@@ -19,9 +24,9 @@ def check(plugins: Sequence[Plugin], steppers: Sequence[object]) -> None:
         SpecError: two have one name, or one is attached to another session.
         UnsupportedError: one would break an optimizer.
     """
-    seen: dict[str, Plugin] = {}
+    by_name: dict[str, Plugin] = {}
     for plugin in plugins:
-        if plugin.name in seen:
+        if plugin.name in by_name:
             raise SpecError(
                 f"two plugins are named {plugin.name!r}: give one of them another, as in "
                 f"{plugin.name}(…, name='{plugin.name}_2')"
@@ -31,8 +36,20 @@ def check(plugins: Sequence[Plugin], steppers: Sequence[object]) -> None:
                 f"{plugin.name} is attached to another session already "
                 f"({name!r}): make a second instance, or give its spec"
             )
-        own_weights.refuse(plugin, steppers)
-        seen[plugin.name] = plugin
+        if plugin.changes_weights:
+            from regplug.session import own_weights
+
+            own_weights.refuse(plugin, steppers)
+        by_name[plugin.name] = plugin
+
+
+def suspected(optimizers: Sequence[Optimizer], plugins: Sequence[Plugin]) -> "Copies | None":
+    """Return what looks whether an optimizer keeps weights of its own, None where none need to."""
+    if not any(plugin.changes_weights for plugin in plugins):
+        return None
+    from regplug.session import own_weights
+
+    return own_weights.suspected(optimizers, plugins)
 
 
 class Attachments:
@@ -51,7 +68,7 @@ class Attachments:
         """Attach one. If it fails, it is to be let go of all the same."""
         self._plugins.append(plugin)
         set_session(plugin, session.name)
-        set_step(plugin, 0)
+        set_steps((plugin,), 0)
         self._calls.one(plugin, "on_attach", session)
 
     def release(self, session: SessionView, *, keep: bool) -> list[RegplugError]:

@@ -4,13 +4,14 @@ import math
 import operator
 from collections.abc import Iterator
 from numbers import Real
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from regplug.backend import shards, step_events, update_rules, wrapped, wrappers
+from regplug.backend import shards, step_events, wrapped, wrappers
 from regplug.backend.groups import Group
 from regplug.errors import SpecError
 from regplug.selection.coverage import Coverage, cover, shared
@@ -18,6 +19,9 @@ from regplug.selection.where import Selection
 from regplug.session import composition
 from regplug.session.silence import Silence
 from regplug.view import SessionView
+
+if TYPE_CHECKING:
+    from regplug.backend.update_rules import UpdateRule
 
 __all__ = ["Binding"]
 
@@ -28,10 +32,11 @@ class Binding:
     Args:
         model: the user's own module, unwrapped.
         optimizer: the torch optimizer, unwrapped, or None.
-        silence: is told what to watch.
+        silence: is given what to watch.
 
     Attributes:
         parts: the optimizers that a wrapper of several holds.
+        plain: the optimizer, if it has groups of its own: what is asked at each step asks it.
         fresh: whether it was looked at since the last step in which nobody needed it.
         attached: whether every plugin is, so that they can be checked together.
         taking: what takes part in the step that is under way, where its gradients may be cleared
@@ -41,6 +46,7 @@ class Binding:
     def __init__(self, model: nn.Module, optimizer: Optimizer | None, silence: Silence) -> None:
         self._model, self._optimizer, self._silence = model, optimizer, silence
         self.parts = [] if optimizer is None else wrapped.parts(optimizer)
+        self.plain = None if self.parts else optimizer
         self.fresh = True
         self.attached = False
         self.taking: dict[int, torch.Tensor | None] | None = None
@@ -48,7 +54,7 @@ class Binding:
         self._bound: list[list[torch.Tensor]] = []
         # By weak keys: a plugin may make a selection anew each time it asks.
         self._coverages: WeakKeyDictionary[Selection, Coverage] = WeakKeyDictionary()
-        self._rule: update_rules.UpdateRule | None = None
+        self._rule: UpdateRule | None = None
 
     @property
     def groups(self) -> list[Group]:
@@ -75,11 +81,12 @@ class Binding:
     def bind(self, session: SessionView) -> None:
         """Forget the coverages if the optimizer's parameters are others than before."""
         self.fresh = True
-        groups, bound = self.groups, self._bound
+        plain, bound = self.plain, self._bound
+        groups = self.groups if plain is None else plain.param_groups
         if len(groups) == len(bound):
             for group, known in zip(groups, bound, strict=True):
-                own = group["params"]
-                if len(own) != len(known) or not all(map(operator.is_, own, known)):
+                params = group["params"]
+                if len(params) != len(known) or not all(map(operator.is_, params, known)):
                     break
             else:
                 return
@@ -116,8 +123,8 @@ class Binding:
     def updates(
         self, selection: Selection
     ) -> Iterator[tuple[int, list[torch.Tensor], list[torch.Tensor]]]:
-        """Yield (group index, weights, gradients) of what takes part in this step."""
-        taking = self.taking
+        """Return (group index, weights, gradients) of what takes part in this step."""
+        taking, found = self.taking, []
         for index, parameters in self.coverage(selection).by_group.items():
             weights: list[torch.Tensor] = []
             gradients: list[torch.Tensor] = []
@@ -129,16 +136,19 @@ class Binding:
                     weights.append(w)
                     gradients.append(g)
             if weights:
-                yield index, weights, gradients
+                found.append((index, weights, gradients))
+        return iter(found)
 
     def remember(self) -> None:
         """Remember what takes part in the step that is under way."""
         self.taking = {id(w): w.grad for weights in self._bound for w in weights}
 
-    def update_rule(self) -> update_rules.UpdateRule:
+    def update_rule(self) -> "UpdateRule":
         """Return what the optimizer multiplies a gradient by."""
         if self._rule is None:
-            self._rule = update_rules.update_rule(self._optimizer)
+            from regplug.backend.update_rules import update_rule  # for proximal operators alone
+
+            self._rule = update_rule(self._optimizer)
         return self._rule
 
 

@@ -11,23 +11,21 @@ import torch
 
 from regplug import hookspecs
 from regplug.backend import stack
+from regplug.backend.gradmode import grad_off, grad_on
+from regplug.backend.marks import PROJECT, is_hook, is_spec
+from regplug.backend.precision import as_outside
 from regplug.errors import PluginError
-from regplug.hookspecs import PROJECT
 from regplug.plugin import Plugin, failure
 from regplug.view import SessionView
 
-__all__ = ["Calls", "is_number", "is_scalar", "seen"]
+__all__ = ["Calls", "described", "is_number", "is_scalar"]
 
-_MARK = f"{PROJECT}_impl"
-_EVENTS = [
-    name
-    for name, hook in vars(hookspecs).items()
-    if hasattr(hook, f"{PROJECT}_spec") and callable(hook)
-]
+_EVENTS = [name for name, hook in vars(hookspecs).items() if is_spec(hook) and callable(hook)]
 
 
 # Those in which a plugin acts on a loop, and not just answers its session.
 _LOOP = ("on_loss", "on_gradients", "on_closure", "before_step", "after_step")
+_AT_STEPS = {"on_gradients", "before_step", "after_step"}
 
 
 class Calls:
@@ -36,6 +34,11 @@ class Calls:
     Args:
         plugins: in the order in which they are to be called.
         tell: is given each failure before it is raised.
+
+    Attributes:
+        busy: the events in which any plugin has something to do.
+        at_steps: whether those of a step are among them.
+        silent: whether nobody is called any more.
 
     Raises:
         PluginError: a plugin breaks the hook contract.
@@ -53,8 +56,8 @@ class Calls:
         # The functions to call for an event, where they are called directly: see settle().
         self._functions: dict[str, list[Callable[..., Any]]] = {}
         self.silent = False
+        self.busy = set(self._callers)
         self.at_steps = True
-        """Whether any plugin has something to do in a step's events."""
 
     def settle(self, session: SessionView) -> None:
         """Leave out the plugins in the events in which they say that they have nothing to do.
@@ -72,7 +75,8 @@ class Calls:
                 continue
             busy = [i.function for i in impls if event not in idle.get(id(i.plugin), ())]
             self._functions[event] = busy[::-1]
-        self.at_steps = any(map(self.heard, ("on_gradients", "before_step", "after_step")))
+        self.busy = {event for event in self._callers if self._functions.get(event) != []}
+        self.at_steps = not self.busy.isdisjoint(_AT_STEPS)
 
     def silence(self) -> None:
         """Call nobody any more in the events of a loop, from the very call on that is at work.
@@ -86,6 +90,7 @@ class Calls:
             for impl in caller.get_hookimpls() if caller else ():
                 if not (impl.wrapper or impl.hookwrapper):  # those are around the call already
                     impl.function = _nothing  # type: ignore[misc]
+        self.busy = self.busy.difference(_LOOP)
         self.at_steps = False
 
     def listeners(self, event: str) -> list[Plugin]:
@@ -94,9 +99,24 @@ class Calls:
         listening = {id(impl.plugin) for impl in caller.get_hookimpls()} if caller else set()
         return [plugin for plugin in self._plugins if id(plugin) in listening]
 
-    def heard(self, event: str) -> bool:
-        """Whether any plugin has something to do in ``event``."""
-        return event in self._callers and self._functions.get(event) != []
+    @as_outside
+    def fire(self, event: str, session: SessionView) -> None:
+        """Call every plugin that has something to do in an event of a step, with grad off."""
+        functions = self._functions.get(event)
+        restore = grad_on if torch.is_grad_enabled() else grad_off
+        try:
+            grad_off()
+            if functions is None:
+                self._callers[event](session=session)
+            else:
+                for function in functions:
+                    function(session)
+            restore()
+        except BaseException as error:  # an interruption may strike at the first try to restore
+            restore()
+            if isinstance(error, Exception):
+                self.blame(error, event, session)
+            raise
 
     def all(self, event: str, session: SessionView, **arguments: Any) -> list[Any]:
         """Call every plugin and return what they returned, but for None."""
@@ -127,7 +147,7 @@ class Calls:
         """Call one plugin that must return a mapping or None, and return the mapping."""
         returned = self.one(plugin, event, session)
         if returned is not None and not isinstance(returned, Mapping):
-            wrong = f"it must return a mapping or None, got {seen(returned)}"
+            wrong = f"it must return a mapping or None, got {described(returned)}"
             self.blame(TypeError(wrong), event, session, plugin)
         return returned or {}
 
@@ -138,7 +158,7 @@ class Calls:
         for plugin in self._plugins:
             returned = self.one(plugin, event, session, **arguments)
             if returned is not None and not is_right(returned):
-                wrong = f"it must return a 0-d tensor or None, got {seen(returned)}"
+                wrong = f"it must return a 0-d tensor or None, got {described(returned)}"
                 self.blame(TypeError(wrong), event, session, plugin)
 
     def blame(
@@ -149,11 +169,11 @@ class Calls:
         Without ``plugin`` it is the one on the traceback: at no cost until it is needed.
         """
         plugin = plugin or self._culprit(error, event)
-        told = error if plugin is None else failure(error, plugin, event, session.steps)
-        self._tell(told)
-        if told is error:
+        named = error if plugin is None else failure(error, plugin, event, session.steps)
+        self._tell(named)
+        if named is error:
             raise error
-        raise told from error
+        raise named from error
 
     def _culprit(self, error: BaseException, event: str) -> Plugin | None:
         by_instance = {id(plugin): plugin for plugin in self._plugins}
@@ -183,7 +203,7 @@ def is_number(value: object) -> bool:
     return isinstance(value, Real) or is_scalar(value)
 
 
-def seen(value: object) -> str:
+def described(value: object) -> str:
     """Return ``value`` as a message shows it."""
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
@@ -206,7 +226,7 @@ def _is_marked(plugin: object, name: str) -> bool:
     # One of another name is no event; pluggy says so.
     found = inspect.getattr_static(plugin, name, None)
     return inspect.isroutine(found) and (
-        hasattr(found, _MARK) or hasattr(getattr(found, "__func__", None), _MARK)
+        is_hook(found) or is_hook(getattr(found, "__func__", None))
     )
 
 
@@ -222,7 +242,7 @@ def _manager(plugins: Iterable[Plugin]) -> pluggy.PluginManager:
             )
         for name in _EVENTS:
             hook: Callable[..., Any] | None = getattr(plugin, name, None)
-            if callable(hook) and not hasattr(hook, _MARK):
+            if callable(hook) and not is_hook(hook):
                 raise PluginError(
                     f"{plugin.name} ({plugin.source}): {name} is a hook but is not marked with "
                     "@regplug.hookimpl, so it would never be called"

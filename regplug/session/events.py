@@ -1,21 +1,22 @@
 """The steps of one session: what its step hooks call, which fires the events and counts them."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch.optim import Optimizer
 
 from regplug.backend import step_events, wrapped
 from regplug.backend.gradmode import without_grad
 from regplug.backend.precision import as_outside
-from regplug.plugin import Plugin, set_step
+from regplug.plugin import Plugin, set_steps
 from regplug.session.agreement import Ranks
 from regplug.session.binding import Binding
 from regplug.session.calls import Calls, is_number
-from regplug.session.own_weights import Copies
 from regplug.session.silence import Silence
 from regplug.view import SessionView
+
+if TYPE_CHECKING:
+    from regplug.session.own_weights import Copies
 
 __all__ = ["Events"]
 
@@ -49,7 +50,7 @@ class Events:
         binding: Binding,
         silence: Silence,
         ranks: Ranks,
-        copies: Copies | None,
+        copies: "Copies | None",
     ) -> None:
         self.steps = 0
         self.watchers: tuple[Callable[[Any], object], ...] = ()
@@ -92,14 +93,14 @@ class Events:
             binding.bind(session)
         else:
             binding.fresh = False
-        self._silence.gradients_ready()
         if not self._ranks.compared:
             self._ranks.compare_late(session)
         if self._unscale:
             assert self._optimizer is not None
             step_events.unscale_gradients(self._optimizer)
-        self._fire("on_gradients")
-        if self._remembers and calls.heard("after_step"):
+        if "on_gradients" in calls.busy:
+            calls.fire("on_gradients", session)
+        if self._remembers and "after_step" in calls.busy:
             binding.remember()
 
     def no_gradients(self) -> None:
@@ -112,6 +113,7 @@ class Events:
     def closure_value(self) -> float:
         """Return the value of the penalties added to a closure's gradients."""
         session = self._session
+        self._silence.evaluated()
         if session is None:
             return 0.0
         terms = self._calls.all("on_closure", session)
@@ -128,7 +130,8 @@ class Events:
         """Fire before_step."""
         if self._copies is not None:
             self._copies.before_decay()
-        self._fire("before_step")
+        if "before_step" in self._calls.busy and self._session is not None:
+            self._calls.fire("before_step", self._session)
         if self._copies is not None:
             self._copies.before_update(self._binding.owned())
 
@@ -140,7 +143,8 @@ class Events:
         if self._copies is not None:
             self._copies.after_update()
             self._copies = None
-        self._fire("after_step")
+        if "after_step" in self._calls.busy and session is not None:
+            self._calls.fire("after_step", session)
         self._binding.taking = None
         self.advance_to(self.steps + 1)
         if session is None:
@@ -153,29 +157,12 @@ class Events:
             if self._session is not None:  # the one before may have detached it
                 without_grad(callback, session)
 
-    @as_outside
-    def _fire(self, event: str) -> None:
-        session = self._session
-        if session is None or not self._calls.heard(event):
-            return
-        # torch.no_grad() without its own five microseconds, which are a tenth of a small step.
-        grad = torch.is_grad_enabled()
-        try:
-            torch.set_grad_enabled(False)
-            self._calls.all(event, session)
-            torch.set_grad_enabled(grad)
-        except BaseException:  # an interruption may strike at the first try to set it back
-            torch.set_grad_enabled(grad)
-            raise
-
     def advance_to(self, steps: int) -> None:
         """Set the step count, and that of each plugin."""
         try:
             self.steps = steps
-            for plugin in self._plugins:
-                set_step(plugin, steps)
+            set_steps(self._plugins, steps)
         except BaseException:  # interrupted, which must not leave plugins at different steps
             self.steps = steps
-            for plugin in self._plugins:
-                set_step(plugin, steps)
+            set_steps(self._plugins, steps)
             raise

@@ -6,7 +6,7 @@ from typing import Any
 from regplug.backend.gradmode import without_grad
 from regplug.backend.sums import Sum, resolve
 from regplug.plugin import Plugin
-from regplug.session.calls import Calls, is_number, seen
+from regplug.session.calls import Calls, described, is_number
 from regplug.view import SessionView
 
 __all__ = ["NamedFigures", "measured"]
@@ -19,7 +19,7 @@ def measured(session: SessionView, plugins: Iterable[Plugin], calls: Calls) -> d
         reported = without_grad(calls.mapping, plugin, "on_metrics", session)
         for key, value in reported.items():
             if not isinstance(value, Sum) and not is_number(value):
-                wrong = f"{key!r} must be a float, a 0-d tensor or a Sum, got {seen(value)}"
+                wrong = f"{key!r} must be a float, a 0-d tensor or a Sum, got {described(value)}"
                 calls.blame(TypeError(wrong), "on_metrics", session, plugin)
             found[f"{plugin.name}/{key}"] = value
     sums = {key: value for key, value in found.items() if isinstance(value, Sum)}

@@ -44,7 +44,7 @@ class InUse:
     def __init__(self) -> None:
         self._events = 0
         self._next = 1
-        self._told = False
+        self._warned = False
 
     def look(
         self,
@@ -63,17 +63,17 @@ class InUse:
         if self._events < self._next or loss.grad_fn is None:
             return
         self._next = 2 * self._events
-        own = set(model.parameters())
+        parameters = set(model.parameters())
         weights: set[torch.Tensor] = {
             entry.parameter for term in terms for entry in term.coverage.trainable
         }
-        weights.update(leaf for term in plain for leaf in wrappers.leaves(term) & own)
+        weights.update(leaf for term in plain for leaf in wrappers.leaves(term) & parameters)
         # FSDP2 computes with gathered weights, which the graph ends in instead of the shards.
         if not weights or any(map(shards.is_dtensor, weights)):
             return
         # A number that stands for a loss (0, where there is no data) is no weight of anybody's.
         leaves = {leaf for leaf in wrappers.leaves(loss) if leaf.ndim}
-        if not leaves or leaves & own:
+        if not leaves or leaves & parameters:
             return
         if _stand_for(leaves, weights):
             raise UnsupportedError(
@@ -81,8 +81,8 @@ class InUse:
                 "are, but from others of their shapes (torch.func.functional_call, or a copy of "
                 f"the model): {_WAY_OUT}"
             )
-        if not self._told and not _computes_again(loss):
-            self._told = True
+        if not self._warned and not _computes_again(loss):
+            self._warned = True
             warnings.warn(
                 "the loss given to session.loss comes from none of the weights of "
                 f"{type(model).__name__}, and their penalties are added to it: if "
@@ -100,13 +100,5 @@ def _stand_for(leaves: Iterable[torch.Tensor], weights: Iterable[torch.Tensor]) 
 
 def _computes_again(loss: torch.Tensor) -> bool:
     """Whether the graph hides a part of itself in a Python function, as checkpointing does."""
-    seen, stack = set(), [loss.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        if isinstance(node, torch.autograd.function.BackwardCFunction):
-            return True
-        seen.add(node)
-        stack += [following for following, _ in node.next_functions]
-    return False
+    python = torch.autograd.function.BackwardCFunction
+    return any(isinstance(node, python) for node in wrappers.graph(loss))

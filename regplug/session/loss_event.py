@@ -24,7 +24,7 @@ class LossEvent:
     Args:
         model: the user's own module, unwrapped.
         calls: calls the plugins.
-        silence: is told of each.
+        silence: counts each of them.
         finds_unused: whether the model is a DDP that looks for parameters without part in forward.
 
     Attributes:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from regplug.backend.marks import is_hook
 from regplug.backend.shards import local
 from regplug.backend.step_events import is_torchs
 from regplug.errors import UnsupportedError
@@ -83,7 +84,7 @@ def moves_weights(plugin: Plugin) -> bool:
 
 
 def _acts(plugin: Plugin, hook: str) -> bool:
-    return hasattr(getattr(plugin, hook, None), "regplug_impl")
+    return is_hook(getattr(plugin, hook, None))
 
 
 def refuse(plugin: Plugin, optimizers: Iterable[object]) -> None:

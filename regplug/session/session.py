@@ -13,17 +13,15 @@ from regplug import sessions
 from regplug.backend import captured, step_events, wrapped, wrappers
 from regplug.backend.blocks import keep_freed_memory
 from regplug.backend.eager import eagerly
-from regplug.backend.precision import as_outside
+from regplug.backend.precision import as_outside, autocast_is_on, without_autocast
 from regplug.errors import RegplugError, SpecError, StateError, UnsupportedError
 from regplug.plugin import Plugin
-from regplug.session import accelerate, attachments, composition, own_weights
+from regplug.session import accelerate, attachments, composition
 from regplug.session.agreement import Ranks
 from regplug.session.asked import Asked
 from regplug.session.binding import Binding
 from regplug.session.calls import Calls
-from regplug.session.description import described
 from regplug.session.events import Events
-from regplug.session.figures import NamedFigures, measured
 from regplug.session.loss_event import LossEvent
 from regplug.session.silence import Silence
 from regplug.session.states import States
@@ -73,7 +71,7 @@ class Session(Asked):
             self.plugins, [] if optimizer is None else wrapped.wrappers(optimizer) + parts
         )
         updating = parts or ([] if self.optimizer is None else [self.optimizer])
-        copies = own_weights.suspected(updating, self.plugins)
+        copies = attachments.suspected(updating, self.plugins)
         self._calls = Calls(composition.in_order(self.plugins), ranks.tell)
         self._states = States(self.plugins, self._calls, ranks.tell)
         self._attachments = attachments.Attachments(self._calls, self._states)
@@ -95,7 +93,7 @@ class Session(Asked):
             self._begin(optimizer, accelerator)
             ranks.compare(self)
             if not self._detached:
-                sessions.tell_doubles(self)
+                sessions.warn_of_doubles(self)
                 sessions.enter(self)
         except BaseException:
             with suppress(RegplugError):  # the first error is the one to see
@@ -120,7 +118,6 @@ class Session(Asked):
     # --- what the loop calls ---------------------------------------------------------------
 
     @eagerly
-    @as_outside
     def loss(self, loss: torch.Tensor) -> torch.Tensor:
         """Return the loss with the penalties of this session in it: the textbook form.
 
@@ -150,7 +147,10 @@ class Session(Asked):
         if self._detached:
             return loss
         self._binding.bind(self)
-        return self._loss.penalized(self, loss)
+        if not autocast_is_on():
+            return self._loss.penalized(self, loss)
+        with without_autocast():
+            return self._loss.penalized(self, loss)
 
     @contextmanager
     def step(self, lr: float | None = None) -> Iterator[None]:
@@ -202,12 +202,16 @@ class Session(Asked):
         Raises:
             PluginError: a plugin raised.
         """
+        from regplug.session.figures import NamedFigures  # not before somebody asks
+
         figures = self.figures()
         return NamedFigures(self.name, figures) if self._named else figures
 
     @as_outside
     def figures(self) -> dict[str, float]:
         """Return what :meth:`metrics` does, without the name of the session."""
+        from regplug.session.figures import measured
+
         self._binding.bind(self)
         if not self._detached:
             self._silence.ask(self)
@@ -215,6 +219,8 @@ class Session(Asked):
 
     def describe(self) -> str:
         """Return a table of the plugins: where each acts, what it covers, how strong it is now."""
+        from regplug.session.description import described
+
         self._binding.bind(self)
         plugins, _ = self._states.answering()
         notes = [] if self._detached else self._silence.notes(self)

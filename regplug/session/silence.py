@@ -1,4 +1,4 @@
-"""Loops in which plugins are attached and nothing acts: noticed, and told once.
+"""Loops in which plugins are attached and nothing acts: noticed, and warned of once.
 
 Three kinds: a loop that trains with another optimizer than the attached one; one that stops calling
 ``session.loss``, where penalties are delivered in the loss; and one that never calls it, for
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.parameter import is_lazy
 
-from regplug.backend.private import version
+from regplug.backend.private import version_reader
 from regplug.view import SessionView
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _IDLE_MOVES = 16
 """The same where there is nothing else to go by."""
 
 _NEVER = 4
-"""Steps without any loss event, after which plugins that need one are told of."""
+"""Steps without any loss event, after which plugins that need one are warned of."""
 
 _GAP = 32
 """Steps since the last loss event: penalties that are added every 16th step only are usual."""
@@ -53,8 +53,9 @@ class Silence:
         self._ever = False
         self._witness: torch.Tensor | None = None
         self._version = 0
+        self._version_of = version_reader()
         self._sample: torch.Tensor | None = None
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     # --- what happens ---------------------------------------------------------------------
 
@@ -69,7 +70,11 @@ class Silence:
         ]
         # The last, since the first layers are what is frozen and embeddings may not be used.
         self._witness = trained[-1] if trained else None
-        self._version = _version_of(self._witness)
+        self._version_of = version_reader()
+        self._version = self._version_now()
+
+    def _version_now(self) -> int:
+        return 0 if self._witness is None else self._version_of(self._witness) or 0
 
     def in_loss(self, session: SessionView) -> None:
         """A loss event with a graph behind it."""
@@ -80,8 +85,8 @@ class Silence:
         if self._events >= _PASSES and self._events & (self._events - 1) == 0:
             self._look(session)
 
-    def gradients_ready(self) -> None:
-        """A step of the attached optimizer, or an evaluation of its closure."""
+    def evaluated(self) -> None:
+        """A closure was evaluated in a step of the attached optimizer."""
         self._events = 0
 
     def stepped(self, session: SessionView) -> None:
@@ -89,14 +94,14 @@ class Silence:
         self.waiting = None
         self._events = 0
         self._without += 1
-        if self._witness is not None:
-            self._version = _version_of(self._witness)
+        if (witness := self._witness) is not None:
+            self._version = self._version_of(witness) or 0
         if self._without >= self._limit:
             self._limit *= 2  # nobody may need it now, and somebody later
             if needy := self._needy(session):
                 self._tell("loss", self._no_loss(session, needy))
 
-    # --- what is told ---------------------------------------------------------------------
+    # --- what is warned of ----------------------------------------------------------------
 
     def notes(self, session: SessionView) -> list[str]:
         """Return what ``describe()`` says of it."""
@@ -109,11 +114,11 @@ class Silence:
 
     def ask(self, session: SessionView) -> None:
         """Tell of an optimizer that was replaced, which no event shows: when metrics are asked."""
-        if "step" not in self._told and self._is_left(session):
+        if "step" not in self._warned and self._is_left(session):
             self._tell("step", self._no_step(session))
 
     def last_words(self, session: SessionView) -> dict[str, str]:
-        """Return what is to be told when the session is detached, by its kind."""
+        """Return what is to be warned of when the session is detached, by its kind."""
         found = {}
         if self._is_left(session):
             found["step"] = self._no_step(session)
@@ -121,7 +126,7 @@ class Silence:
         enough = lacking > 3 and lacking > 2 * self._longest if self._ever else lacking > 0
         if enough and (needy := self._needy(session)):
             found["loss"] = self._no_loss(session, needy)
-        return {kind: words for kind, words in found.items() if kind not in self._told}
+        return {kind: words for kind, words in found.items() if kind not in self._warned}
 
     def tell(self, words: dict[str, str]) -> None:
         """Tell what :meth:`last_words` returned."""
@@ -129,15 +134,15 @@ class Silence:
             self._tell(kind, text)
 
     def _tell(self, kind: str, words: str) -> None:
-        if kind not in self._told:
-            self._told.add(kind)
+        if kind not in self._warned:
+            self._warned.add(kind)
             warnings.warn(words, stacklevel=4)
 
     # --- how it is seen -------------------------------------------------------------------
 
     def _moves(self) -> int:
         """Return how often the witness was changed in place since the last step."""
-        return _version_of(self._witness) - self._version
+        return self._version_now() - self._version
 
     def _is_left(self, session: SessionView) -> bool:
         """Whether others train the weights, as far as it can be told without a loss event."""
@@ -149,7 +154,7 @@ class Silence:
 
         Without that, many passes are accumulation, evaluation, or steps that a scaler skips.
         """
-        if "step" in self._told or self._witness is None:
+        if "step" in self._warned or self._witness is None:
             return
         by_hand = session.optimizer is None and self._events < 256
         sample, self._sample = self._sample, _sample(self._witness)
@@ -203,7 +208,3 @@ def _sample(w: torch.Tensor) -> torch.Tensor:
     from regplug.backend import shards
 
     return shards.local(w).detach().reshape(-1)[:64].clone()
-
-
-def _version_of(witness: torch.Tensor | None) -> int:
-    return 0 if witness is None else version(witness) or 0

@@ -32,10 +32,10 @@ class Memory:
     """What is needed to put a plugin back as it is now, into the very same objects.
 
     >>> plugin = Plugin()
-    >>> plugin.seen = [1, {"w": torch.zeros(1)}]
+    >>> plugin.kept = [1, {"w": torch.zeros(1)}]
     >>> memory = Memory(plugin)
-    >>> _ = plugin.seen[1].pop("w").add_(1); plugin.seen = None
-    >>> memory.restore(); plugin.seen
+    >>> _ = plugin.kept[1].pop("w").add_(1); plugin.kept = None
+    >>> memory.restore(); plugin.kept
     [1, {'w': tensor([0.])}]
     """
 
@@ -83,14 +83,14 @@ class Memory:
         if tensor.is_inference() or tensor.is_meta or tensor.layout != torch.strided:
             return
         self._inside(tensor, ())
-        own = shards.local(tensor).detach()
+        local = shards.local(tensor).detach()
         # In the host's memory, where there is more of it, as a state that is saved would be.
-        content, before = own.to("cpu", copy=True), version(tensor)
+        content, before = local.to("cpu", copy=True), version(tensor)
 
         def undo() -> None:
             if before is None or version(tensor) != before:
                 with torch.no_grad():
-                    own.copy_(content)
+                    local.copy_(content)
 
         self._undo.append(undo)
 
@@ -104,9 +104,9 @@ class Ghost:
         plugin: the copy.
 
     >>> plugin = Plugin()
-    >>> plugin.seen = [1]
+    >>> plugin.kept = [1]
     >>> as_it_was = Ghost(plugin)
-    >>> plugin.seen.clear(); as_it_was.plugin.seen
+    >>> plugin.kept.clear(); as_it_was.plugin.kept
     [1]
     """
 
@@ -116,8 +116,8 @@ class Ghost:
         self._shared: list[tuple[torch.Tensor, int | None]] = []
         self.plugin: Plugin = object.__new__(type(plugin))
         # A kernel is bound to the plugin that made it; the copy makes its own when it is asked.
-        own = {k: v for k, v in vars(plugin).items() if not isinstance(v, Kernel)}
-        vars(self.plugin).update({k: self._copied(v) for k, v in own.items()})
+        attributes = {k: v for k, v in vars(plugin).items() if not isinstance(v, Kernel)}
+        vars(self.plugin).update({k: self._copied(v) for k, v in attributes.items()})
         self._copies.clear()
 
     def check(self) -> None:

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from regplug.backend.gradmode import without_grad
 from regplug.errors import RegplugError, StateError
 from regplug.plugin import Plugin
 from regplug.session.calls import Calls
-from regplug.session.snapshots import Ghost, Memory
 from regplug.view import SessionView
+
+if TYPE_CHECKING:
+    from regplug.session.snapshots import Ghost
 
 __all__ = ["States", "checked"]
 
@@ -26,14 +28,14 @@ def checked(
     states = state.get("plugins") if isinstance(state, Mapping) else None
     whole = isinstance(steps, int) and not isinstance(steps, bool) and steps >= 0
     if not (whole and isinstance(states, Mapping)) or not all(
-        isinstance(own, Mapping) for own in states.values()
+        isinstance(remembered, Mapping) for remembered in states.values()
     ):
         raise StateError("this is not what session.state_dict() returned")
-    own = {plugin.name for plugin in plugins}
-    if own != set(states):
+    names = {plugin.name for plugin in plugins}
+    if names != set(states):
         raise StateError(
             f"the saved state is of the plugins {sorted(states, key=str) or 'none'}, "
-            f"this session has {sorted(own) or 'none'}"
+            f"this session has {sorted(names) or 'none'}"
         )
     assert isinstance(steps, int)
     return steps, states
@@ -57,6 +59,8 @@ class States:
 
     def keep(self, plugin: Plugin) -> None:
         """Keep a plugin as it is now, before it is detached and may be attached elsewhere."""
+        from regplug.session.snapshots import Ghost  # not before one leaves
+
         if plugin.name not in self._ghosts:
             self._ghosts[plugin.name] = Ghost(plugin)
             self._answering = None
@@ -85,6 +89,8 @@ class States:
             state: what ``session.state_dict()`` returned once.
             advance: sets the session's step count.
         """
+        from regplug.session.snapshots import Memory
+
         steps, states = checked(state, self._plugins)
         at = session.steps
         memories: list[tuple[Plugin, Memory]] = []
@@ -100,8 +106,8 @@ class States:
             # Once more, for what a plugin has set elsewhere by what it read.
             for plugin, _ in memories:
                 with suppress(RegplugError):  # the first error is the one to see
-                    own = self._calls.mapping(plugin, "on_state", session)
-                    self._load(session, plugin, own)
+                    remembered = self._calls.mapping(plugin, "on_state", session)
+                    self._load(session, plugin, remembered)
             raise
 
     def _load(self, session: SessionView, plugin: Plugin, state: Mapping[str, Any]) -> None:

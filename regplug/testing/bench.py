@@ -11,7 +11,6 @@ from torch import nn
 
 import regplug
 from regplug.discovery.catalog import load
-from regplug.discovery.specs import parse
 from regplug.plugin import Plugin
 
 __all__ = [
@@ -120,7 +119,7 @@ class Setup:
     def make(self) -> Plugin:
         """Return a new instance."""
         if isinstance(self.source, str):
-            plugin = _from_spec(self.source)
+            plugin = load(self.source)
         elif isinstance(self.source, Plugin):
             plugin = copy.deepcopy(self.source)
         else:
@@ -130,17 +129,6 @@ class Setup:
         for name, value in self.values.items():
             setattr(plugin, name, value)
         return plugin
-
-
-def _from_spec(spec: str) -> Plugin:
-    # What is installed is looked up once: reading all metadata anew takes longer than a check.
-    if spec not in _classes:
-        _classes[spec] = type(load(spec))
-    _, args, kwargs = parse(spec)
-    return _classes[spec](*args, **kwargs)
-
-
-_classes: dict[str, type[Plugin]] = {}
 
 
 def noisy_modules(model: nn.Module) -> Iterator[nn.Module]:
@@ -281,16 +269,16 @@ def difference(
 
     With ``rtol=atol=0`` they must be the same to the bit.
     """
-    worst, told = 0.0, None
+    worst, gap_in_words = 0.0, None
     for name, weight in expected.weights.items():
         other = found.weights[name].to(weight.dtype)
         gap = (other - weight).abs()
         excess = float((gap - atol - rtol * weight.abs()).max()) if gap.numel() else 0.0
         if math.isnan(excess) or excess > worst:
             worst = math.inf if math.isnan(excess) else excess
-            told = f"{name} differs by up to {float(gap.max()):.3g}"
+            gap_in_words = f"{name} differs by up to {float(gap.max()):.3g}"
     for name, value in expected.numbers.items():
         other_value = found.numbers.get(name, math.nan)
         if not math.isclose(other_value, value, rel_tol=1e-6, abs_tol=1e-9):
-            told = f"{name} is {other_value:g} instead of {value:g}"
-    return told
+            gap_in_words = f"{name} is {other_value:g} instead of {value:g}"
+    return gap_in_words

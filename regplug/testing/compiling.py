@@ -27,8 +27,8 @@ def compiles(subject: Subject) -> Iterable[Case]:
 
     def run(setup: Setup) -> None:
         early, late = _compilations(subject, setup)
-        _, own = _compilations(subject, None)
-        if late > own:
+        _, without = _compilations(subject, None)
+        if late > without:
             raise Failure(
                 f"after {WARM_UP} steps the model had been compiled {early} times, and {late} "
                 f"times more in the {FURTHER} steps after: a number that changes should be kept in "

@@ -151,8 +151,8 @@ def ranks(subject: Subject) -> Iterable[Case]:
 
     def run(setup: Setup, wrapper: str) -> None:
         first, second = _job(subject, setup, wrapper)
-        if (told := difference(_snapshot(second), _snapshot(first), rtol=0, atol=0)) is not None:
-            raise Failure(f"the ranks drift apart: {told}")
+        if (gap := difference(_snapshot(second), _snapshot(first), rtol=0, atol=0)) is not None:
+            raise Failure(f"the ranks drift apart: {gap}")
         if first["metrics"].keys() != second["metrics"].keys():
             raise Failure(
                 f"the ranks report different metrics: {sorted(first['metrics'])} and "

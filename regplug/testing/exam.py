@@ -71,8 +71,8 @@ def check_plugin(
     wanted = _wanted(checks)
     expected = dict(expected_failures or {})
     _wanted(list(expected))
-    own = Bench()
-    bench = Bench(own.model if model is None else model, own.batch if batch is None else batch)
+    usual = Bench()
+    bench = Bench(usual.model if model is None else model, usual.batch if batch is None else batch)
     subject = Subject(spec, bench)
     started = time.monotonic()
     with _own_settings():
@@ -126,13 +126,13 @@ def _sit(
             continue
         for result in results:
             if result.outcome == "failed":
-                told = f"{reason} ({result.message})"
-                yield Result(result.plugin, check.id, result.regime, "expected", told)
+                message = f"{reason} ({result.message})"
+                yield Result(result.plugin, check.id, result.regime, "expected", message)
             else:
                 yield result
         if check.id not in failed and any(r.outcome == "passed" for r in results):
-            told = f"it was expected to fail ({reason}), but passed: expect it no longer"
-            yield Result(subject.title, check.id, EVERYWHERE, "failed", told)
+            message = f"it was expected to fail ({reason}), but passed: expect it no longer"
+            yield Result(subject.title, check.id, EVERYWHERE, "failed", message)
 
 
 def _examine(subject: Subject, check: Check, failed: set[str]) -> Iterator[Result]:
@@ -149,7 +149,7 @@ def _examine(subject: Subject, check: Check, failed: set[str]) -> Iterator[Resul
         yield result(EVERYWHERE, "skipped", why)
         return
     except Exception as error:
-        yield result(EVERYWHERE, "failed", _told(error))
+        yield result(EVERYWHERE, "failed", _message(error))
         return
     for regime, run in cases:
         try:
@@ -159,12 +159,12 @@ def _examine(subject: Subject, check: Check, failed: set[str]) -> Iterator[Resul
         except Failure as failure:
             yield result(regime, "failed", failure)
         except Exception as error:
-            yield result(regime, "failed", _told(error))
+            yield result(regime, "failed", _message(error))
         else:
             yield result(regime, "passed")
 
 
-def _told(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     if isinstance(error, RegplugError):
         return str(error)
     return f"{type(error).__name__}: {error}"

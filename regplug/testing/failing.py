@@ -67,14 +67,14 @@ def _must_tell(rig: Rig, hook: str, required: Callable[[], bool]) -> None:
     try:
         rig.step(step)
     except PluginError as error:
-        told = str(error)
+        text = str(error)
         missing = [
             part
             for part in (rig.plugin.name, rig.plugin.source, hook, f"step {step}")
-            if part not in told
+            if part not in text
         ]
         if missing:
-            raise Failure(f"the error does not name {missing}: {told}") from error
+            raise Failure(f"the error does not name {missing}: {text}") from error
         if not isinstance(error.__cause__, _Injected):
             raise Failure("the original error is not the cause of the one raised") from error
     except (_Injected, RegplugError) as error:

@@ -101,10 +101,10 @@ def gradient(subject: Subject) -> Iterable[Case]:
         "gradients": (cls.gradients is not Penalty.gradients, scaled),
         "add_gradients": (cls.add_gradients is not Penalty.add_gradients, added),
     }
-    if not any(own for own, _ in stated.values()):
+    if not any(is_stated for is_stated, _ in stated.values()):
         raise Skip("it states no gradient of its own: autograd's is used")
-    for regime, (own, run) in stated.items():
-        if own:
+    for regime, (is_stated, run) in stated.items():
+        if is_stated:
             yield regime, torch.no_grad()(run)
 
 
@@ -226,7 +226,7 @@ def separable(subject: Subject) -> Iterable[Case]:
                 found = torch.cat([penalty.gradient(piece).reshape(-1) for piece in pieces])
                 _close(found, whole, "the gradient on the blocks of w")
 
-    def proximals() -> None:
+    def operators() -> None:
         if type(penalty).proximal is Penalty.proximal:
             raise Skip("it has no proximal operator")
         for w in _weights():
@@ -235,7 +235,7 @@ def separable(subject: Subject) -> Iterable[Case]:
                 found = [penalty.proximal(piece.clone(), 0.3).reshape(-1) for piece in pieces]
                 _close(torch.cat(found), whole, "the proximal point of the blocks of w")
 
-    for regime, run in (("value", value), ("gradient", gradients), ("proximal", proximals)):
+    for regime, run in (("value", value), ("gradient", gradients), ("proximal", operators)):
         yield regime, torch.no_grad()(run)
 
 

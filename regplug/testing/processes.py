@@ -114,7 +114,7 @@ class Processes:
     def _require(self, answers: dict[int, tuple[str, Any]], what: str) -> None:
         if len(answers) == RANKS and all(kind == "done" for kind, _ in answers.values()):
             return
-        told = [
+        lines = [
             f"rank {rank} {answers[rank][0]}: {answers[rank][1]}"
             if rank in answers
             else f"rank {rank} did not {what} in time"
@@ -122,7 +122,7 @@ class Processes:
         ]
         self.stop()
         raised = [kind for kind, _ in answers.values()] == ["raised"] * RANKS
-        raise ProcessesError("; ".join(told), raised=raised and what == "finish")
+        raise ProcessesError("; ".join(lines), raised=raised and what == "finish")
 
     def stop(self) -> None:
         """End the processes."""

@@ -76,9 +76,9 @@ class Report:
     def __str__(self) -> str:
         rows = [[r.check, r.regime, r.outcome, _line(r.message)] for r in self.results]
         counts = [(outcome, len(self.of(outcome))) for outcome in OUTCOMES]
-        told = ", ".join(f"{count} {outcome}" for outcome, count in counts if count) or "nothing"
+        summary = ", ".join(f"{count} {outcome}" for outcome, count in counts if count) or "nothing"
         heads = ["check", "regime", "outcome", "message"]
-        return f"{table(heads, rows)}\n{self.plugin}: {told} in {self.seconds:.1f} s"
+        return f"{table(heads, rows)}\n{self.plugin}: {summary} in {self.seconds:.1f} s"
 
 
 def _line(message: str, most: int = 240) -> str:

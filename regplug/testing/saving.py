@@ -32,8 +32,8 @@ def state(subject: Subject) -> Iterable[Case]:
         fresh = subject.rig(setup)
         assert fresh.session is not None
         fresh.session.load_state_dict(loaded)
-        if (told := _unlike(fresh.session.state_dict(), saved)) is not None:
-            raise Failure(f"after saving and loading, {told}")
+        if (gap := _unlike(fresh.session.state_dict(), saved)) is not None:
+            raise Failure(f"after saving and loading, {gap}")
 
     def by_name() -> None:
         twins = [_named(setup, "first"), _named(setup, "second")]
@@ -53,8 +53,8 @@ def state(subject: Subject) -> Iterable[Case]:
         turned = [_named(setup, "second"), _named(setup, "first")]
         again = regplug.attach(other.model, other.optimizer, turned)
         again.load_state_dict(saved)
-        if (told := _unlike(again.state_dict(), saved)) is not None:
-            raise Failure(f"loaded into plugins attached in another order, {told}")
+        if (gap := _unlike(again.state_dict(), saved)) is not None:
+            raise Failure(f"loaded into plugins attached in another order, {gap}")
         again.detach()
         session.detach()
 
@@ -96,7 +96,7 @@ def _unlike(found: Any, expected: Any, path: str = "state") -> str | None:
         ]
     else:
         return None if found == expected else f"{path} is {found!r} instead of {expected!r}"
-    return next((told for p, a, b in pairs if (told := _unlike(a, b, p)) is not None), None)
+    return next((gap for p, a, b in pairs if (gap := _unlike(a, b, p)) is not None), None)
 
 
 @check("resume", after=("every-batch",))

@@ -48,10 +48,10 @@ def _hooks(p: torch.Tensor) -> list[int]:
         p.register_hook(lambda gradient: None),
         p.register_post_accumulate_grad_hook(lambda parameter: None),
     ]
-    beside = [len(handle.hooks_dict_ref() or ()) - 1 for handle in handles]
+    others = [len(handle.hooks_dict_ref() or ()) - 1 for handle in handles]
     for handle in handles:
         handle.remove()
-    return beside
+    return others
 
 
 def check_restored(rig: Rig, before: dict[str, Any], when: str) -> None:

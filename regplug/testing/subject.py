@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from regplug.backend.marks import is_hook
 from regplug.errors import PluginError, RegplugError
 from regplug.penalty import Penalty
 from regplug.plugin import Plugin, Scheduled
@@ -68,7 +69,7 @@ class Subject:
 
     def implements(self, hook: str) -> bool:
         """Tell whether the plugin has this hook."""
-        return hasattr(getattr(type(self.plugin), hook, None), "regplug_impl")
+        return is_hook(getattr(type(self.plugin), hook, None))
 
     @cached_property
     def adds_to_loss(self) -> bool:
@@ -158,6 +159,6 @@ def same(
     atol: float = 1e-9,
 ) -> None:
     """Raise a :class:`Failure` that says ``what`` if two snapshots differ."""
-    told = difference(found, expected, rtol=rtol, atol=atol)
-    if told is not None:
-        raise Failure(f"{what}: {told}")
+    gap = difference(found, expected, rtol=rtol, atol=atol)
+    if gap is not None:
+        raise Failure(f"{what}: {gap}")

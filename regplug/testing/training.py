@@ -25,7 +25,7 @@ def every_batch(subject: Subject) -> Iterable[Case]:
 
     def run(setup: Setup) -> None:
         with_it, without = subject.rig(setup), subject.rig(None)
-        own = without.snapshot().numbers
+        numbers = without.snapshot().numbers
         # Not the weights at attach, from which a penalty may measure.
         start = {name: 1.5 * w for name, w in without.snapshot().weights.items()}
         effects = []
@@ -37,7 +37,7 @@ def every_batch(subject: Subject) -> Iterable[Case]:
                 rig.step(0)
             found, plain = with_it.snapshot(), without.snapshot()
             effect = {name: found.weights[name] - w for name, w in plain.weights.items()}
-            acted = found.numbers != own or any(bool(e.any()) for e in effect.values())
+            acted = found.numbers != numbers or any(bool(e.any()) for e in effect.values())
             effects.append((acted, effect, found.numbers))
             if not effects[0][0]:
                 raise Skip("it changed nothing in the first batch here")
@@ -82,16 +82,16 @@ def zero_strength(subject: Subject) -> Iterable[Case]:
         options = {"dtype": torch.float32, "calm": False, "edit": silence}
         found = subject.rig(Setup(subject.source, delivery, off), **options).run(3)
         expected = subject.rig(None, **options).run(3)
-        same(found, expected, "with " + _told(off), rtol=0, atol=0)
+        same(found, expected, "with " + _listed(off), rtol=0, atol=0)
         for name, weight in expected.weights.items():
             if not torch.equal(weight.view(torch.int32), found.weights[name].view(torch.int32)):
-                raise Failure(f"with {_told(off)} {name} has other signs of zero")
+                raise Failure(f"with {_listed(off)} {name} has other signs of zero")
 
     for delivery in subject.deliveries:
         yield delivery or "as given", partial(run, delivery)
 
 
-def _told(values: Mapping[str, float | None]) -> str:
+def _listed(values: Mapping[str, float | None]) -> str:
     return " and ".join(f"{name} = {value:g}" for name, value in values.items())
 
 

@@ -1,9 +1,9 @@
 """Choosing strengths: cross-validation, the one-standard-error rule, and pictures, for any loop.
 
-Needs the extra ``regplug[tune]`` (scikit-learn, joblib, matplotlib).
+Needs the extra ``regplug[tune]`` (scikit-learn, joblib, matplotlib, tqdm).
 
 - :class:`StrengthCV`: a scikit-learn estimator around your own training loop.
-- :class:`Recipe`: a loop told as data, of which all fits are trained at once.
+- :class:`Recipe`: a loop written as data, of which all fits are trained at once.
 - :class:`Auto`: the settings of an automatic grid.
 """
 
@@ -13,7 +13,7 @@ try:
     from regplug.tune.search import StrengthCV
 except ModuleNotFoundError as error:
     missing = (error.name or "").partition(".")[0]
-    if missing not in ("joblib", "sklearn"):
+    if missing not in ("joblib", "sklearn", "tqdm"):
         raise
     raise ModuleNotFoundError(
         f"regplug.tune needs {missing}: pip install 'regplug[tune]'", name=missing

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from regplug import Penalty, Plugin, SessionView, hookimpl
+from regplug.discovery.catalog import load
 from regplug.errors import RegplugError, SpecError
 from regplug.selection.where import Selection
 from regplug.tune.fits import Work, failed
 from regplug.tune.grid import Auto, Axis, Grid
-from regplug.tune.loading import new_plugin
 from regplug.tune.seeding import seed_for, seeded
 
 __all__ = ["AtZero", "check_automatic", "found", "smallest_zeroing"]
@@ -113,14 +113,14 @@ def check_automatic(grid: Grid) -> Grid:
         SpecError: the plugin of an automatic axis is no penalty, or is delivered otherwise.
     """
     for axis in grid.automatic:
-        plugin = new_plugin(axis.spec(1.0))
+        plugin = load(axis.spec(1.0))
         if not isinstance(plugin, Penalty):
             raise SpecError(
                 f"grid[{axis.key!r}]: 'auto' is for penalties, and {plugin.name} is none"
             )
         if plugin.delivery == "auto":
             grid = grid.with_argument(axis.key, "delivery", "proximal")
-            new_plugin(next(a for a in grid.axes if a.key == axis.key).spec(1.0))
+            load(next(a for a in grid.axes if a.key == axis.key).spec(1.0))
         elif plugin.delivery != "proximal":
             raise SpecError(
                 f"grid[{axis.key!r}]: 'auto' begins where all weights are exactly zero, which only "
@@ -147,12 +147,12 @@ def found(grid: Grid, work: Work, **weights: Any) -> Grid:
     probes: dict[str, AtZero] = {}
     for axis in grid.axes:
         if isinstance(axis.values, Auto):
-            penalty = new_plugin(axis.spec(1.0))
+            penalty = load(axis.spec(1.0))
             assert isinstance(penalty, Penalty)
             probes[axis.key] = AtZero(penalty)
             plugins.append(probes[axis.key])
         else:
-            plugins.append(new_plugin(axis.spec(axis.values[0])))
+            plugins.append(load(axis.spec(axis.values[0])))
     try:
         with seeded(seed_for(work.seed, 0)):
             work.train(work.X, work.y, plugins, **weights)
@@ -179,7 +179,7 @@ def smallest_zeroing(axis: Axis, gradients: list[torch.Tensor]) -> float:
     """
 
     def zeroes(strength: float) -> bool:
-        penalty = new_plugin(axis.spec(strength))
+        penalty = load(axis.spec(strength))
         assert isinstance(penalty, Penalty)
         return not any(bool(penalty.proximal(-g, 1.0).any()) for g in gradients)
 

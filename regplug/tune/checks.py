@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from regplug.discovery.catalog import load
 from regplug.errors import PluginNotFoundError, RegplugError, SpecError
 from regplug.tune import auto
 from regplug.tune.data import check_weight
 from regplug.tune.fits import Train, check_train, takes_weight
 from regplug.tune.grid import Auto, Grid
-from regplug.tune.loading import new_plugin
 from regplug.tune.recipe import Recipe
 
 __all__ = ["check_strengths", "checked_grid", "checked_weight"]
@@ -69,7 +69,7 @@ def check_strengths(grid: Grid) -> None:
         values = (1.0,) if isinstance(axis.values, Auto) else axis.values
         for value in values:
             try:
-                plugin = new_plugin(axis.spec(value))
+                plugin = load(axis.spec(value))
             except PluginNotFoundError:
                 raise
             except RegplugError as error:

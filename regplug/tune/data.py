@@ -61,9 +61,9 @@ def check_weight(weight: Any, X: Any) -> Any:
     """
     weight = np.asarray(weight) if isinstance(weight, list | tuple) else weight
     if not hasattr(weight, "shape") or tuple(weight.shape) != (length(X),):
-        told = tuple(weight.shape) if hasattr(weight, "shape") else repr(weight)
+        given = tuple(weight.shape) if hasattr(weight, "shape") else repr(weight)
         raise SpecError(
-            f"sample_weight must be one number for each of {length(X)} rows, got {told}"
+            f"sample_weight must be one number for each of {length(X)} rows, got {given}"
         )
     if as_numpy(weight).dtype.kind not in "biuf":
         raise SpecError(f"sample_weight must be numbers, got {weight!r}")

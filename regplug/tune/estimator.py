@@ -104,7 +104,7 @@ class _Classifier(ClassifierMixin, Trained):
     @functools.cached_property
     def _last(self) -> str:
         """Which operation a predictor ends in; "" where it shows none."""
-        X = self._seen
+        X = self._rows
         predict = compiled_inside(module_of(self.raw)) or self.raw  # not compiled
         try:
             few = rows(X, np.arange(min(2, length(X))))
@@ -125,7 +125,7 @@ class _Classifier(ClassifierMixin, Trained):
         """Return what a column is: what the loss says, or else what the last operation shows."""
         if self.reading.tells is not None:
             return self.reading.tells
-        self._seen = X
+        self._rows = X
         return "probability" if self._last in ("sigmoid", "expit") else "logit"
 
     # --- one column of scores for two classes, or one for each of many ----------------------
@@ -243,7 +243,7 @@ class _Classifier(ClassifierMixin, Trained):
         found = self._scores(found)
         columns = self._columns(found.shape[1])
         known = found[:, np.isin(columns, self.classes_)].astype(np.float64)
-        self._seen = X
+        self._rows = X
         if self.reading.tells is None and self._last == "softmax":
             shares: Array = known / known.sum(axis=1, keepdims=True)
             return shares

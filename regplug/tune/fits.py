@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regplug import Plugin
+from regplug.discovery.catalog import load
 from regplug.errors import RegplugError, SpecError
 from regplug.tune.data import Split, rows, scored
 from regplug.tune.estimator import Reading, wrap
-from regplug.tune.loading import new_plugin
 from regplug.tune.predictor import Predict, coefficients, nonzero_weights
 from regplug.tune.seeding import seed_for, seeded
 
@@ -157,7 +157,7 @@ def takes_weight(train: Train) -> bool:
 
 def plugins_of(specs: Sequence[str]) -> list[Plugin]:
     """Return new plugins, never attached before."""
-    return [new_plugin(spec) for spec in specs]
+    return [load(spec) for spec in specs]
 
 
 def trained(work: Work, specs: Sequence[str], X: Any, y: Any, **start: Any) -> Predict:

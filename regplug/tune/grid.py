@@ -7,23 +7,19 @@
 ['l1(0.01)', "elastic_net(1.0, 0.5, where='all')"]
 """
 
-import ast
 import itertools
 import math
 import numbers
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from regplug.discovery.specs import Template
 from regplug.errors import SpecError
 
 __all__ = ["Auto", "Candidate", "Grid"]
 
 Candidate = dict[str, float]
-
-_SHORT = re.compile(r"\s*([A-Za-z_]\w*)\s*=(?!=)\s*(.+)", re.DOTALL)
-_BARE = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*")
 
 
 @dataclass(frozen=True)
@@ -68,13 +64,12 @@ class Axis:
     """One key of the grid: a spec with one placeholder, and what goes there."""
 
     key: str
-    template: str
+    template: Template
     values: tuple[float, ...] | Auto
 
     def spec(self, value: float) -> str:
         """Return the spec with ``value`` in the place of the placeholder."""
-        tree = _Fill(value).visit(ast.parse(self.template, mode="eval"))
-        return ast.unparse(tree)
+        return self.template.filled(value)
 
 
 class Grid:
@@ -140,7 +135,7 @@ class Grid:
         """Return the grid with ``argument=value`` added to the call in ``key``'s spec."""
         other = Grid.__new__(Grid)
         other.axes = tuple(
-            replace(axis, template=_with_argument(axis.template, argument, value))
+            replace(axis, template=axis.template.with_argument(argument, value))
             if axis.key == key
             else axis
             for axis in self.axes
@@ -148,31 +143,16 @@ class Grid:
         return other
 
 
-def _template(key: object) -> str:
-    """Return ``key`` as a call with one placeholder, spelled out."""
+def _template(key: object) -> Template:
     if not isinstance(key, str) or not key.strip():
         raise SpecError(
             f"a key of grid must be a spec such as 'plugin' or 'plugin(_, where=\"all\")', "
             f"got {key!r}"
         )
-    text = key.strip()
-    if _BARE.fullmatch(text):
-        text = f"{text}(_)"
-    elif short := _SHORT.fullmatch(text):
-        text = f"{short[1]}({short[2]})"
     try:
-        tree = ast.parse(text, mode="eval")
-    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        raise SpecError(f"grid[{key!r}]: {key!r} is no spec: {error}") from error
-    if not isinstance(tree.body, ast.Call):
-        raise SpecError(f"grid[{key!r}]: {key!r} is no spec: write a call, as 'plugin(_)'")
-    found = sum(isinstance(node, ast.Name) and node.id == "_" for node in ast.walk(tree))
-    if found != 1:
-        many = "no placeholder" if not found else f"{found} placeholders"
-        raise SpecError(
-            f"grid[{key!r}] holds {many}: write _ once, where the strength goes, as in 'plugin(_)'"
-        )
-    return ast.unparse(tree)
+        return Template.of(key)
+    except SpecError as error:
+        raise SpecError(f"grid[{key!r}]: {error}") from error
 
 
 def _values(key: str, values: object) -> tuple[float, ...] | Auto:
@@ -208,24 +188,3 @@ def _number(key: str, value: Any) -> float:
     if not math.isfinite(number):
         raise SpecError(f"grid[{key!r}] holds {value!r}, which is not finite")
     return number
-
-
-def _with_argument(template: str, argument: str, value: Any) -> str:
-    tree = ast.parse(template, mode="eval")
-    assert isinstance(tree.body, ast.Call)
-    tree.body.keywords.append(ast.keyword(arg=argument, value=ast.Constant(value)))
-    return ast.unparse(ast.fix_missing_locations(tree))
-
-
-class _Fill(ast.NodeTransformer):
-    def __init__(self, value: float) -> None:
-        # A negative constant is no literal of Python's grammar: unparse wants the minus apart.
-        self.value = value
-
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        if node.id != "_":
-            return node
-        number = ast.copy_location(ast.Constant(abs(self.value)), node)
-        if self.value < 0:
-            return ast.copy_location(ast.UnaryOp(ast.USub(), number), node)
-        return number

@@ -68,8 +68,8 @@ def _shares(target: torch.Tensor, output: Any) -> bool:
 def _some(found: torch.Tensor, words: bool) -> str:
     if words:
         return f"{len(found)} labels"
-    told = ", ".join(f"{value:g}" for value in found[:4].tolist())
-    return told if len(found) <= 4 else f"{told} … {found[-1].item():g}"
+    shown = ", ".join(f"{value:g}" for value in found[:4].tolist())
+    return shown if len(found) <= 4 else f"{shown} … {found[-1].item():g}"
 
 
 def name_of_loss(loss: Any) -> str:

@@ -193,9 +193,9 @@ class Watch(TorchFunctionMode):
         short, long = sorted((output.shape, target.shape), key=len)
         if len(short) < len(long):
             return bool(short) and short[0] == rows and long[0] == rows
-        shapes, own = self._shapes
+        shapes, of_target = self._shapes
         return output.shape != target.shape and (
-            tuple(output.shape) in shapes and tuple(target.shape) == own
+            tuple(output.shape) in shapes and tuple(target.shape) == of_target
         )
 
 

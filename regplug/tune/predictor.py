@@ -47,7 +47,7 @@ def output(predict: Predict, X: Any, *, plain: bool = True) -> Any:
     array = as_numpy(found)
     if array.ndim == 0 or len(array) != length(X):
         raise SpecError(
-            f"the predictor returned {_told(found)} for {length(X)} rows: "
+            f"the predictor returned {_shown(found)} for {length(X)} rows: "
             "it must return one for each"
         )
     return array
@@ -65,7 +65,7 @@ def as_input(module: nn.Module, X: Any) -> torch.Tensor:
     return tensor.to(first.dtype if floating else tensor.dtype).to(first.device)
 
 
-def _told(found: object) -> str:
+def _shown(found: object) -> str:
     shape = getattr(found, "shape", None)
     return type(found).__name__ if shape is None else f"an output of shape {tuple(shape)}"
 

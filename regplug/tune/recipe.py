@@ -1,4 +1,4 @@
-"""Recipe: a training loop told as data, so that many fits can be trained as one."""
+"""Recipe: a training loop written as data, so that many fits can be trained as one."""
 
 import functools
 import inspect
@@ -23,7 +23,7 @@ __all__ = ["Recipe"]
 
 
 class Recipe:
-    r"""A training loop told as data.
+    r"""A training loop written as data.
 
     It is a loop like any other, to be given to :class:`StrengthCV` or called as
     ``recipe(X, y, plugins)``. As data, though, all folds and strengths of a search can be
@@ -92,8 +92,8 @@ class Recipe:
 
     def __repr__(self) -> str:
         return (
-            f"Recipe(build={_told(self.build)}, loss={_told(self.loss)}, "
-            f"optimizer={_told(self.optimizer)}, epochs={self.epochs}, "
+            f"Recipe(build={_shown(self.build)}, loss={_shown(self.loss)}, "
+            f"optimizer={_shown(self.optimizer)}, epochs={self.epochs}, "
             f"batch_size={self.batch_size}, seed={self.seed})"
         )
 
@@ -207,12 +207,12 @@ def _needs_closure(optimizer: Optimizer) -> bool:
     return closure is not None and closure.default is inspect.Parameter.empty
 
 
-def _told(call: Any) -> str:
+def _shown(call: Any) -> str:
     """Return a name that is the same in every process."""
     if isinstance(call, functools.partial):
         arguments = [repr(a) for a in call.args]
         arguments += [f"{name}={value!r}" for name, value in call.keywords.items()]
-        return f"partial({', '.join([_told(call.func), *arguments])})"
+        return f"partial({', '.join([_shown(call.func), *arguments])})"
     if isinstance(call, nn.Module):
         return repr(call)
     named = call if hasattr(call, "__qualname__") else type(call)

@@ -236,8 +236,8 @@ class StrengthCV(ChosenModel):
     def _tell_edges(self, grid: Grid) -> None:
         self.edges_ = hints.edges(grid.axes, Grid(self.grid).axes, self.best_params_)
         for key, end in self.edges_.items():
-            if self.progress and (told := hints.at_edge(grid.axes, self.best_params_, key, end)):
-                sys.stderr.write(f"{told}\n")
+            if self.progress and (hint := hints.at_edge(grid.axes, self.best_params_, key, end)):
+                sys.stderr.write(f"{hint}\n")
 
     def _refit(self, work: Work, grid: Grid) -> None:
         specs = grid.specs(self.chosen_params_)

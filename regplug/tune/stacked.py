@@ -143,8 +143,8 @@ def train_stacked(recipe: Recipe, work: Work, fits: Sequence[Sequence[Fit]]) -> 
     seconds = (time.perf_counter() - began) / sum(map(len, fits))
     outcomes: list[Outcome] = []
     for row, its in enumerate(fits):
-        own = {name: p[row] for name, p in stack.items()}
-        outcomes += _score(work, model, own, its, seconds)
+        of_row = {name: p[row] for name, p in stack.items()}
+        outcomes += _score(work, model, of_row, its, seconds)
     return outcomes
 
 

@@ -10,9 +10,9 @@ from torch.optim import Optimizer
 
 from regplug import Penalty, Plugin, Scheduled
 from regplug.backend.groups import sign
+from regplug.backend.precision import widened
 from regplug.backend.update_rules import update_rule
-from regplug.kernels.pieces import widened
-from regplug.plugin import set_step
+from regplug.plugin import set_steps
 from regplug.schedules import constant
 
 __all__ = ["StackedPenalty", "why_not_stacked"]
@@ -30,10 +30,10 @@ def why_not_stacked(plugin: Plugin) -> str:
     """
     if not isinstance(plugin, Penalty):
         return f"{plugin.name} is no penalty"
-    own = [hook for hook in _HOOKS if _hook(type(plugin), hook) is not _hook(Penalty, hook)]
+    overridden = [hook for hook in _HOOKS if _hook(type(plugin), hook) is not _hook(Penalty, hook)]
     if plugin.orientation is not None and not plugin.separable:
         return f"{plugin.name} asks for rows or columns, which depend on the layer"
-    return f"{plugin.name} has its own {', '.join(own)}" if own else ""
+    return f"{plugin.name} has its own {', '.join(overridden)}" if overridden else ""
 
 
 def _hook(cls: type, name: str) -> object:
@@ -80,7 +80,7 @@ class StackedPenalty:
                 if self.delivery == "step":
                     continue
                 w.grad = torch.zeros_like(w)  # as a term of the loss it has a gradient
-            wide = widened(w)
+            wide = widened(w.detach())
             found = self._call("gradient", strengths, wide, None)
             found = found * _spread(strengths["strength"], wide) * sign(group)
             if active is not None:
@@ -95,9 +95,9 @@ class StackedPenalty:
         for w, group in self._weights:
             if w.grad is None:
                 continue
-            wide = widened(w)
-            stride = self._rule.step(group, self._optimizer.state[w], w.grad)
-            found = self._call("proximal", strengths, wide, stride)
+            wide = widened(w.detach())
+            effective_step = self._rule.step(group, self._optimizer.state[w], w.grad)
+            found = self._call("proximal", strengths, wide, effective_step)
             w.copy_(found if active is None else torch.where(_spread(active, wide), found, wide))
 
     def _strengths(self, step: int) -> tuple[Strengths, torch.Tensor | None]:
@@ -105,8 +105,7 @@ class StackedPenalty:
         if self._now is not None and self._steady:
             return self._now
         like = self._weights[0][0]
-        for penalty in self._penalties:
-            set_step(penalty, step)
+        set_steps(self._penalties, step)
         dtype = torch.promote_types(like.dtype, torch.float32)
         tensors = {
             name: torch.tensor(

@@ -160,14 +160,14 @@ def _forms(
 
     Shapes differ in dimensions of 1 only.
     """
-    own = tuple(part.shape[1:])
-    tails = [own]
+    tail = tuple(part.shape[1:])
+    tails = [tail]
     shapes = [tuple(o.shape) for o in tensors(output)]
     like = shapes[0][1:] if len(shapes) == 1 and shapes[0][:1] == (len(part),) else None
-    alike = like is not None and [d for d in like if d != 1] == [d for d in own if d != 1]
+    alike = like is not None and [d for d in like if d != 1] == [d for d in tail if d != 1]
     if like is not None and alike:
         tails.insert(0, like)
-    tails += [tuple(d for d in own if d != 1), (1,) if own == () else own]
+    tails += [tuple(d for d in tail if d != 1), (1,) if tail == () else tail]
     whole = not part.is_floating_point() or bool((part == part.round()).all())
     types = [floating, torch.int64]
     if call is not None and call.values:

@@ -83,10 +83,10 @@ def _has_step_hooks(optimizer: Optimizer) -> bool:
         optimizer.register_step_pre_hook(lambda *arguments: None),
         optimizer.register_step_post_hook(lambda *arguments: None),
     ]
-    beside = any(len(handle.hooks_dict_ref() or ()) > 1 for handle in handles)
+    others = any(len(handle.hooks_dict_ref() or ()) > 1 for handle in handles)
     for handle in handles:
         handle.remove()
-    return beside
+    return others
 
 
 def _run_singles(
@@ -117,10 +117,10 @@ def _run_singles(
 def _compare(
     recipe: Recipe, models: Sequence[nn.Module], inputs: torch.Tensor, targets: torch.Tensor
 ) -> None:
-    own = [dict(model.named_parameters()) for model in models]
+    parameters = [dict(model.named_parameters()) for model in models]
     stack = {
-        name: torch.stack([p[name].detach() for p in own])[None].requires_grad_()
-        for name, parameter in own[0].items()
+        name: torch.stack([p[name].detach() for p in parameters])[None].requires_grad_()
+        for name, parameter in parameters[0].items()
         if parameter.requires_grad
     }
     if not stack:
@@ -133,8 +133,8 @@ def _compare(
             f"torch.func.vmap can't run the model or the loss: {type(error).__name__}: {error}"
         ) from error
     for name, stacked in stack.items():
-        for k, parameters in enumerate(own):
-            wanted, grad = parameters[name].grad, stacked.grad
+        for k, each in enumerate(parameters):
+            wanted, grad = each[name].grad, stacked.grad
             if wanted is None and grad is None:
                 continue
             if wanted is None or grad is None or not torch.allclose(grad[0, k], wanted, 1e-3, 1e-6):

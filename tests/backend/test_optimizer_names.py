@@ -16,8 +16,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import regplug
 from regplug.backend import hook_order, optimizer_names, stack, step_events, wrapped
-from regplug.command.run import living
+from regplug.command.run import search
 from regplug.errors import UnsupportedError
+from tests.helpers.nets import one_layer
 
 GONE = "_no_such_name"
 
@@ -25,7 +26,7 @@ GONE = "_no_such_name"
 @pytest.fixture(autouse=True)
 def asked_anew() -> Any:
     """Forget what torch has, before and after a name of it is taken away."""
-    memories = (optimizer_names._torch_marks, optimizer_names._told_by_scaler)
+    memories = (optimizer_names._torch_marks, optimizer_names._set_by_scaler)
     for memory in (*memories, hook_order._warn_of_order):
         memory.cache_clear()
     yield
@@ -34,8 +35,7 @@ def asked_anew() -> Any:
 
 
 def linear(kind: Callable[..., Any] = torch.optim.SGD, **more: Any) -> tuple[nn.Linear, Any]:
-    model = nn.Linear(2, 1, bias=False)
-    nn.init.constant_(model.weight, 2.0)
+    model = one_layer(2.0, 2.0, dtype=torch.float32)
     return model, kind(model.parameters(), lr=0.1, **more)
 
 
@@ -72,7 +72,7 @@ def test_who_has_hooks_is_known_without_the_table_and_the_mark(
     assert not optimizer_names.is_hooked(outer)
     assert not optimizer_names.is_hooked(outer, step=False)
     assert wrapped.unwrap(outer) is optimizer
-    found = [o for o in living.optimizers() if o in (optimizer, outer)]
+    found = [o for o in search.optimizers() if o in (optimizer, outer)]
     assert found == [optimizer]
     assert not optimizer._optimizer_step_pre_hooks  # what was asked with is gone
 
@@ -280,11 +280,11 @@ def test_who_steps_is_seen_from_within() -> None:
 
     model, outer = linear(Outer)
     inner = torch.optim.SGD(model.parameters(), lr=0.1)
-    inner.register_step_pre_hook(lambda *arguments: seen.extend(stack.stepping()))
+    inner.register_step_pre_hook(lambda *arguments: seen.extend(stack.stepping([inner, outer])))
     outer.step()
     assert inner in seen
     assert outer in seen
-    assert not list(stack.stepping())
+    assert not list(stack.stepping([inner, outer]))
 
 
 # --- steps that are none -----------------------------------------------------------------------
@@ -361,7 +361,7 @@ def test_a_scaler_is_asked_once_and_nobody_notices() -> None:
     finally:
         handle.remove()
     assert not seen
-    assert optimizer_names._told_by_scaler.cache_info().misses == 1
+    assert optimizer_names._set_by_scaler.cache_info().misses == 1
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import textwrap
 import time
+import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from pair import Pair
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,6 +24,7 @@ import regplug
 from regplug.backend import others, wrappers
 from regplug.errors import RegplugError, UnsupportedError
 from regplug.session import agreement
+from tests.helpers.pair import Pair
 
 GONE = "_no_such_name"
 
@@ -56,6 +58,39 @@ def test_without_the_groups_store_ranks_compare_over_one_of_their_own() -> None:
         for words, _, seconds in pair.run(attach_without_the_store, [["l1(0.1)"], ["l1(0.2)"]]):
             assert "l1.strength: constant(0.1) on rank 0, constant(0.2) on rank 1" in words
             assert seconds < agreement.PATIENCE / 2
+    finally:
+        pair.stop()
+
+
+# --- its optimizer of shares -------------------------------------------------------------------
+
+
+def step_of_zero(rank: int, name: str) -> tuple[list[list[float]], int]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch's own, on the way
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+    kind: Any = type(name, (ZeroRedundancyOptimizer,), {})
+    own, ZeroRedundancyOptimizer.__name__ = ZeroRedundancyOptimizer.__name__, name
+    try:
+        model = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Linear(1, 2, bias=False))
+        for p in model.parameters():
+            nn.init.constant_(p, 2.0)
+        optimizer = kind(model.parameters(), optimizer_class=torch.optim.SGD, lr=0.1)
+        with regplug.attach(model, optimizer, ["l2(0.5)"]) as session:
+            (0.0 * model(torch.ones(1, 2))).sum().backward()
+            optimizer.step()
+            return [p.flatten().tolist() for p in model.parameters()], session.steps
+    finally:
+        ZeroRedundancyOptimizer.__name__ = own
+
+
+@pytest.mark.parametrize("name", ["ZeroRedundancyOptimizer", "Renamed"])
+def test_torchs_optimizer_of_shares_acts_once_for_all_ranks(name: str) -> None:
+    pair = Pair()
+    try:
+        for weights, steps in pair.run(step_of_zero, name):
+            assert steps == 1
+            assert weights == [[pytest.approx(2.0 - 0.1 * 2 * 0.5 * 2.0)] * 2] * 2  # λ·w², once
     finally:
         pair.stop()
 
@@ -98,6 +133,22 @@ def test_without_its_list_an_accelerator_has_to_be_given(monkeypatch: pytest.Mon
     with pytest.raises(UnsupportedError, match=rf"Accelerator\.{GONE}.*accelerator=accelerator"):
         regplug.attach(model, optimizer, ["l1(0.1)"])
     regplug.attach(model, optimizer, ["l1(0.1)"], accelerator=accelerator).detach()
+
+
+def test_its_wrapper_of_an_optimizer_is_known_by_the_package_alone(tmp_path: Path) -> None:
+    from accelerate.optimizer import AcceleratedOptimizer as Wrapper
+
+    accelerator = Accelerator(cpu=True)
+    model = nn.Linear(2, 1)
+    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    named = Wrapper.__name__, Wrapper.__module__
+    Wrapper.__name__, Wrapper.__module__ = "Renamed", "accelerate.elsewhere"
+    try:
+        with regplug.attach(model, optimizer, ["l1(0.1)"]):
+            accelerator.save_state(str(tmp_path))
+    finally:
+        Wrapper.__name__, Wrapper.__module__ = named
+    assert list((tmp_path / "regplug").iterdir())
 
 
 # --- scikit-learn ------------------------------------------------------------------------------

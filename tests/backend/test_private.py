@@ -13,11 +13,12 @@ from torch.utils.checkpoint import checkpoint
 
 import regplug
 from regplug.backend import eager, names, precision, private, wrappers
-from regplug.command.run import living
+from regplug.command.run import search
 from regplug.errors import RegplugError, UnsupportedError
 from regplug.selection import coverage, where
 from regplug.session.functional import refuse_transforms
 from regplug_builtins import Activity, _private
+from tests.helpers.compare import same
 
 GONE = "_no_such_name"
 
@@ -39,10 +40,6 @@ def trained(*plugins: str | regplug.Plugin, steps: int = 3, **settings: Any) -> 
             optimizer.step()
         assert session.steps == steps
     return [p.detach().clone() for p in model.parameters()]
-
-
-def same(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 # --- tensors -----------------------------------------------------------------------------------
@@ -203,20 +200,20 @@ def test_without_its_table_of_children_a_model_is_found_all_the_same(
     assert dict(private.children(model)) == wanted
     assert private.is_made(made)
     assert not private.is_made(half)
-    assert living.model_of(optimizer) is model
+    assert search.model_of(optimizer) is model
 
 
 def test_without_its_table_of_parameters_plain_tensors_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tensors = [torch.ones(2, requires_grad=True), nn.Parameter(torch.ones(2))]
-    both = living.model_of(torch.optim.SGD(tensors, lr=0.1))
+    both = search.model_of(torch.optim.SGD(tensors, lr=0.1))
     assert [name for name, _ in both.named_parameters()] == ["param_0", "param_1"]
     monkeypatch.setattr(private, "_PARAMETERS", GONE)
-    known = living.model_of(torch.optim.SGD(tensors[1:], lr=0.1))
+    known = search.model_of(torch.optim.SGD(tensors[1:], lr=0.1))
     assert [p is tensors[1] for p in known.parameters()] == [True]
     with pytest.raises(UnsupportedError, match=rf"Module\.{GONE}.*make it an nn.Parameter"):
-        living.model_of(torch.optim.SGD(tensors, lr=0.1))
+        search.model_of(torch.optim.SGD(tensors, lr=0.1))
 
 
 def test_without_their_base_normalizations_are_the_public_classes(

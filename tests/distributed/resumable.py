@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from penalties import Remembers
 from torch import nn
 
 import regplug
+from tests.helpers.penalties import Remembers
 
 PLUGINS = [
     "l1(linear(0, 0.05, steps=20), delivery='proximal')",

@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from pair import Pair, WorkerError
-from penalties import FailsOnOne
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -21,6 +19,8 @@ import regplug
 from regplug.schedules import warmup
 from regplug.session import agreement
 from regplug_builtins import L1
+from tests.helpers.pair import Pair, WorkerError
+from tests.helpers.penalties import FailsOnOne
 
 
 def model_of(kind: str) -> nn.Module:

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from pair import Pair
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import regplug
 from regplug.session import agreement
+from tests.helpers.pair import Pair
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from pair import Pair
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import regplug
+from tests.helpers.pair import Pair
 
 
 class Branches(nn.Module):

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from pair import Pair
 from torch import nn
 from torch.nn.utils import prune
 
 import regplug
+from tests.helpers.pair import Pair
 
 SPECS = [
     "unit_norm",

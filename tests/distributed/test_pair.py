@@ -5,7 +5,8 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-from pair import Pair, WorkerError
+
+from tests.helpers.pair import Pair, WorkerError
 
 
 def total(rank: int, factor: float) -> float:

@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-import resumable
-from pair import Pair
+
+from tests.distributed import resumable
+from tests.helpers.pair import Pair
 
 HERE = Path(__file__).parent
 
@@ -31,7 +32,7 @@ def start(folder: Path, steps: int) -> list[subprocess.Popen[bytes]]:
             stderr=log,
             env={
                 **clean,
-                "PYTHONPATH": str(HERE.parent),
+                "PYTHONPATH": str(HERE.parents[1]),
                 "OMP_NUM_THREADS": "1",
                 "GLOO_SOCKET_IFNAME": "lo",
                 "RANK": str(rank),

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from pair import Pair
-from penalties import ColumnNorm, GroupNorm, SpectralNorm
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.debug import CommDebugMode
 
 import regplug
+from tests.helpers.meshes import mesh_of
+from tests.helpers.pair import Pair
+from tests.helpers.penalties import ColumnNorm, GroupNorm, SpectralNorm
 
 SPECS = {
     "l1": "l1(0.3, delivery={!r})",
@@ -21,15 +22,6 @@ SPECS = {
     "elastic_net": "elastic_net(0.3, 0.2, delivery={!r})",
 }
 OWN = {"groups": GroupNorm, "columns": ColumnNorm, "spectral": SpectralNorm}
-
-_meshes: dict[Any, Any] = {}
-
-
-def mesh_of(*shape: int) -> Any:
-    if shape not in _meshes:
-        names = ("replicate", "shard")[-len(shape) :]
-        _meshes[shape] = dist.init_device_mesh("cpu", shape, mesh_dim_names=names)
-    return _meshes[shape]
 
 
 def make(seed: int = 0) -> nn.Module:

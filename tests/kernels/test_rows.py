@@ -10,7 +10,7 @@ from torch import nn
 import regplug
 from regplug.backend.update_rules import update_rule
 from regplug.delivery import compiled
-from regplug.kernels import rows
+from regplug.kernels import row_engine
 from regplug_builtins import GroupLasso, MaxNorm, UnitNorm
 
 pytestmark = pytest.mark.skipif(
@@ -74,9 +74,9 @@ def trained(plugin, optimizer, kernels, dtype=torch.float32, steps=2):
 
 def check(make, optimizer, dtype=torch.float32):
     found, kernel = trained(make(), optimizer, "triton", dtype)
-    assert kernel.why_not is None
-    assert kernel._proven
-    assert all(kernel._proven.values())
+    assert kernel.engine.why_not is None
+    assert kernel.engine._proven
+    assert all(kernel.engine._proven.values())
     torchs, _ = trained(make(), optimizer, "foreach", dtype)
     expected, _ = trained(make(), optimizer, "foreach", F64)
     for own, other, exact in zip(found, torchs, expected, strict=True):
@@ -125,13 +125,13 @@ def test_groups_do_become_zero():
 
 def test_all_rows_of_all_weights_are_one_launch_whatever_layer_they_are_of(monkeypatch):
     launched = []
-    launch = rows.RowKernel._launch
+    launch = row_engine.RowEngine._launch
 
     def counted(self, expression, numbers, geometries, columns, scalars):
         launched.append(len(geometries))
         launch(self, expression, numbers, geometries, columns, scalars)
 
-    monkeypatch.setattr(rows.RowKernel, "_launch", counted)
+    monkeypatch.setattr(row_engine.RowEngine, "_launch", counted)
     trained(MaxNorm(1.0), OPTIMIZERS["SGD"], "triton", steps=1)
     verified = len(launched) - 1  # each new kind of weight is tried on two samples before
     assert launched[:verified] == [1] * verified
@@ -150,8 +150,10 @@ def test_all_rows_of_all_weights_are_one_launch_whatever_layer_they_are_of(monke
 
 def test_a_schedule_compiles_nothing_anew_and_is_followed(monkeypatch):
     made = []
-    source = rows.row_source_of
-    monkeypatch.setattr(rows, "row_source_of", lambda *given: made.append(given) or source(*given))
+    source = row_engine.row_source_of
+    monkeypatch.setattr(
+        row_engine, "row_source_of", lambda *given: made.append(given) or source(*given)
+    )
     model = nn.Linear(7, 3, bias=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     bound = regplug.schedules.linear(1.0, 0.1, steps=9)
@@ -224,8 +226,8 @@ def test_a_strangers_formulas_are_compiled_as_they_are():
     with regplug.attach(model, optimizer, [Ridges(0.5), least], kernels="triton") as session:
         model.weight.grad = torch.zeros_like(model.weight)
         optimizer.step()
-        assert session.plugins[0]._formula_kernel.rows._proven
-        assert session.plugins[0]._formula_kernel.rows.why_not is None
+        assert session.plugins[0]._formula_kernel.rows.engine._proven
+        assert session.plugins[0]._formula_kernel.rows.engine.why_not is None
         assert list(least.left) == []
     moved = weight - 0.1 * 0.5 * 2 * weight / (9 + weight.square().sum(1, keepdim=True))
     mean = moved.mean(1, keepdim=True)
@@ -252,16 +254,16 @@ def test_what_is_no_formula_of_rows_is_left_to_torch(formula, why):
     weights = [torch.randn(3, 4), torch.randn(5, 2)]
     before = [w.clone() for w in weights]
     assert list(kernel.apply(formula, [weights])) == [0, 1]
-    assert why in kernel.why_not
+    assert why in kernel.engine.why_not
     assert all(map(torch.equal, weights, before))
 
 
 def test_a_kernel_that_differs_is_thrown_away_with_a_warning(monkeypatch):
-    source = rows.row_source_of
+    source = row_engine.row_source_of
     monkeypatch.setattr(
-        rows, "row_source_of", lambda *given: source(*given).replace("tl.sum(", "2 * tl.sum(")
+        row_engine, "row_source_of", lambda *given: source(*given).replace("tl.sum(", "2 * tl.sum(")
     )
-    monkeypatch.setattr(rows, "_compiled", rows._compiled.__wrapped__)
+    monkeypatch.setattr(row_engine, "_compiled", row_engine._compiled.__wrapped__)
     model = nn.Linear(7, 3, bias=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with regplug.attach(model, optimizer, ["unit_norm()"], kernels="triton"):
@@ -295,14 +297,14 @@ def test_a_loop_stops_in_each_row_by_itself_and_keeps_nothing_else():
     torch.testing.assert_close(weights[0], expected)
     kernel = regplug.RowKernel("leaks", "rows", "triton")
     assert list(kernel.apply(leaking, [weights])) == [0]
-    assert "keeps what a round found" in kernel.why_not
+    assert "keeps what a round found" in kernel.engine.why_not
 
 
 def test_without_triton_nothing_is_different(monkeypatch):
-    monkeypatch.setattr(rows.cuda, "is_interpreted", lambda: False)
-    monkeypatch.setattr(rows.cuda, "is_installed", lambda: False)
+    monkeypatch.setattr(row_engine.cuda, "is_interpreted", lambda: False)
+    monkeypatch.setattr(row_engine.cuda, "is_installed", lambda: False)
     found, kernel = trained(MaxNorm(1.0), OPTIMIZERS["SGD"], "triton")
-    assert kernel._proven == {}
+    assert kernel.engine._proven == {}
     expected, _ = trained(MaxNorm(1.0), OPTIMIZERS["SGD"], "foreach")
     assert all(map(torch.equal, found, expected))
 

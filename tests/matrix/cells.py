@@ -6,10 +6,10 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-from regimes import REGIMES, Regime
-
 import regplug
 from regplug.discovery import catalog
+from tests.matrix.regimes import REGIMES
+from tests.matrix.tasks import Regime
 
 SCHEDULE = "linear(0.02, 0.06, steps=4)"
 """Given for each positional argument, its strengths, so that the count of real steps shows."""

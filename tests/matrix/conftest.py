@@ -31,8 +31,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     if not errors:
         return
-    from cells import REASONS
-    from regimes import REGIMES
+    from tests.matrix.cells import REASONS
+    from tests.matrix.regimes import REGIMES
 
     rows = list(dict.fromkeys(row for row, _ in errors))
     columns = [name for name in REGIMES if any(column == name for _, column in errors)]

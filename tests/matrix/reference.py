@@ -13,11 +13,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from regimes import Outcome, Task, loop, outcome
 from torch import nn
 
 import regplug
 from regplug.selection.where import Selection
+from tests.matrix.tasks import Outcome, Task, loop, outcome
 
 
 def reference(task: Task, plugin: regplug.Plugin, delivery: str) -> Outcome:

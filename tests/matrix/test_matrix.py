@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from cells import REFUSED, Row, cannot, cells, rows
-from reference import by_formula, reference
-from regimes import REGIMES, Outcome, Task, plugin_of, run
+
+from tests.matrix.cells import REFUSED, Row, cannot, cells, rows
+from tests.matrix.reference import by_formula, reference
+from tests.matrix.regimes import REGIMES, plugin_of, run
+from tests.matrix.tasks import Outcome, Task
 
 pytestmark = pytest.mark.matrix
 

@@ -9,6 +9,7 @@ from torch import nn
 import regplug
 from regplug.errors import SelectionError, SpecError
 from regplug_builtins import DropPath
+from tests.helpers.layers import StochasticDepth
 
 
 class TimmDropPath(nn.Module):
@@ -26,14 +27,6 @@ class TimmDropPath(nn.Module):
         if keep > 0.0 and self.scale_by_keep:
             mask.div_(keep)
         return x * mask
-
-
-class StochasticDepth(nn.Module):
-    """Its attributes are torchvision's."""
-
-    def __init__(self, p: float, mode: str = "row") -> None:
-        super().__init__()
-        self.p, self.mode = p, mode
 
 
 class Block(nn.Module):

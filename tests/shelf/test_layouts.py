@@ -36,6 +36,7 @@ Conv1D = type("Conv1D", (OfTransformers,), {})
 INPUTS = {
     "linear": (lambda: nn.Linear(4, 6), (4,)),
     "transformers": (lambda: Conv1D(6, 4), (4,)),
+    "transformers, renamed": (lambda: OfTransformers(6, 4), (4,)),
     "convolution": (lambda: nn.Conv2d(4, 6, 3), (4, 3, 3)),
     "grouped": (lambda: nn.Conv2d(4, 6, 3, groups=2), (4, 3, 3)),
     "grouped 1d": (lambda: nn.Conv1d(6, 9, 2, groups=3), (6, 2)),

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from pair import Pair
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 import regplug
+from tests.helpers.pair import Pair
 
 SPECS = [
     "group_lasso(0.05)",

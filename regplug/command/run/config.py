@@ -33,7 +33,7 @@ def read(path: Path) -> dict[str, Any]:
         if key not in kinds:
             raise SpecError(f"--config {path}: {_shown(key)} is none of {', '.join(kinds)}")
         fits = type(value) is kinds[key] and value != ""
-        if not fits or (key == "plugins" and not all(isinstance(own, str) for own in value)):
+        if not fits or (key == "plugins" and not all(isinstance(item, str) for item in value)):
             hint = did_you_mean(value) if key == "plugins" else ""
             raise SpecError(f"--config {path}: {key} must not be {_shown(value)}{hint}")
     return config

@@ -82,7 +82,7 @@ def main(args: argparse.Namespace) -> int:
         or an attachment is wrong.
     """
     # Imports torch, as the plugins do too: the script finds it imported already.
-    from regplug.command.run.watch import Stop, Watch, checked
+    from regplug.command.run.attaching import Stop, Watch, checked
 
     try:
         wishes = _wishes(args)

@@ -5,7 +5,7 @@ from torch.optim import Optimizer
 
 from regplug.backend import wrappers
 from regplug.backend.names import own_parameters
-from regplug.command.run import living
+from regplug.command.run import search
 from regplug.view import SessionView
 
 __all__ = ["class_names", "names_of_optimizer", "title"]
@@ -15,7 +15,7 @@ def title(session: SessionView) -> str:
     """Return what model is trained by what optimizer."""
     model = session.model
     kind = _kind(model)
-    if isinstance(model, living.Bare):
+    if isinstance(model, search.Bare):
         parts = [*map(_kind, model.children()), *(name for name, _ in own_parameters(model))]
         kind = " and ".join(parts[:4]) + (f" and {len(parts) - 4} more" if len(parts) > 4 else "")
     return f"{kind} with {type(session.optimizer).__name__}"
@@ -30,11 +30,11 @@ def _kind(model: nn.Module) -> str:
 
 def class_names(model: nn.Module) -> list[str]:
     """Return the class names of ``model`` and of what it wraps, the user's own first."""
-    if isinstance(model, living.Bare):
+    if isinstance(model, search.Bare):
         return ["+".join(model.keys()) or "parameters", *map(_kind, model.children())]
     return [_kind(layer) for layer in reversed(list(wrappers.layers(model)))]
 
 
 def names_of_optimizer(optimizer: Optimizer) -> list[str]:
     """Return the names that the program has for ``optimizer``, and its class's."""
-    return [*living.names_of(optimizer), type(optimizer).__name__]
+    return [*search.names_of(optimizer), type(optimizer).__name__]

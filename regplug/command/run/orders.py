@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from regplug.backend import wrappers
+from regplug.backend.marks import is_hook
 from regplug.discovery.catalog import load
 from regplug.errors import RegplugError, SelectionError, SpecError, UnsupportedError
 from regplug.plugin import Plugin
@@ -60,11 +61,11 @@ def checked(texts: Sequence[str]) -> list[Order]:
         UnsupportedError: it needs the loss event, which only the program itself could fire.
     """
     orders = [Order.parse(text) for text in texts]
-    seen: dict[tuple[str, str | None], str] = {}
+    first_specs: dict[tuple[str, str | None], str] = {}
     for order in orders:
         plugin = load(order.spec)
         _refuse_loss(plugin, order.spec)
-        first = seen.setdefault((plugin.name, order.scope), order.spec)
+        first = first_specs.setdefault((plugin.name, order.scope), order.spec)
         if first is not order.spec:
             raise SpecError(
                 f"{first} and {order.spec} are both named {plugin.name!r}: give one of them "
@@ -76,12 +77,12 @@ def checked(texts: Sequence[str]) -> list[Order]:
 def _refuse_loss(plugin: Plugin, spec: str) -> None:
     from regplug import Penalty
 
-    own = getattr(type(plugin), "on_loss", None)
-    if isinstance(plugin, Penalty) and own is Penalty.on_loss:
+    hook = getattr(type(plugin), "on_loss", None)
+    if isinstance(plugin, Penalty) and hook is Penalty.on_loss:
         if plugin.delivery != "loss":
             return
         way = "use delivery='step', or attach"
-    elif hasattr(own, "regplug_impl"):
+    elif is_hook(hook):
         way = "attach"
     else:
         return

@@ -1,4 +1,4 @@
-"""What comes of a run: told on stderr at its end, and written to the report's folder."""
+"""What comes of a run: printed on stderr at its end, and written to the report's folder."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from regplug.errors import RegplugError
 from regplug.table import table
 
 if TYPE_CHECKING:
-    from regplug.command.run.watch import Watch
+    from regplug.command.run.attaching import Watch
     from regplug.report.recorder import Recorder
     from regplug.session.session import Session
 
@@ -38,7 +38,7 @@ def rank() -> int:
 
 
 class Outcome:
-    """What is told at the end, and written to the report's folder."""
+    """What is printed at the end, and written to the report's folder."""
 
     def __init__(self, wishes: Wishes) -> None:
         self.wishes = wishes
@@ -122,7 +122,7 @@ class Outcome:
         if self.rank != 0:
             return
         sys.stdout.flush()
-        lines = [line for entry in watch.entries[:_SHOWN] for line in _told(entry)]
+        lines = [line for entry in watch.entries[:_SHOWN] for line in _lines_of(entry)]
         if len(watch.entries) > _SHOWN:
             steps = sum(entry.steps for entry in watch.entries[_SHOWN:])
             lines.append(f"… and {len(watch.entries) - _SHOWN} more sessions, {steps:,} steps")
@@ -152,7 +152,7 @@ _NEVER = (
 )
 
 
-def _told(entry: Any) -> list[str]:
+def _lines_of(entry: Any) -> list[str]:
     lines = [f"{entry.name}: {entry.title}, {entry.steps:,} real steps"]
     lines += [] if entry.final is None else [f"  {line}" for line in entry.final.splitlines()]
     return lines

@@ -73,11 +73,11 @@ class Script:
 
     def report(self, error: BaseException) -> None:
         """Let ``sys.excepthook`` tell of ``error``, from the script's first frame on."""
-        own = error.__traceback__
-        while own is not None and own.tb_frame.f_code.co_filename != self.file:
-            own = own.tb_next
-        error.__traceback__ = own
-        sys.excepthook(type(error), error, own)
+        frames = error.__traceback__
+        while frames is not None and frames.tb_frame.f_code.co_filename != self.file:
+            frames = frames.tb_next
+        error.__traceback__ = frames
+        sys.excepthook(type(error), error, frames)
 
 
 def _spec_of(name: str) -> Any:

@@ -1,0 +1,79 @@
+"""Plugins that are wrong on purpose, in ways that were shipped or are near at hand.
+
+``WRONG`` maps the id of each check to the plugin that fails there and nowhere else. ``WIDER`` holds
+blunders that no single check could be alone in finding, with all the checks that find them.
+"""
+
+from functools import partial
+
+from tests.testing.wrong_formulas import (
+    ByRows,
+    DetachedValue,
+    Expansive,
+    HalfDetached,
+    HalfGradient,
+    HalfThreshold,
+    WholeNorm,
+    WideGradient,
+)
+from tests.testing.wrong_lives import (
+    FloatRate,
+    ForgetsAverage,
+    Hoards,
+    KeepsSessions,
+    LeavesRates,
+    OddState,
+    Swallows,
+)
+from tests.testing.wrong_loops import (
+    AlwaysInLoss,
+    Assigns,
+    Everything,
+    ForgetsScale,
+    HalfSum,
+    NeverOff,
+    Overwrites,
+    OwnStepHook,
+    PerPass,
+    SoftensGradients,
+    StoredGenerator,
+    WaitsForInputGradient,
+)
+from tests.testing.wrong_ranks import NormOfShard, ReportsShard, SeedPerRank, TimesWorld
+
+WRONG = {
+    "differentiable": partial(DetachedValue, 0.01),
+    "gradient": partial(HalfGradient, 0.01),
+    "finite-difference": partial(HalfDetached, 0.01),
+    "every-batch": StoredGenerator,
+    "zero-strength": NeverOff,
+    "untouched": Everything,
+    "adds": Assigns,
+    "input-grad": WaitsForInputGradient,
+    "proximal": partial(HalfThreshold, 0.01),
+    "separable": partial(ByRows, 0.01),
+    "dtype": partial(WideGradient, 0.01),
+    "accumulation": PerPass,
+    "clipping": partial(AlwaysInLoss, 0.01),
+    "overflow": ForgetsScale,
+    "ddp": TimesWorld,
+    "fsdp2": NormOfShard,
+    "ranks": ReportsShard,
+    "checkpoint-step": OwnStepHook,
+    "state": OddState,
+    "resume": ForgetsAverage,
+    "restore": LeavesRates,
+    "leak": KeepsSessions,
+    "order": SoftensGradients,
+    "attribution": Swallows,
+    "compile": FloatRate,
+}
+
+WIDER = {
+    Overwrites: {"adds", "order", "zero-strength"},
+    partial(WholeNorm, 0.01): {"separable", "fsdp2", "ranks"},
+    SeedPerRank: {"ranks", "resume"},
+    HalfSum: {"dtype", "fsdp2", "ranks"},
+    Hoards: {"leak"},
+    partial(Expansive, 0.01): {"proximal"},
+}
