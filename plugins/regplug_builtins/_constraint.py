@@ -59,7 +59,10 @@ class Constraint(Selective):
         for _, weights, _ in session.updates(self._selection):
             rows: Sequence[int] = range(len(weights))
             if self.orientation is not None:
-                rows = self._put_back_rows(session, weights, layouts)
+                kernel = self._row_kernel(self.orientation, session)
+                if kernel.serves(weights[0]):
+                    found = [layouts.get(w) for w in weights]
+                    rows = kernel.apply(self.constrained, [weights], found)
             for w in (weights[row] for row in rows):
                 if self.separable:
                     local_w = local(w)
@@ -71,15 +74,12 @@ class Constraint(Selective):
                         part(self._constrained(wide, layouts.get(w) if layouts else None), w)
                     )
 
-    def _put_back_rows(
-        self, session: SessionView, weights: list[torch.Tensor], layouts: Mapping[Any, Layout]
-    ) -> Sequence[int]:
-        """Put whole groups back in one launch, where that can be; return the weights left."""
-        asked = (self.name, self.orientation or "", session.kernels)
+    def _row_kernel(self, orientation: str, session: SessionView) -> RowKernel:
+        """Return what puts whole groups back in one launch, where that can be."""
+        asked = (orientation, session.kernels)
         if self._rows is None or self._rows[0] != asked:
-            self._rows = asked, RowKernel(*asked)
-        kernel = self._rows[1]
-        return kernel.apply(self.constrained, [weights], [layouts.get(w) for w in weights])
+            self._rows = asked, RowKernel(self.name, *asked)
+        return self._rows[1]
 
     def _constrained(self, w: torch.Tensor, layout: Layout | None) -> torch.Tensor:
         if layout is None or self.orientation is None:

@@ -56,7 +56,7 @@ class Rate(Tensor):
             UnsupportedError: a CUDA graph is being captured, in which it would stay what it is.
         """
         refuse_capture(
-            f"the dropout rate of this step, {self._value:g}, whatever its schedule says",
+            "the dropout rate of this step, whatever its schedule says",
             "attach a constant rate, or detach() the session before the capture",
         )
         return self._value

@@ -28,6 +28,7 @@ __all__ = [
 
 REDUCTIONS = frozenset(["row_sum", "row_max"])
 
+_ONE_A_ROW = REDUCTIONS | {"carried", "loop"}
 _FIXED = ("number", "scalar", "count", "groups")
 
 
@@ -67,15 +68,23 @@ def levels_of(steps: Sequence[Any]) -> list[int]:
     [2, 1, 0, 1, 2]
     """
     found: list[int] = []
-    for step in steps:
-        if step[0] == "input":
-            level = 2
-        elif step[0] in REDUCTIONS or step[0] in ("carried", "loop"):
-            level = 1
-        else:
-            level = max((found[place] for place in row_arguments(step)), default=0)
-        found.append(level)
+    extend_levels(found, steps)
     return found
+
+
+def extend_levels(found: list[int], steps: Sequence[Any]) -> None:
+    """Append the levels of the steps that are not in the list yet."""
+    for step in steps[len(found) :]:
+        name, level = step[0], 0
+        if name == "input":
+            level = 2
+        elif name in _ONE_A_ROW:
+            level = 1
+        elif name not in _FIXED:
+            for place in step[1:]:
+                if found[place] > level:
+                    level = found[place]
+        found.append(level)
 
 
 class RowTracing(Tracing):
@@ -92,10 +101,12 @@ class RowTracing(Tracing):
         super().__init__(dtype, device, _OPERATIONS)
         self.ndim, self.axis = ndim, axis
         self.is_flat = False
+        self.levels: list[int] = []  # of the steps so far
 
     def level(self, symbol: Symbol) -> int:
         """Return 0 for a number, 1 for what each row has one of, 2 for elements."""
-        return levels_of(self.recording.steps)[symbol.place]
+        extend_levels(self.levels, self.recording.steps)
+        return self.levels[symbol.place]
 
     def attribute(self, symbol: Symbol, name: str) -> Any:
         """Return the number of dimensions, or the shape as far as it may be asked for."""
@@ -247,6 +258,8 @@ def traced_rows(
 
 def _refuse_leaks(steps: Sequence[Any]) -> None:
     """Refuse what reads, after a loop, results of its last round."""
+    if not any(step[0] == "loop" for step in steps):
+        return
     levels, inside = levels_of(steps), set[int]()
     for place, step in enumerate(steps):
         if step[0] != "loop":
