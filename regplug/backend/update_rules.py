@@ -117,14 +117,20 @@ def _radam(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> An
     limit = 2 / (1 - beta2) - 1
     rho = limit - 2 * step * beta2**step / correction
     lr, eps = learning_rate(group), group["eps"]
-    rectified = (rho - 4) * (rho - 2) * limit / ((limit - 4) * (limit - 2) * rho)
-    if isinstance(rho, torch.Tensor):  # read on the device, so both ways are computed
+    if type(second) not in PLAIN:  # a symbol: both ways are computed, and one is chosen
         early = torch.where(second > 0, lr, 0.0)
-        late = _preconditioned(lr * (rectified * correction) ** 0.5, second, eps)
-        return torch.where(rho <= 5, early, late)
+        return torch.where(rho <= 5, early, _late(lr, rho, limit, correction, second, eps))
     if rho <= 5:
         return _zero_without_gradient(torch.ones_like(second).mul_(lr), second)
-    return _preconditioned(lr * (rectified * correction) ** 0.5, second, eps)
+    return _late(lr, rho, limit, correction, second, eps)
+
+
+def _late(
+    lr: Any, rho: Any, limit: Any, correction: Any, second_moment: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """Return RAdam's step once the variance of its second moment is known well enough."""
+    rectified = ((rho - 4) * (rho - 2) * limit / ((limit - 4) * (limit - 2) * rho)) ** 0.5
+    return _preconditioned(lr * rectified * correction**0.5, second_moment, eps)
 
 
 def _rmsprop(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> Any:
