@@ -64,6 +64,16 @@ class RowKernel:
             return cuda.is_interpreted() and self.engine.why_not is None
         return like.is_cuda and cuda.is_installed() and self.engine.why_not is None
 
+    def describe(self, like: torch.Tensor) -> str:
+        """Return the name of the kernel that tensors like this one get, and why if it is none.
+
+        It is known after the first event in which the formula was executed.
+        """
+        if self.serves(like):
+            return "Triton"
+        made = vars(self).get("engine")
+        return "foreach" if made is None or made.why_not is None else f"foreach ({made.why_not})"
+
     def apply(
         self,
         formula: Callable[..., Any],

@@ -229,6 +229,8 @@ def test_a_strangers_formulas_are_compiled_as_they_are():
         assert session.plugins[0]._formula_kernel.rows.engine._proven
         assert session.plugins[0]._formula_kernel.rows.engine.why_not is None
         assert list(least.left) == []
+        assert least.rows.describe(weight) == "Triton"
+        assert regplug.RowKernel("plain", "rows").describe(weight) == "foreach"
     moved = weight - 0.1 * 0.5 * 2 * weight / (9 + weight.square().sum(1, keepdim=True))
     mean = moved.mean(1, keepdim=True)
     expected = moved.clamp(mean - 0.05, mean + 0.05)
@@ -255,6 +257,7 @@ def test_what_is_no_formula_of_rows_is_left_to_torch(formula, why):
     before = [w.clone() for w in weights]
     assert list(kernel.apply(formula, [weights])) == [0, 1]
     assert why in kernel.engine.why_not
+    assert kernel.describe(weights[0]) == f"foreach ({kernel.engine.why_not})"
     assert all(map(torch.equal, weights, before))
 
 
