@@ -87,7 +87,7 @@ class StepEvents:
         self._depth, self._real, self._call = 1, False, self._caller()
         listener, grad = self._listener, torch.is_grad_enabled()
         try:
-            if listener is not None:
+            if listener is not None and torch.cuda.is_initialized():
                 captured.refuse_captured_step(optimizer.param_groups)
             closure = args[1] if len(args) > 1 else kwargs.get("closure")
             if callable(closure):

@@ -118,6 +118,10 @@ def _apply_each(
 ) -> None:
     names = rule.tensors(group)
     alike: dict[Any, list[tuple[torch.Tensor, ...]]] = {}
+    waits = False  # to read a number
+    for name in rule.numbers:
+        number = states[0][name]
+        waits = waits or (isinstance(number, torch.Tensor) and not number.is_cpu)
     for w, used, state in zip(weights, gradients, states, strict=True):
         if not kernel.separable:
             parts = {name: widened(shards.local(state[name])) for name in names}
@@ -126,7 +130,7 @@ def _apply_each(
             _apply_whole(kernel, w, whole, layouts.get(w))
         elif not (kernel.plain and is_small([w])):
             _apply_blockwise(kernel, rule, group, state, w, used)
-        elif w.numel() >= TINY or not all(map(_is_at_hand, (state[n] for n in rule.numbers))):
+        elif w.numel() >= TINY or waits:
             kernel.proximal_([w], rule.step(group, state, used))
         else:
             numbers = tuple(map(float, map(state.__getitem__, rule.numbers)))
@@ -137,11 +141,6 @@ def _apply_each(
         state = dict(zip(rule.numbers, numbers, strict=True))
         for ws, *inputs in batches(list(zip(*rows, strict=True))):
             _apply_joined(kernel, rule, group, state, ws, inputs)
-
-
-def _is_at_hand(number: Any) -> bool:
-    """Whether a number can be read without waiting for a device."""
-    return not isinstance(number, torch.Tensor) or number.is_cpu
 
 
 def _apply_blockwise(
