@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from regplug import errors, schedules, sessions
     from regplug.backend import lent
     from regplug.backend.blocks import scratch
+    from regplug.backend.captured import refuse_capture
     from regplug.backend.eager import called_by_a_graph
     from regplug.backend.layouts import Layout
     from regplug.backend.marks import is_hook
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from regplug.delivery.terms import zeros
     from regplug.hookspecs import hookimpl, hookspec
     from regplug.kernels.elementwise import Elementwise
+    from regplug.kernels.iterated import iterated
+    from regplug.kernels.rows import RowKernel
     from regplug.penalty import Penalty
     from regplug.plugin import Plugin, Scheduled, Selective
     from regplug.selection import in_use
@@ -42,6 +45,7 @@ __all__ = [
     "Patterns",
     "Penalty",
     "Plugin",
+    "RowKernel",
     "Scheduled",
     "Selection",
     "Selective",
@@ -56,10 +60,12 @@ __all__ = [
     "hookspec",
     "in_use",
     "is_hook",
+    "iterated",
     "lent",
     "like",
     "local",
     "part",
+    "refuse_capture",
     "schedules",
     "scratch",
     "sessions",
@@ -87,7 +93,10 @@ _HOMES = {
     "Sum": "regplug.backend.sums",
     "attach": "regplug.session.attach",
     "called_by_a_graph": "regplug.backend.eager",
+    "RowKernel": "regplug.kernels.rows",
     "full": "regplug.backend.shards",
+    "iterated": "regplug.kernels.iterated",
+    "refuse_capture": "regplug.backend.captured",
     "hookimpl": "regplug.hookspecs",
     "hookspec": "regplug.hookspecs",
     "is_hook": "regplug.backend.marks",

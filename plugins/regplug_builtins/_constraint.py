@@ -8,6 +8,7 @@ import torch
 from regplug import (
     Elementwise,
     Layout,
+    RowKernel,
     Selective,
     SessionView,
     full,
@@ -37,6 +38,8 @@ class Constraint(Selective):
     """``"rows"`` or ``"columns"`` for what is to be given with outputs first and inputs second, as
     :attr:`regplug.Penalty.orientation` says."""
 
+    _rows: tuple[object, RowKernel] | None = None
+
     order_matters = True  # the one that acts last has the last word
 
     def __init__(self, *, where: object = "weights", name: str | None = None) -> None:
@@ -65,7 +68,13 @@ class Constraint(Selective):
             return
         layouts = session.coverage(self._selection).layouts if self.orientation else {}
         for _, weights, _ in session.updates(self._selection):
-            for w in weights:
+            rows: Sequence[int] = range(len(weights))
+            if self.orientation is not None:
+                kernel = self._row_kernel(self.orientation, session)
+                if kernel.serves(weights[0]):
+                    found = [layouts.get(w) for w in weights]
+                    rows = kernel.apply(self.constrained, [weights], found)
+            for w in (weights[row] for row in rows):
                 wide = widened(full(w))
                 local(w).copy_(
                     part(self._constrained(wide, layouts.get(w) if layouts else None), w)
@@ -75,6 +84,13 @@ class Constraint(Selective):
         if self._run is None:
             self._run = Elementwise(self.name, session.kernels)
         return self._run
+
+    def _row_kernel(self, orientation: str, session: SessionView) -> RowKernel:
+        """Return what puts whole groups back in one launch, where that can be."""
+        asked = (orientation, session.kernels)
+        if self._rows is None or self._rows[0] != asked:
+            self._rows = asked, RowKernel(self.name, *asked)
+        return self._rows[1]
 
     def _constrained(self, w: torch.Tensor, layout: Layout | None) -> torch.Tensor:
         if layout is None or self.orientation is None:

@@ -34,7 +34,7 @@ DTYPES = {
 BLOCK = 1024
 """Elements of one program."""
 
-_FROM_LIBRARY = frozenset(["expm1", "log1p", "tanh", "sin", "cos", "sinh", "cosh", "pow"])
+FROM_LIBRARY = frozenset(["expm1", "log1p", "tanh", "sin", "cos", "sinh", "cosh", "pow"])
 """Operations that come from the device's library, which Triton's interpreter has not."""
 
 _COMMON = {
@@ -68,7 +68,7 @@ _COMMON = {
     "at_most": "tl.where(({0} < {1}) | ({0} != {0}), {0}, {1})",
     "maximum": "tl.where(({0} > {1}) | ({0} != {0}), {0}, {1})",
     "minimum": "tl.where(({0} < {1}) | ({0} != {0}), {0}, {1})",
-    **{name: f"library.{name}({{0}})" for name in _FROM_LIBRARY - {"pow"}},
+    **{name: f"library.{name}({{0}})" for name in FROM_LIBRARY - {"pow"}},
     "pow": "library.pow({0}, {1})",
 }
 
@@ -78,7 +78,8 @@ _EXACT = {"sqrt": "tl.sqrt_rn({0})", "rsqrt": "one / tl.sqrt_rn({0})", "div": "t
 _WIDE = {"sqrt": "tl.sqrt({0})", "rsqrt": "one64 / tl.sqrt({0})"}
 
 
-def _dialect(computed: str) -> Dialect:
+def dialect(computed: str) -> Dialect:
+    """Return how Triton says things where elements are computed in a dtype of that name."""
     return Dialect(
         elements={**_COMMON, **(_EXACT if computed == "float32" else _WIDE)},
         # Such a power is of a decay rate, which is positive.
@@ -146,7 +147,7 @@ def source_of(
 ) -> str:
     """Return the module that computes ``expression``."""
     computed = DTYPES[computed_in(dtypes[0])]
-    lines = lines_of(expression, _dialect(computed))
+    lines = lines_of(expression, dialect(computed))
     names = [DTYPES[dtype] for dtype in (*dtypes, *scalars)]
     pointers = [
         f"{'p' if c < len(dtypes) else 's'}{c} = tl.load(addresses + {c} * count + row)"
@@ -170,7 +171,7 @@ def source_of(
         return "\n".join(f"    {line}" for line in lines)
 
     return _MODULE.format(
-        imports=library if needed & _FROM_LIBRARY else "",
+        imports=library if needed & FROM_LIBRARY else "",
         computed=computed,
         pointers=block(pointers),
         once=block(lines.once),
@@ -230,7 +231,7 @@ def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def _quiet() -> Any:
+def quiet() -> Any:
     """Let infinities and what is not a number pass: the interpreter is numpy, which warns."""
     import numpy
 
@@ -256,7 +257,7 @@ class Triton:
             uniform = expression.uniform()
             for place in expression.needed():
                 name = expression.steps[place][0]
-                if name in _FROM_LIBRARY and not (name == "pow" and place in uniform):
+                if name in FROM_LIBRARY and not (name == "pow" and place in uniform):
                     return f"Triton's interpreter has no {name}"
         return None
 
@@ -284,7 +285,7 @@ class Triton:
             if sums:
                 partial = torch.empty(packed.programs, dtype=torch.float64, device=device)
             start = time.perf_counter()
-            with torch.cuda.device(device) if device.type == "cuda" else _quiet():
+            with torch.cuda.device(device) if device.type == "cuda" else quiet():
                 function[(packed.programs,)](
                     packed.addresses,
                     packed.sizes,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["disagreement"]
+__all__ = ["compared", "disagreement"]
 
 _TENSORS, _ELEMENTS = 8, 512
 
@@ -41,18 +41,8 @@ def disagreement(
     for rows in (sample, _odd(columns, nonnegative)):
         if fresh:
             rows[target] = [torch.zeros_like(t) for t in rows[target]]
-        own, other, wide = _copied(rows), _copied(rows), _copied(rows, torch.float64)
-        compiled(own)
-        reference(other)
-        reference(wide)
-        every = [torch.cat(c[target]) for c in (rows, own, other, wide)]
-        where = _where_unlike(every, _largest(rows))
-        if where is not None:
-            given = [float(torch.cat(column)[where]) for column in rows]
-            return (
-                f"it gives {float(every[1][where]):g} where torch gives "
-                f"{float(every[2][where]):g}, of {', '.join(f'{value:g}' for value in given)}"
-            )
+        if (why := compared(rows, compiled, reference, target)) is not None:
+            return why
     return None
 
 
@@ -104,6 +94,29 @@ def _ends(sample: list[list[torch.Tensor]]) -> list[list[torch.Tensor]]:
 
 def _finite_size(value: float) -> float:
     return abs(value) if math.isfinite(value) else 0.0
+
+
+def compared(
+    rows: list[list[torch.Tensor]], compiled: _Run, reference: _Run, target: int
+) -> str | None:
+    """Return in what two ways of one computation differ on these columns, or None."""
+    own, other, wide = _copied(rows), _copied(rows), _copied(rows, torch.float64)
+    compiled(own)
+    reference(other)
+    reference(wide)
+    every = [_flat(c[target]) for c in (rows, own, other, wide)]
+    where = _where_unlike(every, _largest(rows))
+    if where is None:
+        return None
+    given = [float(_flat(column)[where]) for column in rows]
+    return (
+        f"it gives {float(every[1][where]):g} where torch gives "
+        f"{float(every[2][where]):g}, of {', '.join(f'{value:g}' for value in given)}"
+    )
+
+
+def _flat(column: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([tensor.flatten() for tensor in column])
 
 
 def _sample(columns: Sequence[Sequence[torch.Tensor]]) -> list[list[torch.Tensor]]:

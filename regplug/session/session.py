@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from regplug import sessions
-from regplug.backend import step_events, wrapped, wrappers
+from regplug.backend import captured, step_events, wrapped, wrappers
 from regplug.backend.blocks import keep_freed_memory
 from regplug.backend.eager import eagerly
 from regplug.backend.precision import as_outside, autocast_is_on, without_autocast
@@ -67,6 +67,7 @@ class Session(Asked):
         self._events: step_events.StepEvents | None = None
         self._silence = Silence()
         self._binding = Binding(self.model, self.optimizer, self._silence)
+        captured.refuse_captured_step(self._binding.groups)
         parts = self._binding.parts
         attachments.check(
             self.plugins, [] if optimizer is None else wrapped.wrappers(optimizer) + parts
@@ -180,6 +181,7 @@ class Session(Asked):
                 "session.step() is for loops without one: attach(model, plugins=…)"
             )
         parameters = self._binding.by_hand(lr)
+        captured.refuse_captured_step(self._binding.groups)
         real = not self._detached and any(p.grad is not None for p in parameters)
         if real:
             self._steps.gradients_ready()
