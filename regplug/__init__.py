@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     from regplug.kernels.iterated import iterated
     from regplug.kernels.rows import RowKernel
     from regplug.penalty import Penalty
-    from regplug.plugin import Plugin, Scheduled, Selective
+    from regplug.plugin import Plugin, Scheduled
     from regplug.selection import in_use
     from regplug.selection.coverage import Coverage
     from regplug.selection.patterns import Patterns
     from regplug.selection.where import Selection
+    from regplug.selective import Selective
     from regplug.session.attach import attach
     from regplug.session.session import Session
     from regplug.view import SessionView
@@ -87,7 +88,7 @@ _HOMES = {
     "Plugin": "regplug.plugin",
     "Scheduled": "regplug.plugin",
     "Selection": "regplug.selection.where",
-    "Selective": "regplug.plugin",
+    "Selective": "regplug.selective",
     "Session": "regplug.session.session",
     "SessionView": "regplug.view",
     "Sum": "regplug.backend.sums",

@@ -18,8 +18,9 @@ from regplug.errors import RegplugError, SpecError, UnsupportedError
 from regplug.hookspecs import hookimpl
 from regplug.kernels.kernel import Kernel
 from regplug.kernels.pieces import NO_LAYOUTS
-from regplug.plugin import Scheduled, Selective
+from regplug.plugin import Scheduled
 from regplug.selection.coverage import Coverage
+from regplug.selective import Selective
 from regplug.view import SessionView, Update
 
 __all__ = ["DELIVERIES", "Delivered"]

@@ -24,9 +24,8 @@ __all__ = ["Rate"]
 class Rate(Tensor):
     """A probability: a 0-d float32 tensor on the CPU that compiled graphs take as an input.
 
-    Code that is not compiled can do with it what it can do with a float, but for two things:
-    ``isinstance(rate, float)`` is False, and ``json`` takes floats alone. Write ``float(rate)``.
-    Copies, pickles and checkpoints of a model hold a plain float instead.
+    Code that is not compiled can do with it what it can do with a float, but ``isinstance`` says
+    no and ``json`` takes none: write ``float(rate)``. Copies, pickles and checkpoints hold floats.
 
     Args:
         value: the rate, within [0, 1].

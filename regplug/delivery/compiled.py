@@ -90,7 +90,7 @@ def _scalars(
             # kernel on a device can't read them there.
             known[name] = numbers[0]
         else:
-            from regplug.kernels.cuda import sent
+            from regplug.kernels.packed import sent
 
             scalars[name] = list(sent(torch.tensor(numbers), device).unbind())
     lr = group["lr"]

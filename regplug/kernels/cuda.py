@@ -17,6 +17,7 @@ import torch
 
 from regplug.kernels.emitted import Dialect, lines_of
 from regplug.kernels.expression import Expression
+from regplug.kernels.packed import BLOCK, Packed
 from regplug.kernels.sources import executed
 from regplug.kernels.tables import Table
 
@@ -30,9 +31,6 @@ DTYPES = {
     torch.float16: "float16",
     torch.bfloat16: "bfloat16",
 }
-
-BLOCK = 1024
-"""Elements of one program."""
 
 FROM_LIBRARY = frozenset(["expm1", "log1p", "tanh", "sin", "cos", "sinh", "cosh", "pow"])
 """Operations that come from the device's library, which Triton's interpreter has not."""
@@ -187,48 +185,6 @@ def compiled(
 ) -> Any:
     """Return the kernel of an expression; Triton compiles it when it is first launched."""
     return executed(source_of(expression, dtypes, scalars))["kernel"]
-
-
-class Packed:
-    """A table on the device, sent there anew only where something of it changed."""
-
-    def __init__(self, table: Table, device: torch.device) -> None:
-        programs = [-(-size // BLOCK) for size in table.sizes]
-        counts = torch.tensor(programs, dtype=torch.int64, device="cpu")
-        self.device = device
-        self.programs = int(counts.sum()) if programs else 0
-        self.sizes = sent(torch.tensor(table.sizes, dtype=torch.int64, device="cpu"), device)
-        self.firsts = sent((counts.cumsum(0) - counts).to(torch.int32), device)
-        every = torch.arange(len(programs), dtype=torch.int32, device="cpu")
-        rows = torch.repeat_interleave(every, counts)
-        self.rows = sent(rows, device)
-        self._addresses: Any = None
-        self._numbers: dict[Expression, tuple[list[float], torch.Tensor]] = {}
-        self.addresses = self.sizes
-        self.of = list(table.sizes)
-
-    def send_addresses(self, addresses: list[list[int]]) -> None:
-        """Have these addresses on the device."""
-        if addresses != self._addresses:
-            self._addresses = addresses
-            self.addresses = sent(
-                torch.tensor(addresses, dtype=torch.int64, device="cpu"), self.device
-            )
-
-    def numbers(self, expression: Expression, numbers: Sequence[float]) -> torch.Tensor:
-        """Return the numbers of an expression, on the device."""
-        known = self._numbers.get(expression)
-        if known is None or known[0] != list(numbers):
-            own = torch.tensor(list(numbers) or [0.0], dtype=torch.float64, device="cpu")
-            known = self._numbers[expression] = (list(numbers), sent(own, self.device))
-        return known[1]
-
-
-def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return a CPU tensor on a device, with no wait for either."""
-    if device.type == "cpu":
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def quiet() -> Any:

@@ -7,7 +7,7 @@ import torch
 
 from regplug.backend.blocks import PLAIN
 from regplug.backend.layouts import ORIENTATIONS, Layout
-from regplug.kernels.cuda import sent
+from regplug.kernels.packed import sent
 
 __all__ = ["RowTable", "axis_of", "geometry_of"]
 

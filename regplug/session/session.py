@@ -1,8 +1,7 @@
 """One attached loop: the :class:`Session` that :func:`regplug.attach` returns."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from types import TracebackType
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -149,9 +148,7 @@ class Session(Asked):
         if self._detached:
             return loss
         self._binding.bind(self)
-        if not autocast_is_on():
-            return self._loss.penalized(self, loss)
-        with without_autocast():
+        with without_autocast() if autocast_is_on() else nullcontext():
             return self._loss.penalized(self, loss)
 
     @contextmanager
@@ -291,12 +288,7 @@ class Session(Asked):
     def __enter__(self) -> "Session":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if kind is None:
             self.detach()
         else:
