@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from regplug.backend.shards import full, like, local, part
     from regplug.backend.sums import Sum
     from regplug.hookspecs import hookimpl, hookspec
+    from regplug.kernels.elementwise import Elementwise
     from regplug.kernels.iterated import iterated
     from regplug.kernels.rows import RowKernel
     from regplug.penalty import Penalty
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HALVES",
     "Coverage",
+    "Elementwise",
     "Layout",
     "Patterns",
     "Penalty",
@@ -76,6 +78,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "HALVES": "regplug.backend.precision",
     "Coverage": "regplug.selection.coverage",
+    "Elementwise": "regplug.kernels.elementwise",
     "Layout": "regplug.backend.layouts",
     "Patterns": "regplug.selection.patterns",
     "Penalty": "regplug.penalty",

@@ -56,6 +56,11 @@ class Choice:
 
         return Engine(self._name, self._kernels)
 
+    @property
+    def why_not(self) -> str | None:
+        """Why torch's operations are used where a compiler would serve, None if none is known."""
+        return self.engine.why_not
+
     def pays(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether tensors are worth a kernel: torch is done with little ones before one begins."""
         if not tensors or self._kernels == "foreach":

@@ -123,6 +123,9 @@ class Engine:
             return f"foreach ({_why(error)})"
         if (why := backend.refuses(recording.expression(result, 0))) is not None:
             return f"foreach ({why})"
+        for (*_, name, dtypes, _, _), run in self.runs.items():
+            if run is None and name == backend.name and like.dtype in dtypes:
+                return "foreach (its kernel came to something else)"
         return backend.name
 
     # --- one kind of tensors ---------------------------------------------------------------
