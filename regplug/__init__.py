@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from regplug.backend.precision import HALVES, widened
     from regplug.backend.shards import full, like, local, part
     from regplug.backend.sums import Sum
+    from regplug.delivery.terms import zeros
     from regplug.hookspecs import hookimpl, hookspec
     from regplug.kernels.elementwise import Elementwise
     from regplug.kernels.iterated import iterated
@@ -69,6 +70,7 @@ __all__ = [
     "scratch",
     "sessions",
     "widened",
+    "zeros",
 ]
 
 __version__ = "0.1.0"
@@ -103,6 +105,7 @@ _HOMES = {
     "part": "regplug.backend.shards",
     "scratch": "regplug.backend.blocks",
     "widened": "regplug.backend.precision",
+    "zeros": "regplug.delivery.terms",
 }
 
 _MODULES = {"in_use": "regplug.selection.in_use", "lent": "regplug.backend.lent"}

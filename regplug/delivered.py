@@ -258,7 +258,7 @@ class Delivered(Selective):
         # Companions belong to the parameters themselves.
         valued = coverage if self._formula_kernel.has_companions else used
         value = terms.value(self._formula_kernel, valued, factor=strengths.get("strength", 1.0))
-        return {"value": value, **strengths, "zeros": used.zeros()}
+        return {"value": value, **strengths, "zeros": terms.zeros(used, self._kernels)}
 
     def _settle(self, session: SessionView) -> str:
         if self._settled is None:

@@ -17,6 +17,7 @@ from regplug import (
     local,
     part,
     widened,
+    zeros,
 )
 
 __all__ = ["Constraint"]
@@ -101,7 +102,7 @@ class Constraint(Selective):
     def on_metrics(self, session: SessionView) -> Mapping[str, Any]:
         """Return the bound, and the share of the covered weights that are exactly 0."""
         used = in_use.in_use(session.coverage(self._selection))
-        return {**self.strengths(), "zeros": used.zeros()}
+        return {**self.strengths(), "zeros": zeros(used, session.kernels)}
 
     def notes(self, session: SessionView) -> Sequence[str]:
         """Return what is covered if it is little, what is special, and what executes it."""

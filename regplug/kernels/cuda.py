@@ -156,7 +156,7 @@ def source_of(
     ]
     loads = [
         f"x{c} = tl.load(p{c} + place, mask=within, other=0).to(tl.{computed})"
-        for c in range(len(dtypes))
+        for c in expression.inputs()
     ]
     if expression.target is None:
         summed = f"tl.sum(tl.where(within, {lines.result}, zero).to(tl.float64))"
@@ -194,12 +194,13 @@ class Packed:
 
     def __init__(self, table: Table, device: torch.device) -> None:
         programs = [-(-size // BLOCK) for size in table.sizes]
-        counts = torch.tensor(programs, dtype=torch.int64)
+        counts = torch.tensor(programs, dtype=torch.int64, device="cpu")
         self.device = device
         self.programs = int(counts.sum()) if programs else 0
-        self.sizes = sent(torch.tensor(table.sizes, dtype=torch.int64), device)
+        self.sizes = sent(torch.tensor(table.sizes, dtype=torch.int64, device="cpu"), device)
         self.firsts = sent((counts.cumsum(0) - counts).to(torch.int32), device)
-        rows = torch.repeat_interleave(torch.arange(len(programs), dtype=torch.int32), counts)
+        every = torch.arange(len(programs), dtype=torch.int32, device="cpu")
+        rows = torch.repeat_interleave(every, counts)
         self.rows = sent(rows, device)
         self._addresses: Any = None
         self._numbers: dict[Expression, tuple[list[float], torch.Tensor]] = {}
@@ -210,13 +211,15 @@ class Packed:
         """Have these addresses on the device."""
         if addresses != self._addresses:
             self._addresses = addresses
-            self.addresses = sent(torch.tensor(addresses, dtype=torch.int64), self.device)
+            self.addresses = sent(
+                torch.tensor(addresses, dtype=torch.int64, device="cpu"), self.device
+            )
 
     def numbers(self, expression: Expression, numbers: Sequence[float]) -> torch.Tensor:
         """Return the numbers of an expression, on the device."""
         known = self._numbers.get(expression)
         if known is None or known[0] != list(numbers):
-            own = torch.tensor(list(numbers) or [0.0], dtype=torch.float64)
+            own = torch.tensor(list(numbers) or [0.0], dtype=torch.float64, device="cpu")
             known = self._numbers[expression] = (list(numbers), sent(own, self.device))
         return known[1]
 

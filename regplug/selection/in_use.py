@@ -73,7 +73,7 @@ def _sibling(entry: Covered, name: str) -> str:
 def _use(entry: Covered) -> _Use | None:
     module, parameter = entry.module, entry.parameter
     local = entry.name.rpartition(".")[2]
-    if local not in dict(own_parameters(module)) and parametrize.is_parametrized(module, local):
+    if parametrize.is_parametrized(module, local) and local not in dict(own_parameters(module)):
         if shards.is_dtensor(parameter):
             return None
         return _Use(module, local, "parametrized", partial(_parametrized, module, local))
@@ -90,10 +90,13 @@ def _use(entry: Covered) -> _Use | None:
     return None
 
 
+_CONTENT = ("_parameters", "_buffers", "_modules")
+
+
 def _hooks(module: nn.Module) -> Iterator[object]:
     """Yield what the tables of ``module`` hold: its hooks of every kind among that."""
-    for table in vars(module).values():
-        if isinstance(table, dict):
+    for name, table in vars(module).items():
+        if isinstance(table, dict) and name not in _CONTENT:
             yield from table.values()
 
 
