@@ -108,7 +108,7 @@ class Tracing:
 
     def symbol(self, place: int, kind: str = "float") -> Symbol:
         """Return the symbol of a step's result."""
-        symbol = torch.Tensor._make_subclass(Symbol, self._like)
+        symbol = self._like.as_subclass(Symbol)
         symbol.tracing, symbol.place, symbol.kind = self, place, kind
         return symbol
 

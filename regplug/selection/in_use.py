@@ -90,13 +90,13 @@ def _use(entry: Covered) -> _Use | None:
     return None
 
 
-_CONTENT = ("_parameters", "_buffers", "_modules")
-
-
 def _hooks(module: nn.Module) -> Iterator[object]:
     """Yield what the tables of ``module`` hold: its hooks of every kind among that."""
-    for name, table in vars(module).items():
-        if isinstance(table, dict) and name not in _CONTENT:
+    for table in vars(module).values():
+        # Not those of its parameters and children, which may be thousands.
+        if isinstance(table, dict) and not isinstance(
+            next(iter(table.values()), None), torch.Tensor | nn.Module
+        ):
             yield from table.values()
 
 
