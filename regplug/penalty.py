@@ -169,7 +169,9 @@ class Penalty(Delivered):
 
     def _make_formula_kernel(self) -> Kernel:
         blame = partial(failure_now, self)
-        return kernel_of(self, Penalty, blame=blame, refuse_value=self._refuse_value)
+        return kernel_of(
+            self, Penalty, blame=blame, refuse_value=self._refuse_value, kernels=self._kernels
+        )
 
     def _refuse_value(self, found: object) -> NoReturn:
         # A method, for a session knows the plugin by whose ``self`` is on the traceback.

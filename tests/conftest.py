@@ -1,5 +1,6 @@
 """What tests of all folders share."""
 
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +10,9 @@ import pytest
 import torch
 
 from tests.helpers.pair import Pair
+
+if not torch.cuda.is_available():  # before anything imports Triton
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Whole scripts, which tests run in processes of their own: an import would train, and write files.
 collect_ignore_glob = ["command/scripts/*", "benchmarks/*", "compat/inside/*"]

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-__all__ = ["BLOCK", "PLAIN", "TINY", "batches", "keep_freed_memory", "scratch"]
+__all__ = ["BLOCK", "PLAIN", "TINY", "batches", "is_dense", "keep_freed_memory", "scratch"]
 
 BLOCK = 1 << 20
 """Elements in one block: 4 MiB in float32. Smaller ones pay for their number: each costs some 20 µs
@@ -125,12 +125,12 @@ def _cut(row: tuple[torch.Tensor, ...]) -> Iterator[tuple[torch.Tensor, ...]]:
 def _flattened(row: tuple[torch.Tensor, ...]) -> list[torch.Tensor] | None:
     if all(tensor.is_contiguous() for tensor in row):
         return [tensor.view(-1) for tensor in row]
-    if len({tensor.stride() for tensor in row}) == 1 and _is_dense(row[0]):
+    if len({tensor.stride() for tensor in row}) == 1 and is_dense(row[0]):
         return [tensor.as_strided((tensor.numel(),), (1,)) for tensor in row]
     return None
 
 
-def _is_dense(tensor: torch.Tensor) -> bool:
+def is_dense(tensor: torch.Tensor) -> bool:
     """Whether the elements fill their memory without a gap, in whatever order of dimensions."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):

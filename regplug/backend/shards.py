@@ -14,6 +14,9 @@ from regplug.backend.blocks import PLAIN
 __all__ = ["full", "is_sharded", "like", "local", "part"]
 
 
+_plain = frozenset(PLAIN)
+
+
 def is_dtensor(tensor: torch.Tensor) -> bool:
     """Whether ``tensor`` is a ``DTensor``, told without importing that machinery."""
     return type(tensor) not in PLAIN and hasattr(tensor, "device_mesh")
@@ -41,6 +44,13 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
         return tensor
     with torch.no_grad():
         return tensor.to_local()  # type: ignore[attr-defined,no-any-return]
+
+
+def locals_of(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return this rank's part of each of ``tensors``; see :func:`local`."""
+    if _plain.issuperset(map(type, tensors)):
+        return list(tensors)
+    return [local(tensor) for tensor in tensors]
 
 
 def full(tensor: torch.Tensor) -> torch.Tensor:

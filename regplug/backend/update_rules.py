@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from regplug.backend.blocks import scratch
+from regplug.backend.blocks import PLAIN, scratch
 from regplug.backend.groups import Group, learning_rate
 from regplug.errors import UnsupportedError
 
@@ -60,6 +60,9 @@ def _preconditioned(lr: Any, second_moment: torch.Tensor, eps: float) -> torch.T
     Where v is 0 that is ∞/∞.
     """
     lr, v = _number(lr), second_moment
+    # A symbol, of which one kernel is made; or a number that is on a device, not to be waited for.
+    if type(v) not in PLAIN or isinstance(lr, torch.Tensor):
+        return torch.where(v > 0, lr / (v.sqrt() + eps), 0.0)
     inverse = torch.rsqrt(v, out=scratch(v, "optimizer's step"))  # faster than torch's sqrt
     if lr == 0:
         return inverse.zero_()
@@ -72,7 +75,8 @@ def _preconditioned(lr: Any, second_moment: torch.Tensor, eps: float) -> torch.T
 
 
 def _number(value: Any) -> Any:
-    return value.item() if isinstance(value, torch.Tensor) else value
+    """Return a tensor's number where reading it waits for nothing."""
+    return value.item() if type(value) in PLAIN and value.is_cpu else value
 
 
 def _plain(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> Any:
@@ -112,10 +116,21 @@ def _radam(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> An
     correction = 1 - beta2**step
     limit = 2 / (1 - beta2) - 1
     rho = limit - 2 * step * beta2**step / correction
+    lr, eps = learning_rate(group), group["eps"]
+    if type(second) not in PLAIN:  # a symbol: both ways are computed, and one is chosen
+        early = torch.where(second > 0, lr, 0.0)
+        return torch.where(rho <= 5, early, _late(lr, rho, limit, correction, second, eps))
     if rho <= 5:
-        return _zero_without_gradient(torch.ones_like(second).mul_(learning_rate(group)), second)
+        return _zero_without_gradient(torch.ones_like(second).mul_(lr), second)
+    return _late(lr, rho, limit, correction, second, eps)
+
+
+def _late(
+    lr: Any, rho: Any, limit: Any, correction: Any, second_moment: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """Return RAdam's step once the variance of its second moment is known well enough."""
     rectified = ((rho - 4) * (rho - 2) * limit / ((limit - 4) * (limit - 2) * rho)) ** 0.5
-    return _preconditioned(learning_rate(group) * rectified * correction**0.5, second, group["eps"])
+    return _preconditioned(lr * rectified * correction**0.5, second_moment, eps)
 
 
 def _rmsprop(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> Any:

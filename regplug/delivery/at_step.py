@@ -6,6 +6,7 @@ tensors, which sharded parameters are gathered for. Halves are computed with in 
 
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
@@ -21,7 +22,26 @@ from regplug.kernels.pieces import (
     is_small,
 )
 
-__all__ = ["add_gradients", "warn_of_rounding", "whole_gradient"]
+if TYPE_CHECKING:
+    from regplug.kernels.symbols import Symbol
+
+__all__ = ["Together", "add_gradients", "join", "warn_of_rounding", "whole_gradient"]
+
+
+Together: TypeAlias = dict[
+    tuple[float, torch.dtype, torch.device], tuple[list[torch.Tensor], list[torch.Tensor]]
+]
+"""Weights and gradients that go in one call: of one sign, dtype and device."""
+
+
+def join(
+    known: tuple[list[torch.Tensor], list[torch.Tensor]],
+    weights: list[torch.Tensor],
+    gradients: list[torch.Tensor],
+) -> None:
+    """Put those of a group to others of their kind."""
+    known[0].extend(weights)
+    known[1].extend(gradients)
 
 
 def add_gradients(
@@ -33,20 +53,52 @@ def add_gradients(
 ) -> None:
     """Add ``factor · gradient(w)`` to each of ``gradients``, in place."""
     if kernel.separable:
-        if len(weights) <= FEW and is_small(weights) and kernel.plain:
+        few = len(weights) <= FEW and kernel.plain and is_small(weights)
+        if few and not kernel.choice.pays(weights):
             kernel.add_gradients(list(gradients), list(weights), factor)
             return
-        parts = [shards.local(g) for g in gradients], [shards.local(w) for w in weights]
-        for gs, ws, *of_ws in batches([*parts, *kernel.companion_parts(weights)]):
-            # Not detached, which for a thousand small tensors would cost a third of it all.
-            wide = [widened(w) for w in ws]
-            kernel.add_gradients(gs, wide, factor, *of_ws)
+        parts = shards.locals_of(gradients), shards.locals_of(weights)
+        _add_separable(kernel, [*parts, *kernel.companion_parts(weights)], factor)
         return
-    for g, w in zip(gradients, weights, strict=True):
+    rows: Sequence[int] = range(len(weights))
+    if kernel.rows is not None and kernel.has_gradient and kernel.rows.serves(weights[0]):
+        rows = _add_to_rows(
+            kernel, [gradients, weights, *kernel.companion_parts(weights)], factor, layouts
+        )
+    for g, w in ((gradients[row], weights[row]) for row in rows):
         layout = layouts.get(w) if layouts else None
         companions = kernel.whole_companions(w)
         whole = whole_gradient(kernel, shards.full(w), companions, layout)
         shards.local(g).add_(shards.part(whole, w), alpha=factor)
+
+
+def _add_separable(
+    kernel: Kernel, columns: Sequence[Sequence[torch.Tensor]], factor: float
+) -> None:
+    def added(g: torch.Tensor, w: "Symbol", *companions: "Symbol") -> torch.Tensor:
+        return torch.add(g, kernel.symbolic_gradient(w, *companions), alpha=factor)
+
+    def by_torch(columns: Sequence[Sequence[torch.Tensor]]) -> None:
+        for gs, ws, *companions in batches(columns):
+            # Not detached, which for a thousand small tensors would cost a third of it all.
+            wide = [widened(w) for w in ws]
+            kernel.add_gradients(gs, wide, factor, *companions)
+
+    left = kernel.choice.apply(added, columns, 0, by_torch)
+    if left:
+        by_torch([[column[row] for row in left] for column in columns])
+
+
+def _add_to_rows(
+    kernel: Kernel, columns: Sequence[Sequence[torch.Tensor]], factor: float, layouts: Layouts
+) -> Sequence[int]:
+    """Add the gradients of groups in one launch; return the rows that are left."""
+
+    def added(g: torch.Tensor, w: torch.Tensor, *companions: torch.Tensor) -> torch.Tensor:
+        return torch.add(g, kernel.gradient.formula(w, *companions), alpha=factor)
+
+    assert kernel.rows is not None
+    return kernel.rows.apply(added, columns, [layouts.get(w) for w in columns[1]])
 
 
 def whole_gradient(

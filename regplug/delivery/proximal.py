@@ -1,6 +1,6 @@
 """Proximal operators after the update, with the step that the optimizer effectively takes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +11,7 @@ from regplug.backend.groups import Group
 from regplug.backend.layouts import Layout
 from regplug.backend.precision import widened
 from regplug.backend.private import flattened, unflattened
+from regplug.delivery.compiled import compiled_proximal
 from regplug.kernels.kernel import Kernel
 from regplug.kernels.pieces import (
     FEW,
@@ -33,15 +34,49 @@ def apply_one_step(
 ) -> None:
     """Replace ``weights`` by their proximal points for one step that they all have."""
     if kernel.separable:
-        if len(weights) <= FEW and kernel.plain and is_small(weights):
+        few = len(weights) <= FEW and kernel.plain and is_small(weights)
+        if few and not kernel.choice.pays(weights):
             kernel.proximal_(list(weights), step)
             return
-        parts = [shards.local(w) for w in weights]
-        for pieces, *companions in batches([parts, *kernel.companion_parts(weights)]):
-            kernel.proximal_(pieces, step, *companions)
+        parts = shards.locals_of(weights)
+        _apply_one_step(kernel, [parts, *kernel.companion_parts(weights)], step)
         return
-    for w in weights:
-        _apply_whole(kernel, w, step, layouts.get(w))
+    rows: Sequence[int] = range(len(weights))
+    if kernel.rows is not None and kernel.rows.serves(weights[0]):
+        moved, scalars = _moved(kernel, step, len(weights))
+        columns = [weights, *kernel.companion_parts(weights)]
+        found = [layouts.get(w) for w in weights]
+        rows = kernel.rows.apply(moved, columns, found, scalars=scalars)
+    for row in rows:
+        _apply_whole(kernel, weights[row], step, layouts.get(weights[row]))
+
+
+def _apply_one_step(kernel: Kernel, columns: Sequence[Sequence[torch.Tensor]], step: Any) -> None:
+    moved, scalars = _moved(kernel, step, len(columns[0]))
+
+    def by_torch(columns: Sequence[Sequence[torch.Tensor]]) -> None:
+        for pieces, *companions in batches(columns):
+            kernel.proximal_(pieces, step, *companions)
+
+    if not kernel.choice.pays(columns[0]):
+        by_torch(columns)
+        return
+    if left := kernel.choice.apply(moved, columns, 0, by_torch, scalars):
+        by_torch([[column[row] for row in left] for column in columns])
+
+
+def _moved(
+    kernel: Kernel, step: Any, count: int
+) -> tuple[Callable[..., torch.Tensor], list[list[torch.Tensor]]]:
+    """Return the formula of a proximal point, and the step as a column if it is on a device."""
+    if not isinstance(step, torch.Tensor) or step.is_cpu:
+        return lambda w, *companions: kernel.proximal(w, step, *companions), []
+
+    def moved(w: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        *companions, own = others
+        return kernel.proximal(w, own, *companions)
+
+    return moved, [[step] * count]
 
 
 def apply_elementwise_steps(
@@ -54,14 +89,40 @@ def apply_elementwise_steps(
     layouts: Layouts = NO_LAYOUTS,
 ) -> None:
     """Replace each of ``weights`` by its proximal point for the step that each element has."""
+    own: list[Any] = list(map(states.get, weights))
+    updated = list(weights)
+    # A gradient may be sparse, and most rules need none.
+    used = list(gradients if rule.uses_gradient else weights)
+    if not all(own):  # the optimizer left some alone
+        moved = [row for row, state in enumerate(own) if state]
+        own, updated, used = ([column[row] for row in moved] for column in (own, updated, used))
+    if kernel.rows is None:
+        pays = kernel.separable and kernel.choice.pays(updated)
+    else:
+        pays = bool(updated) and kernel.rows.serves(updated[0])
+    if pays:
+        left = compiled_proximal(kernel, rule, group, own, updated, used, layouts)
+        own, updated, used = ([column[row] for row in left] for column in (own, updated, used))
+    if updated:
+        _apply_each(kernel, rule, group, own, updated, used, layouts)
+
+
+def _apply_each(
+    kernel: Kernel,
+    rule: "UpdateRule",
+    group: Group,
+    states: Sequence[Mapping[str, Any]],
+    weights: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+    layouts: Layouts,
+) -> None:
     names = rule.tensors(group)
     alike: dict[Any, list[tuple[torch.Tensor, ...]]] = {}
-    for w, g in zip(weights, gradients, strict=True):
-        state = states.get(w)
-        if not state:
-            continue  # the optimizer left it alone
-        # A gradient may be sparse, and most rules need none.
-        used = g if rule.uses_gradient else w
+    waits = False  # to read a number
+    for name in rule.numbers:
+        number = states[0][name]
+        waits = waits or (isinstance(number, torch.Tensor) and not number.is_cpu)
+    for w, used, state in zip(weights, gradients, states, strict=True):
         if not kernel.separable:
             parts = {name: widened(shards.local(state[name])) for name in names}
             step = rule.step(group, {**state, **parts}, shards.local(used))
@@ -69,12 +130,12 @@ def apply_elementwise_steps(
             _apply_whole(kernel, w, whole, layouts.get(w))
         elif not (kernel.plain and is_small([w])):
             _apply_blockwise(kernel, rule, group, state, w, used)
-        elif w.numel() >= TINY:
+        elif w.numel() >= TINY or waits:
             kernel.proximal_([w], rule.step(group, state, used))
         else:
             numbers = tuple(map(float, map(state.__getitem__, rule.numbers)))
             moments = map(state.__getitem__, names)
-            row = (w, g, *moments) if rule.uses_gradient else (w, *moments)
+            row = (w, used, *moments) if rule.uses_gradient else (w, *moments)
             alike.setdefault((w.dtype, w.device, numbers), []).append(row)
     for (_, _, numbers), rows in alike.items():
         state = dict(zip(rule.numbers, numbers, strict=True))

@@ -7,7 +7,7 @@ step asks no object what it has, and so that deliveries know nothing of penaltie
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
@@ -15,8 +15,13 @@ from regplug.backend import shards
 from regplug.backend.layouts import Layout
 from regplug.errors import PluginError
 from regplug.kernels import foreach
+from regplug.kernels.choice import Choice
 from regplug.kernels.foreach import Formula
 from regplug.kernels.formulas import by_autograd, is_written
+from regplug.kernels.rows import RowKernel
+
+if TYPE_CHECKING:
+    from regplug.kernels.symbols import Symbol
 
 __all__ = ["Gradient", "Kernel", "kernel_of"]
 
@@ -56,6 +61,7 @@ class Kernel:
         name: the plugin's.
         separable: whether it acts element by element.
         has_companions: whether it may ask for tensors that belong to a weight.
+        has_gradient: whether the author wrote a gradient.
         plain: whether it acts element by element, and on nothing but the weight.
         orientation: ``"rows"`` or ``"columns"`` if it wants whole weights so, else None.
         value: ``(w, *companions)``, as the author wrote it.
@@ -68,11 +74,14 @@ class Kernel:
             :meth:`companion_parts`.
         blame: ``(error, event)``, what to raise instead of an error where no session stands by.
         refuse_value: ``(found)``, says that it is no 0-d tensor.
+        choice: of what executes it, element by element.
+        rows: the kernels of whole rows or columns, for a formula of these.
     """
 
     name: str
     separable: bool
     has_companions: bool
+    has_gradient: bool
     plain: bool
     orientation: str | None
     value: Formula
@@ -84,6 +93,20 @@ class Kernel:
     proximal_: Callable[..., None]
     blame: Callable[[Exception, str], Exception]
     refuse_value: Callable[[object], NoReturn]
+    choice: Choice
+    rows: RowKernel | None
+
+    def symbolic_gradient(self, w: "Symbol", *companions: "Symbol") -> "Symbol":
+        """Return the gradient of the value at a symbol, by its derivative if none is stated."""
+        if self.has_gradient:  # no import is needed for most
+            return self.gradient.formula(w, *companions)  # type: ignore[return-value]
+        from regplug.kernels.derivative import derivative
+        from regplug.kernels.symbols import Symbol, UntraceableError
+
+        value = self.value(w, *companions)
+        if type(value) is not Symbol or value.kind != "total":
+            raise UntraceableError("its value is no sum over elements")
+        return w.tracing.symbol(derivative(w.tracing.recording, value.place, w.place))
 
     def arranged(self, w: torch.Tensor, layout: Layout | None) -> torch.Tensor:
         """Return a whole weight, or what is shaped like it, as the formulas want it."""
@@ -115,6 +138,7 @@ def kernel_of(
     *,
     blame: Callable[[Exception, str], Exception],
     refuse_value: Callable[[object], NoReturn],
+    kernels: str,
 ) -> Kernel:
     """Return the kernel of what ``author`` has written.
 
@@ -123,6 +147,7 @@ def kernel_of(
         base: the class whose methods are nobody's own.
         blame: see :class:`Kernel`.
         refuse_value: see :class:`Kernel`.
+        kernels: one of :data:`regplug.kernels.choice.KERNELS`.
     """
     has_companions = is_written(author, base, "companions")
     has_gradient = is_written(author, base, "gradient")
@@ -134,12 +159,14 @@ def kernel_of(
         stated = is_written(author, base, name)
         return getattr(author, name) if stated else partial(otherwise, formula)
 
+    orientation = None if author.separable else author.orientation
     return Kernel(
         name=author.name,
         separable=author.separable,
         has_companions=has_companions,
+        has_gradient=has_gradient,
         plain=author.separable and not has_companions,
-        orientation=None if author.separable else author.orientation,
+        orientation=orientation,
         value=author.value,
         gradient=gradient,
         proximal=author.proximal,
@@ -149,4 +176,6 @@ def kernel_of(
         proximal_=on_lists("proximal_", foreach.each_proximal_, author.proximal),
         blame=blame,
         refuse_value=refuse_value,
+        choice=Choice(author.name, kernels),
+        rows=None if orientation is None else RowKernel(author.name, orientation, kernels),
     )

@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from regplug.discovery.catalog import load_all
 from regplug.errors import SpecError
+from regplug.kernels.choice import chosen
 from regplug.plugin import Plugin
 from regplug.session import accelerate
 from regplug.session.agreement import Ranks
@@ -23,6 +24,8 @@ def attach(
     *,
     accelerator: Any = None,
     name: str | None = None,
+    kernels: str | None = None,
+    handover: bool = True,
 ) -> Session:
     r"""Attach regularizer plugins to a training loop, which stays as it is.
 
@@ -43,6 +46,13 @@ def attach(
         name: tells several sessions of one program apart in checkpoints and metrics. Of one that
             does the same under the same name on the same optimizer, attach warns, as where a
             notebook's cell is run again; :func:`regplug.sessions.on` finds the old one.
+        kernels: what executes formulas: ``"auto"``, compiled kernels where there are any, Triton's
+            on a GPU and numba's on a CPU (``pip install "regplug[fast]"``); ``"foreach"``, torch's
+            own operations alone; ``"numba"`` or ``"triton"``, these alone. By default what
+            the environment variable ``REGPLUG_KERNELS`` says, else ``"auto"``.
+        handover: whether ``weight_decay`` and ``l2`` at the step may be left to the optimizer's own
+            ``weight_decay`` for the time of its update, where that comes to the same. ``.grad``
+            does not show ``l2`` then. With ``kernels="foreach"`` ``l2`` is not left to it either.
 
     Returns:
         The session: a handle that reports (``metrics()``, ``describe()``), saves (``state_dict()``)
@@ -78,4 +88,6 @@ def attach(
             ranks,
             accelerator=accelerator,
             name=name,
+            kernels=chosen(kernels),
+            handover=handover,
         )

@@ -1,8 +1,10 @@
 """What a plugin's events cost, in passes over the weights: ``grad += α·w`` over all is 1.0."""
 
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Sequence
 
 import torch
+from timing import in_turn
 from torch import nn
 from torch.nn.functional import softshrink
 
@@ -22,9 +24,13 @@ class Weights(nn.Module):
             w.grad = torch.randn_like(w)
 
 
-def _step_events(model: Weights, optimizer: torch.optim.Optimizer, spec: str) -> Callable[[], None]:
+def _step_events(
+    model: Weights, optimizer: torch.optim.Optimizer, spec: str, kernels: str
+) -> Callable[[], None]:
     """Return what fires all step events of one attached plugin, without the optimizer's update."""
-    session = regplug.attach(model, optimizer, [spec])
+    session = regplug.attach(
+        model, optimizer, [spec], kernels=kernels, handover=False, name=f"{spec}, {kernels}"
+    )
 
     def fire() -> None:
         with torch.no_grad():
@@ -41,19 +47,81 @@ def _after_adam(model: Weights) -> torch.optim.Optimizer:
     return optimizer
 
 
+def _in_loss(model: Weights, kernels: str, *specs: str) -> Callable[[], None]:
+    specs = tuple(f"{spec[:-1]}, delivery='loss')" for spec in specs)
+    session = regplug.attach(model, None, specs, kernels=kernels, name=", ".join(specs))
+    start = torch.zeros((), requires_grad=True, device=next(model.parameters()).device)
+
+    def run() -> None:
+        session.loss(start * 1.0).backward()
+
+    return run
+
+
+def bare(weights: Sequence[torch.Tensor]) -> Callable[[], object]:
+    """Return the faster of the two ways in which torch itself can add α·w to all gradients."""
+    gradients = [w.grad for w in weights]
+    values = [w.detach() for w in weights]
+
+    def by_foreach() -> None:
+        torch._foreach_add_(gradients, values, alpha=LAMBDA)
+
+    def by_loop() -> None:
+        for g, w in zip(gradients, values, strict=True):
+            g.add_(w, alpha=LAMBDA)
+
+    one, other = in_turn({"foreach": by_foreach, "loop": by_loop}, rounds=5)
+    return by_foreach if one.seconds <= other.seconds else by_loop
+
+
+def kernels_of(device: str) -> list[str]:
+    """Return the kernels that there are for a device."""
+    compiler = "numba" if device == "cpu" else "triton"
+    return ["foreach"] + [compiler] * (importlib.util.find_spec(compiler) is not None)
+
+
+def events(
+    tensors: int, each: int, kernels: str, device: str = "cpu"
+) -> dict[str, Callable[[], object]]:
+    """Return what each plugin's events are, by one kind of kernels; the base comes first."""
+    torch.manual_seed(0)
+    model = Weights(tensors, each).to(device)
+    for w in model.all:
+        w.grad = torch.randn_like(w)
+    weights = list(model.all)
+    sgd = torch.optim.SGD(weights, lr=1e-9)
+    adam = _after_adam(model)
+    l1, l2 = f"l1({LAMBDA})", f"l2({LAMBDA})"
+    both = f"elastic_net({LAMBDA}, {LAMBDA})"
+    proximal = f"l1({LAMBDA}, delivery='proximal')"
+    group = f"group_lasso({LAMBDA}, delivery='proximal')"
+
+    def fire(optimizer: torch.optim.Optimizer, spec: str) -> Callable[[], None]:
+        return _step_events(model, optimizer, spec, kernels)
+
+    return {
+        "bare pass, the best that torch can do": bare(weights),
+        "l1, at the step": fire(sgd, l1),
+        "l2, at the step, by the plugin": fire(sgd, l2),
+        "elastic_net, at the step": fire(sgd, both),
+        "l1, proximal, SGD": fire(sgd, proximal),
+        "l1, proximal, Adam": fire(adam, proximal),
+        "elastic_net, proximal, Adam": fire(adam, f"{both[:-1]}, delivery='proximal')"),
+        "group_lasso, proximal, Adam": fire(adam, group),
+        "max_norm": fire(sgd, "max_norm(100.0)"),
+        "weight_decay": fire(sgd, "weight_decay(0.1)"),
+        "l1, in the loss": _in_loss(model, kernels, l1),
+        "l1 and l2, in the loss": _in_loss(model, kernels, l1, l2),
+    }
+
+
 def candidates(tensors: int, each: int) -> dict[str, Callable[[], object]]:
-    """Return what is compared; the base, one bare pass, comes first."""
+    """Return ways to write it without a plugin; the base, one bare pass, comes first."""
     torch.manual_seed(0)
     model = Weights(tensors, each)
     weights = list(model.all)
     gradients = [w.grad for w in weights]
-    sgd = torch.optim.SGD(weights, lr=1e-9)
     adam = _after_adam(model)
-
-    @torch.no_grad()
-    def bare() -> None:
-        for g, w in zip(gradients, weights, strict=True):
-            g.add_(w, alpha=LAMBDA)
 
     @torch.no_grad()
     def foreach_sign() -> None:
@@ -63,14 +131,6 @@ def candidates(tensors: int, each: int) -> dict[str, Callable[[], object]]:
         def run() -> None:
             loss = torch.zeros((), requires_grad=True) * 1.0
             (loss + LAMBDA * sum(value(w) for w in weights)).backward()
-
-        return run
-
-    def in_loss(*specs: str) -> Callable[[], None]:
-        session = regplug.attach(model, None, [f"{spec[:-1]}, delivery='loss')" for spec in specs])
-
-        def run() -> None:
-            session.loss(torch.zeros((), requires_grad=True) * 1.0).backward()
 
         return run
 
@@ -88,25 +148,13 @@ def candidates(tensors: int, each: int) -> dict[str, Callable[[], object]]:
         for w in weights:
             w.copy_(softshrink(w, LAMBDA * 1e-9))
 
-    l1, l2 = f"l1({LAMBDA})", f"l2({LAMBDA})"
     return {
-        "bare pass, grad += α·w": bare,
+        "bare pass, the best that torch can do": bare(weights),
         "torch._foreach_sign, then add": foreach_sign,
         "textbook loss, Σ|w|": textbook(lambda w: w.abs().sum()),
         "textbook loss, Σw²": textbook(lambda w: w.square().sum()),
-        "l1, in the loss": in_loss(l1),
-        "l2, in the loss": in_loss(l2),
-        "l1, at the step": _step_events(model, sgd, l1),
-        "l2, at the step": _step_events(model, sgd, l2),
-        "elastic_net, at the step": _step_events(model, sgd, f"elastic_net({LAMBDA}, {LAMBDA})"),
-        "l1, proximal, SGD": _step_events(model, sgd, f"l1({LAMBDA}, delivery='proximal')"),
         "proximal written plainly, SGD": plain_proximal_sgd,
-        "l1, proximal, Adam": _step_events(model, adam, f"l1({LAMBDA}, delivery='proximal')"),
         "proximal written plainly, Adam": plain_proximal_adam,
-        "weight_decay": _step_events(model, sgd, "weight_decay(0.1)"),
-        "weight_decay, handed to AdamW": _step_events(
-            model, torch.optim.AdamW(weights, lr=1e-9, weight_decay=0.0), "weight_decay(0.1)"
-        ),
     }
 
 

@@ -7,6 +7,7 @@ quartiles behind it. One thread. Absolute times are of this machine and not to b
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -87,12 +88,19 @@ def measure(quick: bool) -> Report:
     sizes = {"24M in 100": (100, 240_000), "100M in 100": (100, 1_000_000)}
     if quick:
         sizes = {"2.4M in 10": (10, 240_000)}
+    sizes["1M in 1,000"] = (1000, 1000)
+    columns = {
+        f"{name} tensors, {kernels}": in_turn(passes.events(*size, kernels), rounds=rounds)
+        for name, size in sizes.items()
+        for kernels in passes.kernels_of("cpu")
+    }
+    report.table("One event, in passes over the weights, by kernels", "passes", columns)
     columns = {
         f"{name} tensors": in_turn(passes.candidates(*size), rounds=rounds)
         for name, size in sizes.items()
     }
-    columns["1M in 1,000 tensors"] = in_turn(passes.candidates(1000, 1000), rounds=rounds)
-    report.table("One event, in passes over the weights", "passes", columns)
+    report.table("The same without a plugin", "passes", columns)
+    _jitted(report, sizes, rounds)
 
     size = (10, 240_000) if quick else (100, 240_000)
     for kind, spec in ((torch.optim.SGD, "l2(0.05)"), (torch.optim.AdamW, "weight_decay(0.1)")):
@@ -142,6 +150,17 @@ def measure(quick: bool) -> Report:
         "import, ms": imports,
     }
     return report
+
+
+def _jitted(report: Report, sizes: dict[str, tuple[int, int]], rounds: int) -> None:
+    """Add what jax makes of the same formulas in optax, where both are installed."""
+    if importlib.util.find_spec("optax") is None:
+        return
+    columns = {}
+    for name, size in sizes.items():
+        found = _json(sys.executable, str(HERE / "jitted.py"), *map(str, (*size, rounds)))
+        columns[f"{name} tensors"] = [Ratio(**one) for one in found["ratios"]]
+    report.table("optax under jit, in passes of jax's own", "passes", columns)
 
 
 def _processor() -> str:

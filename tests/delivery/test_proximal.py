@@ -212,7 +212,7 @@ def test_parameters_of_one_optimizer_do_not_disturb_each_other(name, penalty):
         models = [nn.ModuleList([part]) for part in batch]
         optimizers = [kind(model.parameters(), **settings) for model in models]
         for model, optimizer in zip(models, optimizers, strict=True):
-            regplug.attach(model, optimizer, [penalty(0.5, delivery="proximal")])
+            regplug.attach(model, optimizer, [penalty(0.5, delivery="proximal")], kernels="foreach")
         owned = [w for model in models for w in model.parameters()]
         for step in gradients:
             for w, g in zip(owned, step, strict=True):

@@ -55,10 +55,10 @@ def trained(kind: Callable[..., torch.optim.Optimizer], plugins: list[str]) -> A
     ("kind", "plugins", "most"),
     [
         (torch.optim.SGD, [], 13),
-        (torch.optim.SGD, SPECS[:1], 29),
-        (torch.optim.SGD, SPECS, 41),
-        (torch.optim.SGD, [PROXIMAL], 35),
-        (torch.optim.Adam, [PROXIMAL], 51),
+        (torch.optim.SGD, SPECS[:1], 30),
+        (torch.optim.SGD, SPECS, 43),
+        (torch.optim.SGD, [PROXIMAL], 36),
+        (torch.optim.Adam, [PROXIMAL], 53),
         (torch.optim.Adam, ["weight_decay(0.1)"], 32),
     ],
 )

@@ -1,0 +1,99 @@
+"""The optimizer's own step for each element, taken into one kernel with the proximal operator."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from regplug.backend import shards
+from regplug.backend.groups import Group
+from regplug.backend.precision import widened
+from regplug.kernels.kernel import Kernel
+from regplug.kernels.pieces import NO_LAYOUTS, Layouts
+
+if TYPE_CHECKING:
+    from regplug.backend.update_rules import UpdateRule
+
+__all__ = ["compiled_proximal"]
+
+
+def compiled_proximal(
+    kernel: Kernel,
+    rule: "UpdateRule",
+    group: Group,
+    states: Sequence[Mapping[str, Any]],
+    weights: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+    layouts: Layouts = NO_LAYOUTS,
+) -> Sequence[int]:
+    """Replace weights by their proximal points in one launch, as far as a kernel can.
+
+    The kernel reads the second moments and computes each element's step in registers. The numbers
+    of the optimizer's states (step counts) are read by it, too: they may be on a device.
+
+    Returns:
+        The rows that are left.
+    """
+    names = rule.tensors(group)
+    parts = list(weights) if kernel.rows is not None else shards.locals_of(weights)
+    columns: list[Sequence[torch.Tensor]] = [parts]
+    if rule.uses_gradient:
+        columns.append(shards.locals_of(gradients))
+    start = len(columns)
+    columns += [shards.locals_of([state[name] for state in states]) for name in names]
+    end = len(columns)
+    columns += kernel.companion_parts(weights)
+    scalars, known = _scalars(rule, states, group, weights[0].device)
+
+    def moved(w: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        tensors, numbers = others[: len(columns) - 1], others[len(columns) - 1 :]
+        state = {**known, **dict(zip(names, tensors[start - 1 : end - 1], strict=True))}
+        state.update(zip(scalars, numbers, strict=True))
+        own = {**group, "lr": state["lr"]} if "lr" in scalars else group
+        step = rule.step(own, state, tensors[0] if rule.uses_gradient else w)
+        return kernel.proximal(w, step, *tensors[end - 1 :])
+
+    def by_torch(sample: Sequence[Sequence[torch.Tensor]]) -> None:
+        for w, *others in zip(*sample, strict=True):
+            moments = map(widened, others[start - 1 : end - 1])
+            state = {**states[0], **dict(zip(names, moments, strict=True))}
+            step = rule.step(group, state, others[0] if rule.uses_gradient else w)
+            kernel.proximal_([w], step, *([c] for c in others[end - 1 :]))
+
+    if kernel.rows is not None:
+        return kernel.rows.apply(
+            moved,
+            columns,
+            [layouts.get(w) for w in weights],
+            scalars=list(scalars.values()),
+            nonnegative=range(start, end),
+        )
+    return kernel.choice.apply(
+        moved, columns, 0, by_torch, list(scalars.values()), nonnegative=range(start, end)
+    )
+
+
+def _scalars(
+    rule: "UpdateRule", states: Sequence[Mapping[str, Any]], group: Group, device: torch.device
+) -> tuple[dict[str, list[torch.Tensor]], dict[str, Any]]:
+    """Return the numbers that are tensors, one for each weight, and those that all have."""
+    scalars: dict[str, list[torch.Tensor]] = {}
+    known: dict[str, Any] = {}
+    for name in rule.numbers:
+        values = [state[name] for state in states]
+        if not isinstance(values[0], torch.Tensor):
+            known[name] = values[0]
+        elif values[0].device == device:
+            scalars[name] = values
+        elif len(set(numbers := [float(value) for value in values])) == 1:
+            # Kept by the host, as Adam keeps its step counts unless it is fused or capturable: a
+            # kernel on a device can't read them there.
+            known[name] = numbers[0]
+        else:
+            from regplug.kernels.packed import sent
+
+            scalars[name] = list(sent(torch.tensor(numbers), device).unbind())
+    lr = group["lr"]
+    if isinstance(lr, torch.Tensor) and not lr.is_cpu:
+        scalars["lr"] = [lr] * len(states)
+    return scalars, known

@@ -1,0 +1,255 @@
+"""A formula in compiled kernels: traced, looked up or compiled, compared once, and launched.
+
+A formula is traced anew at each event, some ten microseconds, so that whatever it reads of its
+plugin (a schedule's strength, a branch on it) is what it is now. What is compiled is kept by its
+operations alone: its numbers are arguments.
+"""
+
+import warnings
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
+from operator import attrgetter
+from typing import Any, TypeAlias
+
+import torch
+
+from regplug.backend.blocks import PLAIN
+from regplug.kernels import backends
+from regplug.kernels.backends import Backend, Columns, Run
+from regplug.kernels.expression import Expression
+from regplug.kernels.samples import disagreement
+from regplug.kernels.tables import Table, lie_alike
+from regplug.kernels.traced import Formula, traced, why_untraceable
+
+__all__ = ["Columns", "Engine", "Formula", "Reference"]
+
+Reference: TypeAlias = Callable[[list[list[torch.Tensor]]], Any]
+"""Does the same to columns by torch's own operations, in place."""
+
+_TABLES = 64  # as many loops over other tensors are remembered
+
+
+class Engine:
+    """The kernels of one formula.
+
+    Args:
+        name: the plugin's, for messages.
+        kernels: one of :data:`regplug.kernels.choice.KERNELS`.
+
+    Attributes:
+        why_not: why no kernel can be made of the formula, None as long as one may be.
+        runs: each kernel that was made, None for one that is not used.
+    """
+
+    def __init__(self, name: str, kernels: str) -> None:
+        self._name = name
+        self._kernels = kernels
+        self.why_not: str | None = None
+        self.runs: dict[Any, Run | None] = {}
+        self._tables: dict[Any, Table] = {}
+
+    def serves(self, like: torch.Tensor) -> bool:
+        """Whether there is a compiler for tensors like this one."""
+        return backends.serving(like, (like.dtype,), self._kernels) is not None
+
+    def apply(
+        self,
+        formula: Formula,
+        columns: Columns,
+        target: int,
+        reference: Reference,
+        scalars: Columns = (),
+        nonnegative: Collection[int] = (),
+        *,
+        fresh: bool = False,
+    ) -> Sequence[int]:
+        """Execute a formula in one launch for each kind of tensors, as far as a kernel can.
+
+        Args:
+            formula: whose result is written.
+            columns: lists of tensors of equal length, plain ones, those of a row alike in shape.
+            target: the column that it is written to.
+            reference: what a new kernel is compared with on a sample.
+            scalars: further columns, of 0-d tensors: one for all elements of a row.
+            nonnegative: columns that have no negative elements.
+            fresh: whether the target is new memory, of any content, which nothing reads.
+
+        Returns:
+            The rows that are left, for :data:`Reference`'s operations to do.
+        """
+        compare = partial(disagreement, reference=reference, nonnegative=nonnegative, fresh=fresh)
+        return self._by_kinds(formula, columns, target, compare, scalars)[1]
+
+    def total(
+        self, formula: Formula, columns: Columns, reference: Reference
+    ) -> tuple[Any, Sequence[int]]:
+        """Return the sum over all elements of what a formula gives, as far as a kernel can.
+
+        Args:
+            formula: whose result is a total, such as a penalty's value.
+            columns: see :meth:`apply`; of one device.
+            reference: returns the sum over columns by torch's own operations.
+
+        Returns:
+            A number, or a 0-d tensor on a device, and the rows that are not in it.
+        """
+        compare = partial(disagreement, reference=reference)
+        found, left = self._by_kinds(formula, columns, None, compare)
+        return sum(found[1:], start=found[0]) if found else 0.0, left
+
+    def describe(self, formula: Formula, columns: int, like: torch.Tensor) -> str:
+        """Return the name of the kernel that tensors like ``like`` get, and why if it is none."""
+        backend = backends.serving(like, (like.dtype,), self._kernels)
+        if backend is None:
+            return "foreach"
+        if self.why_not is not None:
+            return f"foreach ({self.why_not})"
+        try:
+            dtype = backend.dtype(like)
+            recording, result = traced(formula, columns, (), dtype, like.device, 0)
+        except Exception as error:
+            return f"foreach ({why_untraceable(error)})"
+        if (why := backend.refuses(recording.expression(result, 0))) is not None:
+            return f"foreach ({why})"
+        for (*_, name, dtypes, _, _), run in self.runs.items():
+            if run is None and name == backend.name and like.dtype in dtypes:
+                return "foreach (its kernel came to something else)"
+        return backend.name
+
+    # --- one kind of tensors ---------------------------------------------------------------
+
+    def _by_kinds(
+        self,
+        formula: Formula,
+        columns: Columns,
+        target: int | None,
+        compare: Callable[..., str | None],
+        scalars: Columns = (),
+    ) -> tuple[list[Any], Sequence[int]]:
+        """Return what was found for each kind of tensors, and the rows that are left."""
+        rows = range(len(columns[0]))
+        if not rows or self.why_not is not None or not _is_known(columns[0][0]):
+            return [], rows
+        table = self._table(columns, target)
+        if table.read(columns):
+            done = self._run(table, columns, scalars, formula, target, compare)
+            return ([], rows) if done is None else ([done], ())
+        if len(rows) == 1:
+            return [], rows
+        found: list[Any] = []
+        left: list[int] = []
+        for alike in _kinds(columns):
+            own, few = _picked(columns, alike), _picked(scalars, alike)
+            table = self._table(own, target)
+            done = None
+            if table.read(own):
+                done = self._run(table, own, few, formula, target, compare)
+            if done is None:
+                left += alike
+            else:
+                found.append(done)
+        return found, sorted(left)
+
+    def _run(
+        self,
+        table: Table,
+        columns: Columns,
+        scalars: Columns,
+        formula: Formula,
+        target: int | None,
+        compare: Callable[..., str | None],
+    ) -> Any:
+        """Execute a formula; return the sum or True, or None if it can't be, or does not pay."""
+        first = columns[0][0]
+        backend = backends.serving(first, table.dtypes, self._kernels)
+        if backend is None or not backend.pays(table):
+            return None
+        dtypes = table.dtypes
+        try:
+            dtype = backend.dtype(first)
+            recording, result = traced(formula, len(columns), scalars, dtype, first.device, target)
+        except Exception as error:  # the formula's own faults come again, from torch's operations
+            self.why_not = why_untraceable(error)
+            return None
+        of_scalars = tuple([column[0].dtype for column in scalars])
+        steps = tuple(recording.steps)
+        key = (steps, result, target, backend.name, dtypes, of_scalars, first.device)
+        if key not in self.runs:
+            expression = Expression(steps, result, recording.columns, target)
+            self.runs[key] = self._proven(
+                backend, expression, recording.numbers, columns, compare, scalars, of_scalars
+            )
+        run = self.runs[key]
+        if run is None:
+            return None
+        found = run(recording.numbers, table, columns, scalars)
+        if target is not None:
+            torch.autograd.graph.increment_version(columns[target])
+            return True
+        return found
+
+    def _table(self, columns: Columns, target: int | None) -> Table:
+        key = (target, len(columns), len(columns[0]), id(columns[-1][0]))
+        if key not in self._tables and len(self._tables) >= _TABLES:
+            self._tables.clear()
+        return self._tables.setdefault(key, Table())
+
+    def _proven(
+        self,
+        backend: Backend,
+        expression: Expression,
+        numbers: Sequence[float],
+        columns: Columns,
+        compare: Callable[..., str | None],
+        scalars: Columns,
+        of_scalars: tuple[torch.dtype, ...],
+    ) -> Run | None:
+        """Return a new kernel, if it does the same as torch's operations to a sample of these."""
+        if backend.refuses(expression) is not None:
+            return None
+        try:
+            dtypes = tuple([column[0].dtype for column in columns])
+            run = backend.kernel(expression, dtypes, of_scalars)
+
+            def compiled(sample: list[list[torch.Tensor]]) -> Any:
+                table = Table()
+                if not table.read(sample):
+                    raise AssertionError("a sample lies otherwise than what it is of")
+                few = [[column[0]] * len(sample[0]) for column in scalars]
+                return run(numbers, table, sample, few)
+
+            why = compare(compiled, columns=columns, target=expression.target)
+        except Exception as error:  # of a compiler, or of torch's operations on a sample
+            why = f"{type(error).__name__}: {error}"
+        if why is None:
+            return run
+        warnings.warn(
+            f"{self._name}: its kernel for {backend.name} is not used ({why}); it goes on with "
+            "torch's own operations, which are slower. Please report this, with the formula",
+            stacklevel=2,
+        )
+        return None
+
+
+_kind = attrgetter("dtype", "device")
+_plain = frozenset(PLAIN)
+
+
+def _is_known(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's device is one of those whose tensors have addresses."""
+    return tensor.is_cpu or tensor.is_cuda
+
+
+def _kinds(columns: Columns) -> list[list[int]]:
+    """Return the rows of each kind: of one dtype and device, and alike in how they lie."""
+    kinds: dict[Any, list[int]] = {}
+    for row, tensors in enumerate(zip(*columns, strict=True)):
+        plain = _plain.issuperset(map(type, tensors))
+        key = (*map(_kind, tensors), plain and lie_alike(*tensors))
+        kinds.setdefault(key, []).append(row)
+    return list(kinds.values())
+
+
+def _picked(columns: Columns, rows: Iterable[int]) -> list[list[torch.Tensor]]:
+    rows = list(rows)
+    return [[column[row] for row in rows] for column in columns]
