@@ -251,8 +251,8 @@ def failure_now(instance: Plugin, error: Exception, event: str) -> Exception:
 
 def set_steps(plugins: Iterable[Plugin], step: int) -> None:
     """Have the scheduled attributes of plugins read at ``step``."""
-    for plugin in plugins:
-        plugin._step = step
+    for instance in plugins:
+        instance._step = step
 
 
 def session_of(instance: Plugin) -> str | None:
