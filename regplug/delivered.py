@@ -66,10 +66,7 @@ class Delivered(Selective):
 
     @cached_property
     def _formula_kernel(self) -> Kernel:
-        """The kernel, made by the first event after attach that needs one.
-
-        Not by ``on_attach``, since that of a subclass may still change what the formula is.
-        """
+        # Made by the first event that needs one: a subclass's on_attach may change the formula.
         return self._make_formula_kernel()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
