@@ -107,6 +107,11 @@ class Constraint(Selective):
     def notes(self, session: SessionView) -> Sequence[str]:
         """Return what is covered if it is little, what is special, and what executes it."""
         found = super().notes(session)
+        if self.orientation is not None:
+            rows = self._row_kernel(self.orientation, session)
+            covered = session.coverage(self._selection).trainable
+            one = bool(covered) and rows.describe(covered[0].parameter) == "Triton"
+            return [*found, "in one kernel (Triton)"] if one else found
         if not self.separable:
             return found
         parts = [local(e.parameter) for e in session.coverage(self._selection).trainable]

@@ -322,3 +322,16 @@ def test_step_counts_that_the_host_keeps_are_numbers_to_a_kernel_on_a_device():
     assert (there, known) == ({}, {"step": 3.0})
     here, known = compiled._scalars(rule, states, group, torch.device("cpu"))
     assert [list(here), known] == [["step"], {}]
+
+
+@pytest.mark.parametrize(
+    "spec", ["max_norm(1.0)", "unit_norm()", "group_lasso(0.1, delivery='proximal')"]
+)
+def test_describe_says_what_executes_formulas_of_rows(spec):
+    model = nn.Linear(5, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with regplug.attach(model, optimizer, [spec], kernels="triton") as session:
+        assert "in one kernel (Triton)" in session.describe()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with regplug.attach(model, optimizer, [spec], kernels="foreach") as session:
+        assert "kernel" not in session.describe()
