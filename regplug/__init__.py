@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from regplug.backend.shards import full, like, local, part
     from regplug.backend.sums import Sum
     from regplug.hookspecs import hookimpl, hookspec
+    from regplug.kernels.elementwise import Elementwise
     from regplug.penalty import Penalty
     from regplug.plugin import Plugin, Scheduled, Selective
     from regplug.selection import in_use
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HALVES",
     "Coverage",
+    "Elementwise",
     "Layout",
     "Patterns",
     "Penalty",
@@ -70,6 +72,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "HALVES": "regplug.backend.precision",
     "Coverage": "regplug.selection.coverage",
+    "Elementwise": "regplug.kernels.elementwise",
     "Layout": "regplug.backend.layouts",
     "Patterns": "regplug.selection.patterns",
     "Penalty": "regplug.penalty",

@@ -126,6 +126,11 @@ class Plugin:
     """Whether what the plugin does in an event depends on what others did in that event before it
     (it changes gradients by more than an addition, say). If not, the exam checks that."""
 
+    reads_gradients: bool = True
+    """Whether hooks look at gradients, or change them by more than an addition. Only if none that
+    comes later does, ``l2`` leaves its gradient to the optimizer. False is the word of the class
+    that says it, for the hooks that it has: not for those that a subclass writes."""
+
     stochastic: bool = False
     """Whether it draws at random. Then the exam compares distributed runs by their statistics."""
 
@@ -159,6 +164,27 @@ class Plugin:
             )
             or "nowhere"
         )
+
+    def sees_gradients(self, event: str) -> bool:
+        """Return whether the hook of an event may look at gradients: see :attr:`reads_gradients`.
+
+        >>> import regplug
+        >>> class Watch(Plugin):
+        ...     @regplug.hookimpl
+        ...     def on_gradients(self, session): ...
+        >>> Watch().sees_gradients("on_gradients"), Watch().sees_gradients("after_step")
+        (True, False)
+        """
+        if not is_hook(getattr(self, event, None)):
+            return False
+        if event in vars(self):
+            return True
+        word = vars(self).get("reads_gradients")
+        for cls in type(self).__mro__:
+            word = vars(cls).get("reads_gradients") if word is None else word
+            if event in vars(cls):
+                break
+        return word is not False
 
     def idle(self, session: SessionView) -> Collection[str]:
         """Return the events in which there is nothing to do from here on, though hooks are there.

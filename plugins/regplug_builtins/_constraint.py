@@ -1,11 +1,12 @@
 """What constraints have in common: after each step, weights are put back into a set."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from regplug import (
+    Elementwise,
     Layout,
     Selective,
     SessionView,
@@ -28,6 +29,7 @@ class Constraint(Selective):
     collective each, and this rank's part is written back.
     """
 
+    reads_gradients = False
     separable = False
 
     orientation: str | None = None
@@ -39,6 +41,7 @@ class Constraint(Selective):
     def __init__(self, *, where: object = "weights", name: str | None = None) -> None:
         self.where = where  # type: ignore[assignment]
         self.name = name
+        self._run: Elementwise | None = None
 
     def constrained(self, w: torch.Tensor) -> torch.Tensor:
         """Return the point that replaces ``w``, halves given in float32; ``w`` is not changed."""
@@ -47,23 +50,30 @@ class Constraint(Selective):
     @hookimpl
     def on_attach(self, session: SessionView) -> None:
         """Check the selection. The weights are first changed by the first step."""
+        self._run = None  # another session may have other kernels
         session.coverage(self._selection)
 
     @hookimpl
     def after_step(self, session: SessionView) -> None:
         """Put the weights that took part in the step back into the set."""
+        if self.separable:
+            updates = session.updates(self._selection)
+            self._elementwise(session)(
+                self.constrained, [local(w) for _, weights, _ in updates for w in weights]
+            )
+            return
         layouts = session.coverage(self._selection).layouts if self.orientation else {}
         for _, weights, _ in session.updates(self._selection):
             for w in weights:
-                if self.separable:
-                    local_w = local(w)
-                    local_w.copy_(self.constrained(local_w))
-                else:
-                    whole = full(w)
-                    wide = widened(whole)
-                    local(w).copy_(
-                        part(self._constrained(wide, layouts.get(w) if layouts else None), w)
-                    )
+                wide = widened(full(w))
+                local(w).copy_(
+                    part(self._constrained(wide, layouts.get(w) if layouts else None), w)
+                )
+
+    def _elementwise(self, session: SessionView) -> Elementwise:
+        if self._run is None:
+            self._run = Elementwise(self.name, session.kernels)
+        return self._run
 
     def _constrained(self, w: torch.Tensor, layout: Layout | None) -> torch.Tensor:
         if layout is None or self.orientation is None:
@@ -76,3 +86,12 @@ class Constraint(Selective):
         """Return the bound, and the share of the covered weights that are exactly 0."""
         used = in_use.in_use(session.coverage(self._selection))
         return {**self.strengths(), "zeros": used.zeros()}
+
+    def notes(self, session: SessionView) -> Sequence[str]:
+        """Return what is covered if it is little, what is special, and what executes it."""
+        found = super().notes(session)
+        if not self.separable:
+            return found
+        parts = [local(e.parameter) for e in session.coverage(self._selection).trainable]
+        by = self._elementwise(session).describe(self.constrained, 1, parts)
+        return found if by.startswith("foreach") else [*found, f"in one kernel ({by})"]

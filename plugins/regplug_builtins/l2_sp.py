@@ -49,6 +49,7 @@ class L2SP(Penalty):
     (0.0, 9.0)
     """
 
+    reads_gradients = False
     separable = True
     composition = "pull"
 

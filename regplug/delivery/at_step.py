@@ -6,7 +6,7 @@ tensors, which sharded parameters are gathered for. Halves are computed with in 
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
@@ -25,7 +25,23 @@ from regplug.kernels.pieces import (
 if TYPE_CHECKING:
     from regplug.kernels.symbols import Symbol
 
-__all__ = ["add_gradients", "warn_of_rounding", "whole_gradient"]
+__all__ = ["Together", "add_gradients", "join", "warn_of_rounding", "whole_gradient"]
+
+
+Together: TypeAlias = dict[
+    tuple[float, torch.dtype, torch.device], tuple[list[torch.Tensor], list[torch.Tensor]]
+]
+"""Weights and gradients that go in one call: of one sign, dtype and device."""
+
+
+def join(
+    known: tuple[list[torch.Tensor], list[torch.Tensor]],
+    weights: list[torch.Tensor],
+    gradients: list[torch.Tensor],
+) -> None:
+    """Put those of a group to others of their kind."""
+    known[0].extend(weights)
+    known[1].extend(gradients)
 
 
 def add_gradients(

@@ -56,11 +56,18 @@ class Choice:
 
         return Engine(self._name, self._kernels)
 
+    @property
+    def why_not(self) -> str | None:
+        """Why torch's operations are used where a compiler would serve, None if none is known."""
+        return self.engine.why_not
+
     def pays(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether tensors are worth a kernel: torch is done with little ones before one begins."""
         if not tensors or self._kernels == "foreach":
             return False
-        if tensors[0].is_cpu and self._kernels != "triton":
+        if not tensors[0].is_cpu:
+            return tensors[0].is_cuda and self.engine.why_not is None
+        if self._kernels != "triton":
             size = sum(map(_numel, tensors[:_FEW]))
             if size < TINY and len(tensors) > _FEW:
                 size += sum(map(_numel, tensors[_FEW:]))

@@ -6,12 +6,10 @@ function of its own. Without any of these it is four to nine times slower (measu
 
 import functools
 import importlib.util
-import itertools
 import logging
-import os
 import time
+import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -20,15 +18,13 @@ from regplug.kernels.emitted import Dialect, lines_of
 from regplug.kernels.expression import SLOW, Expression
 from regplug.kernels.sources import executed
 from regplug.kernels.tables import Table
+from regplug.kernels.threads import SHARE, run
 
-__all__ = ["Numba", "compiled", "is_installed", "run", "source_of", "takes"]
+__all__ = ["Numba", "compiled", "is_installed", "source_of", "takes"]
 
 _log = logging.getLogger("regplug")
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
-
-_SHARE = 1 << 15
-"""Elements that a thread should have at least; as torch's own loops."""
 
 _LOGICAL = {
     **dict.fromkeys(("gt",), "{0} > {1}"),
@@ -122,6 +118,18 @@ def is_installed() -> bool:
     return importlib.util.find_spec("numba") is not None
 
 
+@functools.cache
+def failure() -> str | None:
+    """Return why numba can't be used though it is installed: of another numpy's time, say."""
+    try:
+        import regplug.kernels.pointers  # noqa: F401
+    except Exception as error:
+        why = f"numba does not import: {error}"
+        warnings.warn(f"{why}; formulas are executed by torch's operations", stacklevel=2)
+        return why
+    return None
+
+
 def takes(dtypes: Sequence[torch.dtype]) -> bool:
     """Whether there are kernels for columns of these dtypes."""
     return dtypes[0] in DTYPES and all(dtype == dtypes[0] for dtype in dtypes)
@@ -178,73 +186,6 @@ def compiled(
     return function
 
 
-class _Threads:
-    """Threads that stay, as many as torch has; anew in a forked process, which has none."""
-
-    def __init__(self) -> None:
-        self._pool: ThreadPoolExecutor | None = None
-        self._of = (0, 0)
-
-    def pool(self, threads: int) -> ThreadPoolExecutor:
-        of = (os.getpid(), threads)
-        if self._pool is None or self._of != of:
-            self._pool, self._of = ThreadPoolExecutor(threads - 1, "regplug"), of
-        return self._pool
-
-
-_threads = _Threads()
-
-
-def run(
-    kernel: Callable[[Any, Any], float],
-    table: Any,
-    numbers: Sequence[float],
-    columns: int,
-    itemsize: int,
-) -> float:
-    """Call a kernel over a table, by as many threads as torch has; return the sum of what they do.
-
-    Args:
-        kernel: of :func:`compiled`.
-        table: int64, a column for each tensor: addresses, those of 0-d tensors, and its size.
-        numbers: the expression's.
-        columns: how many of the addresses are of elements.
-        itemsize: bytes of an element.
-    """
-    import numpy
-
-    values = numpy.array(numbers or (0.0,), dtype=numpy.float64)
-    threads = torch.get_num_threads()
-    size = int(table[-1].sum()) if threads > 1 else 0
-    parts = min(threads, size // _SHARE)
-    if parts <= 1:
-        return kernel(table, values)
-    tables = _parts(table, parts, columns, itemsize)
-    pool = _threads.pool(threads)
-    others = [pool.submit(kernel, part, values) for part in tables[1:]]
-    own = kernel(tables[0], values)
-    return own + sum(other.result() for other in others)
-
-
-def _parts(table: Any, parts: int, columns: int, itemsize: int) -> list[Any]:
-    """Return tables of nearly the same number of elements; tensors are cut where need be."""
-    import numpy
-
-    sizes = table[-1]
-    ends = numpy.cumsum(sizes)
-    starts = ends - sizes
-    bounds = [int(ends[-1]) * i // parts // 64 * 64 for i in range(parts)] + [int(ends[-1])]
-    found = []
-    for low, high in itertools.pairwise(bounds):
-        rows = (starts < high) & (ends > low)
-        part = table[:, rows].copy()
-        skipped = numpy.maximum(low - starts[rows], 0)
-        part[:columns] += skipped * itemsize
-        part[-1] = numpy.minimum(ends[rows], high) - starts[rows] - skipped
-        found.append(part)
-    return found
-
-
 class Numba:
     """Kernels for CPUs."""
 
@@ -256,13 +197,13 @@ class Numba:
 
     def pays(self, table: Table) -> bool:
         """Whether there is more to do than torch does in the time that it takes to begin."""
-        return sum(table.sizes) >= _SHARE
+        return sum(table.sizes) >= SHARE
 
     def refuses(self, expression: Expression) -> str | None:
         """Return why an expression is no better compiled."""
         if expression.is_slow():
             return "its functions are faster in torch"
-        return None
+        return failure()
 
     def kernel(
         self,

@@ -74,7 +74,7 @@ class Engine:
             The rows that are left, for :data:`Reference`'s operations to do.
         """
         rows = range(len(columns[0]))
-        if not rows or self._kernels == "foreach" or self.why_not is not None:
+        if not rows or self.why_not is not None or not _is_known(columns[0][0]):
             return rows
         table = self._table(columns, target)
         compare = partial(disagreement, reference=reference, nonnegative=nonnegative)
@@ -101,7 +101,7 @@ class Engine:
             columns: see :meth:`apply`; of one dtype and device.
             reference: returns the sum over columns by torch's own operations.
         """
-        if not columns[0] or self._kernels == "foreach" or self.why_not is not None:
+        if not columns[0] or self.why_not is not None or not _is_known(columns[0][0]):
             return None
         table = self._table(columns, None)
         if not table.read(columns):
@@ -123,6 +123,9 @@ class Engine:
             return f"foreach ({_why(error)})"
         if (why := backend.refuses(recording.expression(result, 0))) is not None:
             return f"foreach ({why})"
+        for (*_, name, dtypes, _, _), run in self.runs.items():
+            if run is None and name == backend.name and like.dtype in dtypes:
+                return "foreach (its kernel came to something else)"
         return backend.name
 
     # --- one kind of tensors ---------------------------------------------------------------
@@ -210,6 +213,11 @@ class Engine:
 
 
 _kind = attrgetter("dtype", "device")
+
+
+def _is_known(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's device is one of those whose tensors have addresses."""
+    return tensor.is_cpu or tensor.is_cuda
 
 
 def _kinds(columns: Columns) -> list[list[int]]:

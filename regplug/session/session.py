@@ -39,6 +39,7 @@ class Session(Asked):
         steps: completed real steps.
         name: the name given, ``"regplug"`` by default.
         kernels: which kernels may execute formulas.
+        handover: whether decay may be left to the optimizer.
         gradients_through_loss: whether a backward pass came through :meth:`loss` yet.
     """
 
@@ -52,13 +53,14 @@ class Session(Asked):
         accelerator: Any = None,
         name: str | None = None,
         kernels: str = "auto",
+        handover: bool = True,
     ) -> None:
         self.model = wrappers.unwrap_model(model)
         self.optimizer = None if optimizer is None else wrapped.unwrap(optimizer)
         self.plugins = tuple(plugins)
         self.name = "regplug" if name is None else name
         self._named = name is not None
-        self.kernels = kernels
+        self.kernels, self.handover = kernels, handover
         self._detached = False
         self._ranks = ranks
         self._disconnect: Callable[[], None] | None = None

@@ -1,4 +1,4 @@
-"""The same formulas in optax under ``jax.jit``, on a CPU: ratios to a bare pass that is jitted, too.
+"""The same formulas in optax under ``jax.jit`` on a CPU: ratios to a bare pass, jitted too.
 
     python tests/benchmarks/jitted.py TENSORS EACH ROUNDS
 

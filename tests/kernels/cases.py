@@ -85,7 +85,7 @@ def trained(penalty, optimizer, kernels, dtype=torch.float64, *, steps=3, device
     attached = penalty(where="all", **settings)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a kernel that is not used says so
-        with regplug.attach(weights, stepping, [attached], kernels=kernels):
+        with regplug.attach(weights, stepping, [attached], kernels=kernels, handover=False):
             for _ in range(steps):
                 for i, w in enumerate(weights):
                     wide = torch.randn(w.shape, generator=generator, dtype=torch.float64)

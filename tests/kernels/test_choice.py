@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import os
 import signal
+import warnings
 
 import pytest
 import torch
@@ -143,7 +144,7 @@ def test_a_process_that_forked_has_threads_of_its_own():
     """Those of its parent are not in it: it would wait for them without end."""
     import numpy
 
-    from regplug.kernels import cpu
+    from regplug.kernels import threads
 
     def work(table, numbers):
         return float(table[-1].sum())
@@ -152,11 +153,11 @@ def test_a_process_that_forked_has_threads_of_its_own():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        assert cpu.run(work, table, (), 1, 4) == 200_000
+        assert threads.run(work, table, (), 1, 4) == 200_000
         child = os.fork()
         if child == 0:
             signal.alarm(20)
-            os._exit(0 if cpu.run(work, table, (), 1, 4) == 200_000 else 1)
+            os._exit(0 if threads.run(work, table, (), 1, 4) == 200_000 else 1)
         assert os.waitpid(child, 0)[1] == 0
     finally:
         torch.set_num_threads(before)
@@ -233,3 +234,25 @@ def test_the_first_kernel_says_how_long_it_took(caplog, monkeypatch, tmp_path):
     with session, caplog.at_level(logging.INFO, logger="regplug"):
         stepped(model, stepping)
     assert any("compiled a kernel" in record.message for record in caplog.records)
+
+
+@needs_numba
+def test_a_numba_that_does_not_import_is_no_failure(monkeypatch):
+    """As where numpy is newer than numba knows."""
+    import sys
+
+    from regplug.kernels import cpu
+
+    monkeypatch.setitem(sys.modules, "regplug.kernels.pointers", None)
+    cpu.failure.cache_clear()
+    try:
+        for again in (False, True):  # told once
+            model, stepping, session = attached(L1(0.5, delivery="step"), kernels="auto")
+            with session, warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                assert set(stepped(model, stepping).unique().tolist()) == {-0.5, 0.5}
+            told = [str(warning.message) for warning in caught]
+            assert (told == []) == again
+            assert all("numba does not import" in message for message in told)
+    finally:
+        cpu.failure.cache_clear()
