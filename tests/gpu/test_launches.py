@@ -62,7 +62,9 @@ def test_the_profiler_sees_launches_and_copies():
 
 
 @pytest.mark.parametrize("tensors", [1, 4, 300])
-@pytest.mark.parametrize("spec", [*STEP, *PROXIMAL])
+@pytest.mark.parametrize(
+    "spec", [*STEP, *PROXIMAL, "l2_sp(0.1, delivery='step')", "non_negative()"]
+)
 def test_an_event_is_one_launch(spec, tensors):
     events, _, _ = rig(SGD["SGD"], spec, tensors)
     assert launches(events) == 1
