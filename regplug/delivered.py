@@ -18,8 +18,9 @@ from regplug.errors import RegplugError, SpecError, UnsupportedError
 from regplug.hookspecs import hookimpl
 from regplug.kernels.kernel import Kernel
 from regplug.kernels.pieces import NO_LAYOUTS
-from regplug.plugin import Scheduled, Selective
+from regplug.plugin import Scheduled
 from regplug.selection.coverage import Coverage
+from regplug.selective import Selective
 from regplug.view import SessionView, Update
 
 __all__ = ["DELIVERIES", "Delivered"]
@@ -65,10 +66,7 @@ class Delivered(Selective):
 
     @cached_property
     def _formula_kernel(self) -> Kernel:
-        """The kernel, made by the first event after attach that needs one.
-
-        Not by ``on_attach``, since that of a subclass may still change what the formula is.
-        """
+        # Made by the first event that needs one: a subclass's on_attach may change the formula.
         return self._make_formula_kernel()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -258,7 +256,7 @@ class Delivered(Selective):
         # Companions belong to the parameters themselves.
         valued = coverage if self._formula_kernel.has_companions else used
         value = terms.value(self._formula_kernel, valued, factor=strengths.get("strength", 1.0))
-        return {"value": value, **strengths, "zeros": used.zeros()}
+        return {"value": value, **strengths, "zeros": terms.zeros(used, self._kernels)}
 
     def _settle(self, session: SessionView) -> str:
         if self._settled is None:

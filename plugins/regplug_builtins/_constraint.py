@@ -8,6 +8,7 @@ import torch
 from regplug import (
     Elementwise,
     Layout,
+    RowKernel,
     Selective,
     SessionView,
     full,
@@ -16,6 +17,7 @@ from regplug import (
     local,
     part,
     widened,
+    zeros,
 )
 
 __all__ = ["Constraint"]
@@ -35,6 +37,8 @@ class Constraint(Selective):
     orientation: str | None = None
     """``"rows"`` or ``"columns"`` for what is to be given with outputs first and inputs second, as
     :attr:`regplug.Penalty.orientation` says."""
+
+    _rows: tuple[object, RowKernel] | None = None
 
     order_matters = True  # the one that acts last has the last word
 
@@ -64,7 +68,13 @@ class Constraint(Selective):
             return
         layouts = session.coverage(self._selection).layouts if self.orientation else {}
         for _, weights, _ in session.updates(self._selection):
-            for w in weights:
+            rows: Sequence[int] = range(len(weights))
+            if self.orientation is not None:
+                kernel = self._row_kernel(self.orientation, session)
+                if kernel.serves(weights[0]):
+                    found = [layouts.get(w) for w in weights]
+                    rows = kernel.apply(self.constrained, [weights], found)
+            for w in (weights[row] for row in rows):
                 wide = widened(full(w))
                 local(w).copy_(
                     part(self._constrained(wide, layouts.get(w) if layouts else None), w)
@@ -74,6 +84,13 @@ class Constraint(Selective):
         if self._run is None:
             self._run = Elementwise(self.name, session.kernels)
         return self._run
+
+    def _row_kernel(self, orientation: str, session: SessionView) -> RowKernel:
+        """Return what puts whole groups back in one launch, where that can be."""
+        asked = (orientation, session.kernels)
+        if self._rows is None or self._rows[0] != asked:
+            self._rows = asked, RowKernel(self.name, *asked)
+        return self._rows[1]
 
     def _constrained(self, w: torch.Tensor, layout: Layout | None) -> torch.Tensor:
         if layout is None or self.orientation is None:
@@ -85,11 +102,16 @@ class Constraint(Selective):
     def on_metrics(self, session: SessionView) -> Mapping[str, Any]:
         """Return the bound, and the share of the covered weights that are exactly 0."""
         used = in_use.in_use(session.coverage(self._selection))
-        return {**self.strengths(), "zeros": used.zeros()}
+        return {**self.strengths(), "zeros": zeros(used, session.kernels)}
 
     def notes(self, session: SessionView) -> Sequence[str]:
         """Return what is covered if it is little, what is special, and what executes it."""
         found = super().notes(session)
+        if self.orientation is not None:
+            rows = self._row_kernel(self.orientation, session)
+            covered = session.coverage(self._selection).trainable
+            one = bool(covered) and rows.describe(covered[0].parameter) == "Triton"
+            return [*found, "in one kernel (Triton)"] if one else found
         if not self.separable:
             return found
         parts = [local(e.parameter) for e in session.coverage(self._selection).trainable]

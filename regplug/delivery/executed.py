@@ -30,7 +30,12 @@ def executed_by(kernel: Kernel, delivery: str, covered: Sequence[Covered]) -> li
     def moved(w: "Symbol", *companions: "Symbol") -> Any:
         return kernel.proximal(w, 1.0, *companions)
 
-    if delivery not in ("step", "proximal") or not kernel.separable:
+    if delivery not in ("step", "proximal"):
+        return []
+    if kernel.rows is not None:
+        by = {kernel.rows.describe(entry.parameter) for entry in covered}
+        return [_line(name) for name in sorted(by - {"foreach"})]
+    if not kernel.separable:
         return []
     parts = [shards.local(entry.parameter) for entry in covered]
     if not parts or not kernel.choice.pays(parts):

@@ -28,7 +28,9 @@ def _step_events(
     model: nn.Module, optimizer: torch.optim.Optimizer, spec: str, kernels: str
 ) -> Callable[[], None]:
     """Return what fires all step events of one attached plugin, without the optimizer's update."""
-    session = regplug.attach(model, optimizer, [spec], kernels=kernels, handover=False)
+    session = regplug.attach(
+        model, optimizer, [spec], kernels=kernels, handover=False, name=f"{spec}, {kernels}"
+    )
 
     def fire() -> None:
         with torch.no_grad():
@@ -47,7 +49,7 @@ def _after_adam(model: nn.Module) -> torch.optim.Optimizer:
 
 def _in_loss(model: nn.Module, kernels: str, *specs: str) -> Callable[[], None]:
     specs = tuple(f"{spec[:-1]}, delivery='loss')" for spec in specs)
-    session = regplug.attach(model, None, specs, kernels=kernels)
+    session = regplug.attach(model, None, specs, kernels=kernels, name=", ".join(specs))
     start = torch.zeros((), requires_grad=True, device=next(model.parameters()).device)
 
     def run() -> None:
