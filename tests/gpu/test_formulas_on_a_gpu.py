@@ -114,6 +114,36 @@ def test_a_proximal_operator_is_that_of_the_formula_in_float64(name, dtype):
         assert ((own - exact).abs() <= allowed).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", FORMULAS)
+def test_in_the_loss_value_and_gradient_are_those_of_autograd_in_float64(name, dtype):
+    weights = nn.ParameterList([nn.Parameter(w) for w in tensors(dtype, DEVICE)])
+    anchors = [wide(w) for w in weights]
+    penalty = FORMULAS[name](where="all", delivery="loss")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        session = regplug.attach(weights, None, [penalty], kernels="triton")
+        with torch.no_grad():
+            for w in weights:
+                w.add_(0.5)
+        start = torch.zeros((), dtype=dtype, device=DEVICE, requires_grad=True)
+        loss = session.loss(start * 1.0)
+        loss.backward()
+        session.detach()
+    total = torch.zeros((), dtype=torch.float64)
+    for w, anchor in zip(weights, anchors, strict=True):
+        leaf = wide(w)
+        own = penalty.value(leaf, anchor) if isinstance(penalty, L2SP) else penalty.value(leaf)
+        total += penalty.strength * own
+        exact = own_gradient(penalty, leaf, anchor)
+        terms = [exact, penalty.strength * leaf]
+        if name == "log sum":  # its derivative is a difference, of terms such as this
+            terms.append(penalty.strength * 2 * leaf / (0.01 + leaf.square()))
+        allowed = rounding(dtype, exact, *terms)
+        assert ((wide(w.grad) - exact).abs() <= allowed).all()
+    torch.testing.assert_close(wide(loss), total, rtol=4 * torch.finfo(dtype).eps, atol=0)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("delivery", ["step", "proximal"])
 @pytest.mark.parametrize("name", FORMULAS)

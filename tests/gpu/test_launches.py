@@ -106,6 +106,32 @@ def test_no_plugin_launches_more_than_with_torchs_own_operations(spec, optimizer
     assert own <= plain
 
 
+def in_loss(spec, tensors, kernels):
+    """Return what takes a penalty's value and gradient; gradients are made anew."""
+    weights = nn.ParameterList(torch.randn(30, 20, device="cuda") for _ in range(tensors))
+    session = regplug.attach(weights, None, [spec], kernels=kernels)
+    start = torch.zeros((), device="cuda", requires_grad=True)
+
+    def run():
+        for w in weights:
+            w.grad = None
+        session.loss(start * 1.0).backward()
+
+    for _ in range(3):
+        run()
+    return run
+
+
+@pytest.mark.parametrize("spec", [f"{spec[:-1]}, delivery='loss')" for spec in STEP])
+def test_in_the_loss_launches_do_not_grow_with_the_tensors(spec):
+    few, many, plain = (
+        launches(in_loss(spec, tensors, kernels))
+        for tensors, kernels in ((4, "triton"), (300, "triton"), (300, "foreach"))
+    )
+    assert many == few
+    assert many < plain
+
+
 @pytest.mark.parametrize("kernels", ["triton", "foreach"])
 @pytest.mark.parametrize("spec", [*STEP, *PROXIMAL])
 def test_no_memory_of_the_models_size_is_taken(spec, kernels):
