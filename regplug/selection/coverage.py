@@ -9,11 +9,9 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from regplug.backend import shards
 from regplug.backend.fragments import Fragment
 from regplug.backend.layouts import Layout, layout_of
 from regplug.backend.names import Named, named_parameters
-from regplug.backend.sums import Sum
 from regplug.backend.words import listed, shown
 from regplug.errors import SelectionError
 from regplug.selection.where import Selection, Where
@@ -81,14 +79,6 @@ class Coverage(Sequence[Covered]):
     def apart(self) -> bool:
         """Whether what is trained are other tensors than those that the model computes with."""
         return any(isinstance(entry.parameter, Fragment) for entry in self.entries)
-
-    def zeros(self) -> Sum:
-        """Return the share of the covered weights that are exactly 0."""
-        terms = []
-        for entry in self.trainable:
-            w = shards.local(entry.parameter).detach()
-            terms.append((entry.parameter, w.numel() - torch.count_nonzero(w)))
-        return Sum(terms, factor=1 / max(self.weights, 1))
 
     @property
     def outdated(self) -> bool:

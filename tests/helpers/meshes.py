@@ -7,12 +7,12 @@ import torch.distributed as dist
 _meshes: dict[tuple[int, ...], Any] = {}
 
 
-def mesh_of(*shape: int) -> Any:
-    """Return a mesh on the CPU; made once, as its process groups stay.
+def mesh_of(*shape: int, device: str = "cpu") -> Any:
+    """Return a mesh on a device; made once, as its process groups stay.
 
     Its last dimension shards, and one before it replicates.
     """
     if shape not in _meshes:
         names = ("replicate", "shard")[-len(shape) :]
-        _meshes[shape] = dist.init_device_mesh("cpu", shape, mesh_dim_names=names)
+        _meshes[shape] = dist.init_device_mesh(device, shape, mesh_dim_names=names)
     return _meshes[shape]

@@ -12,6 +12,7 @@ from tests.helpers.accelerating import forget_accelerate, shard_with
 from tests.matrix import tasks
 from tests.matrix.tasks import (
     BATCH,
+    DEVICE,
     Outcome,
     Regime,
     Task,
@@ -27,7 +28,7 @@ def accelerated(task: Task, spec: Any, rank: int, ranks: int, *, fsdp: bool = Fa
     from accelerate import Accelerator
     from torch.utils.data import DataLoader
 
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=task.divisor)
+    accelerator = Accelerator(cpu=DEVICE == "cpu", gradient_accumulation_steps=task.divisor)
     if fsdp:
         shard_with(accelerator)
     model = task.model()
@@ -65,11 +66,11 @@ def accelerate_one(task: Task, spec: Any, rank: int, ranks: int) -> Outcome:
         forget_accelerate()
 
 
-@regime("Accelerate, DDP", RAGGED, ranks=2)
+@regime("Accelerate, DDP", RAGGED, of_ranks=True)
 def accelerate_ddp(task: Task, spec: Any, rank: int, ranks: int) -> Outcome:
     return accelerated(task, spec, rank, ranks)
 
 
-@regime("Accelerate, FSDP2", RAGGED, ranks=2)
+@regime("Accelerate, FSDP2", RAGGED, of_ranks=True)
 def accelerate_fsdp2(task: Task, spec: Any, rank: int, ranks: int) -> Outcome:
     return accelerated(task, spec, rank, ranks, fsdp=True)

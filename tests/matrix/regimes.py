@@ -13,7 +13,7 @@ import functools
 import regplug
 from regplug.discovery import catalog
 from tests.matrix import accelerated, alone, ranks
-from tests.matrix.tasks import Outcome, Regime
+from tests.matrix.tasks import RANKS, Outcome, Regime
 
 # In the order of the table.
 REGIMES: dict[str, Regime] = {**alone.REGIMES, **ranks.REGIMES, **accelerated.REGIMES}
@@ -30,6 +30,6 @@ def run(rank: int, name: str, spec: str) -> Outcome | str:
     chosen = REGIMES[name]
     try:
         plugin = copy.deepcopy(plugin_of(spec))
-        return chosen.run(chosen.task, plugin, rank, chosen.ranks).plain()
+        return chosen.run(chosen.task, plugin, rank, RANKS if chosen.of_ranks else 1).plain()
     except regplug.errors.UnsupportedError as error:
         return str(error)
