@@ -50,6 +50,23 @@ def config(stage: int, **more: Any) -> dict[str, Any]:
     return {**found, **more}
 
 
+def started(**more: Any) -> Any:
+    """Return an engine; ``more`` is what ``deepspeed.initialize`` takes."""
+    without_operators()
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(**more)
+    return engine
+
+
+def without_operators() -> None:
+    """Have DeepSpeed compile none of its own: it does, where it finds a compiler, for minutes."""
+    import deepspeed
+
+    compatible = deepspeed.ops.__compatible_ops__
+    compatible.update(dict.fromkeys(compatible, False))
+
+
 def batches(steps: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     return [torch.randn(ROWS, 6, generator=generator) for _ in range(steps)]
@@ -65,11 +82,9 @@ def by_engine(
     scale: float = 1.0,
 ) -> dict[str, Any]:
     """Train under an engine on two ranks: the master weights, and all that is shown."""
-    import deepspeed
-
     model = make()
     settings = config(stage, **(more or {}))
-    engine, *_ = deepspeed.initialize(
+    engine = started(
         model=model, optimizer=OPTIMIZERS[optimizer](groups_of(model)), config=settings
     )
     metrics = []

@@ -22,10 +22,8 @@ SPECS = ["l2_sp(0.3)", "l2(linear(0, 0.2, steps=4))"]
 
 
 def engine_of(stage: int, specs: list[str] = SPECS) -> tuple[Any, regplug.Session]:
-    import deepspeed
-
     model = loops.make()
-    engine, *_ = deepspeed.initialize(
+    engine = loops.started(
         model=model,
         optimizer=loops.OPTIMIZERS["adam"](loops.groups_of(model)),
         config=loops.config(stage),
@@ -110,6 +108,7 @@ def accelerated(rank: int, stage: int, folder: str) -> dict[str, Any]:
     from accelerate import Accelerator
     from accelerate.utils import DeepSpeedPlugin
 
+    loops.without_operators()
     try:
         settings = loops.config(
             stage, gradient_accumulation_steps=loops.MICRO, train_batch_size=2 * loops.ROWS

@@ -20,16 +20,11 @@ pytestmark = pytest.mark.engines
 def engine_of(
     stage: int, optimizer: Any = None, zero: dict[str, Any] | None = None, **more: Any
 ) -> Any:
-    import deepspeed
-
     model = loops.make()
     settings = loops.config(stage, **more)
     settings["zero_optimization"].update(zero or {})
     make = loops.OPTIMIZERS["adamw"] if optimizer is None else optimizer
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=make(model.parameters()), config=settings
-    )
-    return engine
+    return loops.started(model=model, optimizer=make(model.parameters()), config=settings)
 
 
 def told(engine: Any, optimizer: Any, specs: list[Any], *, model: nn.Module | None = None) -> str:

@@ -85,7 +85,6 @@ def test_master_weights_of_halves_are_regularized(
 
 def overflowing(rank: int, stage: int) -> tuple[int, int, list[int], float]:
     """One micro-batch of three overflows in fp16."""
-    import deepspeed
     from deepspeed.accelerator import get_accelerator
 
     # Of the processor, DeepSpeed asks for instructions that torch does without.
@@ -93,7 +92,7 @@ def overflowing(rank: int, stage: int) -> tuple[int, int, list[int], float]:
 
     model = loops.make()
     more = {"fp16": {"enabled": True, "initial_scale_power": 4, "hysteresis": 1}}
-    engine, *_ = deepspeed.initialize(
+    engine = loops.started(
         model=model,
         optimizer=loops.OPTIMIZERS["sgd"](loops.groups_of(model)),
         config=loops.config(stage, **more),
@@ -127,10 +126,8 @@ def weights() -> list[torch.Tensor]:
 
 
 def scheduled_dropout(rank: int, stage: int) -> list[float]:
-    import deepspeed
-
     model = loops.make()
-    engine, *_ = deepspeed.initialize(
+    engine = loops.started(
         model=model,
         optimizer=loops.OPTIMIZERS["sgd"](loops.groups_of(model)),
         config=loops.config(stage, gradient_accumulation_steps=2),
@@ -157,12 +154,10 @@ def scheduled(rank: int, stage: int) -> tuple[dict[str, Any], list[str], bool]:
     """Two sessions, and a scheduler made before: the learning rate of each step is the one used."""
     import warnings
 
-    import deepspeed
-
     model = loops.make()
     own = loops.OPTIMIZERS["sgd"](loops.groups_of(model))
     scheduler = torch.optim.lr_scheduler.StepLR(own, 1, gamma=0.5)
-    engine, *_ = deepspeed.initialize(
+    engine = loops.started(
         model=model, optimizer=own, lr_scheduler=scheduler, config=loops.config(stage)
     )
     before = vars(own).get("step")
@@ -210,11 +205,10 @@ def test_two_sessions_and_a_scheduler(pair: Pair, stage: int) -> None:
 
 def states(rank: int, stage: int) -> list[bool]:
     """DeepSpeed's own functions find the state of every group after the first step."""
-    import deepspeed
     from deepspeed.utils import safe_get_full_optimizer_state
 
     model = loops.make()
-    engine, *_ = deepspeed.initialize(
+    engine = loops.started(
         model=model,
         optimizer=loops.OPTIMIZERS["adam"](loops.groups_of(model)),
         config=loops.config(stage),
