@@ -40,7 +40,7 @@ _SETTINGS = {
 _OPTIMIZERS = {
     "onebit": "sends compressed momenta around, made of gradients that differ from rank to rank",
     "zeroone": "sends compressed momenta around, made of gradients that differ from rank to rank",
-    "muon": "steps along gradients that were made orthogonal before, to which none can be added",
+    "muon": "steps along gradients that were whitened before, to which none can be added",
 }
 
 

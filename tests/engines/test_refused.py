@@ -169,3 +169,23 @@ def test_arithmetic_on_a_part_is_refused(pair: Pair) -> None:
     for words, _ in pair.run(worked_on):
         assert "careless" in words
         assert "regplug.local(w)" in words
+
+
+def pipelined(rank: int) -> str:
+    from deepspeed.pipe import PipelineModule
+
+    loops.without_operators()
+    import deepspeed.comm
+
+    deepspeed.comm.init_distributed("gloo")
+    net = PipelineModule(list(loops.make()), num_stages=2, loss_fn=nn.MSELoss())
+    own = torch.optim.SGD(net.parameters(), lr=0.1)
+    engine = loops.started(model=net, optimizer=own, config=loops.config(1))
+    found = told(engine, engine.optimizer, ["l1(0.1)"])
+    engine.destroy()
+    return found
+
+
+def test_a_pipeline_of_stages_is_refused(pair: Pair) -> None:
+    for found in pair.run(pipelined):
+        assert "DeepSpeed's PipelineEngine has a part of the model on each rank" in found
