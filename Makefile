@@ -94,11 +94,11 @@ $(FRAMEWORKS): $(READY)
 	@touch $(FRAMEWORKS)
 
 # Without its operators, which want a compiler and are not used here; without isolation, since its
-# setup.py asks the torch that is installed.
+# setup.py asks the torch that is installed. Accelerate wants transformers for it.
 $(ENGINES_READY): $(READY)
 	$(BIN)/python -m venv --clear $(ENGINES)
 	$(ENGINES)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt \
-	    setuptools wheel pytest pytest-xdist 'tomli; python_version < "3.11"' --editable .
+	    setuptools wheel pytest pytest-xdist 'tomli; python_version < "3.11"' transformers --editable .
 	DS_BUILD_OPS=0 $(ENGINES)/bin/python -m pip --disable-pip-version-check install --quiet \
 	    --constraint constraints.txt --no-build-isolation deepspeed
 	@touch $(ENGINES_READY)
