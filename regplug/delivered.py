@@ -247,7 +247,7 @@ class Delivered(Selective):
         for index, weights, gradients in session.updates(self._selection):
             group = groups[index]
             if rule.elementwise:
-                states = session.states
+                states = session.stateful.state
                 apply_elementwise_steps(kernel, rule, group, states, weights, gradients, layouts)
             else:
                 step = rule.step(group, {}, gradients[0])

@@ -63,8 +63,8 @@ class SessionView(Protocol):
         """The parameter groups of whatever updates the weights."""
 
     @property
-    def states(self) -> Mapping[Any, Any]:
-        """What the optimizer keeps of each parameter: of sharded ones, of this rank's part."""
+    def stateful(self) -> Any:
+        """What has in ``state``, by parameter, what the optimizer keeps of this rank's part."""
 
     @property
     def gradient_scale(self) -> float:

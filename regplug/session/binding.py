@@ -1,11 +1,11 @@
 """What a session acts on: the parameters of the model that its optimizer updates, and how."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import repeat
 from numbers import Real
 from operator import attrgetter, is_
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
@@ -74,13 +74,6 @@ class Binding:
         if self.parts:
             return [group for part in self.parts for group in part.param_groups]
         return [self._by_hand] if self._optimizer is None else self._optimizer.param_groups
-
-    @property
-    def states(self) -> Mapping[Any, Any]:
-        """What the optimizer keeps of each parameter."""
-        if self._zero is not None:
-            return self._zero.state
-        return {} if self._optimizer is None else self._optimizer.state
 
     def by_hand(self, lr: float | None) -> list[torch.Tensor]:
         """Begin an update without optimizer, and return the parameters that it may be of.

@@ -34,6 +34,7 @@ class Session(Asked):
     Attributes:
         model: the user's own module, unwrapped.
         optimizer: the torch optimizer, unwrapped, or None.
+        stateful: what has its state by parameter: the optimizer, or the steps of an engine's.
         plugins: the plugin instances, in the order in which they act.
         steps: completed real steps.
         name: the name given, ``"regplug"`` by default.
@@ -60,6 +61,7 @@ class Session(Asked):
             model, optimizer, zero = engine.module, engine.optimizer, engine.steps
         self.model = wrappers.unwrap_model(model)
         self.optimizer = None if optimizer is None else wrapped.unwrap(optimizer)
+        self.stateful = self.optimizer if zero is None else zero
         self.plugins = tuple(plugins)
         self.name = "regplug" if name is None else name
         self._named = name is not None
