@@ -142,7 +142,7 @@ class Activity(Plugin):
         terms = []
         for a in outputs:
             wide = widened(a)
-            term = l1 * wide.abs().sum() + l2 * wide.square().sum()
+            term = _whole(l1 * wide.abs().sum() + l2 * wide.square().sum())
             terms.append((sign / max(a.shape[0] if a.ndim else 1, 1)) * term)
         return torch.stack([term.to(terms[0]) for term in terms]).sum()
 
@@ -231,6 +231,12 @@ def _is_activation(module: nn.Module) -> bool:
 def _is_tracing() -> bool:
     tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     return tracing
+
+
+def _whole(term: torch.Tensor) -> torch.Tensor:
+    """Return a sum over all ranks that share an output, where it is a ``DTensor`` of theirs."""
+    whole: Callable[[], torch.Tensor] | None = getattr(term, "full_tensor", None)
+    return term if whole is None else whole()
 
 
 def _tensors(output: Any) -> Iterator[torch.Tensor]:

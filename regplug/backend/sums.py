@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from regplug.backend.shards import is_dtensor, placements
+from regplug.backend.shards import spread_over
 
 __all__ = ["Sum", "resolve", "wide"]
 
@@ -17,8 +17,8 @@ class Sum:
     """A sum over weights, of which each rank has computed its own part.
 
     The session adds the parts up over the ranks, all sums of all plugins in one collective per
-    process group, and over the sharded dimensions of the mesh only: what is replicated counts
-    once.
+    process group, and over those dimensions of the mesh only along which parts differ: what is
+    replicated counts once.
 
     Args:
         terms: pairs of a parameter and a number or 0-d tensor, the sum over this rank's part of it.
@@ -43,10 +43,10 @@ class Sum:
 
 def _shard_groups(parameter: torch.Tensor) -> tuple[Any, ...]:
     """Return the process groups over whose ranks the parts of ``parameter`` are spread."""
-    if not is_dtensor(parameter):
+    if not (dims := spread_over(parameter)):
         return ()
     mesh = parameter.device_mesh  # type: ignore[attr-defined]
-    return tuple(mesh.get_group(dim) for dim, p in enumerate(placements(parameter)) if p.is_shard())
+    return tuple(mesh.get_group(dim) for dim in dims)
 
 
 def resolve(sums: Sequence[Sum]) -> list[float]:
