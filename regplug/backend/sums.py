@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from regplug.backend.shards import spread_over
+from regplug.backend.shards import is_dtensor, spread_over
 
 __all__ = ["Sum", "resolve", "wide"]
 
@@ -23,6 +23,8 @@ class Sum:
     Args:
         terms: pairs of a parameter and a number or 0-d tensor, the sum over this rank's part of it.
         factor: what the total is multiplied by.
+        everywhere: whether to add up over all ranks of a mesh, whatever they hold: for what each
+            has found by itself, of which it matters only whether it is 0.
 
     >>> w = torch.nn.Parameter(torch.tensor([[1.0, 0.0]]))
     >>> resolve([Sum([(w, (w == 0).sum())], factor=0.5)])
@@ -30,22 +32,26 @@ class Sum:
     """
 
     def __init__(
-        self, terms: Iterable[tuple[torch.Tensor, torch.Tensor | float]], factor: float = 1.0
+        self,
+        terms: Iterable[tuple[torch.Tensor, torch.Tensor | float]],
+        factor: float = 1.0,
+        *,
+        everywhere: bool = False,
     ) -> None:
         self.factor = factor
         self.by_groups: dict[tuple[Any, ...], list[tuple[torch.Tensor | float, torch.device]]] = {}
         for parameter, term in terms:
             plain = term.detach() if isinstance(term, torch.Tensor) else term
-            self.by_groups.setdefault(_shard_groups(parameter), []).append(
-                (plain, parameter.device)
-            )
+            groups = _groups(parameter, everywhere=everywhere)
+            self.by_groups.setdefault(groups, []).append((plain, parameter.device))
 
 
-def _shard_groups(parameter: torch.Tensor) -> tuple[Any, ...]:
+def _groups(parameter: torch.Tensor, *, everywhere: bool) -> tuple[Any, ...]:
     """Return the process groups over whose ranks the parts of ``parameter`` are spread."""
-    if not (dims := spread_over(parameter)):
+    if not is_dtensor(parameter):
         return ()
     mesh = parameter.device_mesh  # type: ignore[attr-defined]
+    dims = range(mesh.ndim) if everywhere else spread_over(parameter)
     return tuple(mesh.get_group(dim) for dim in dims)
 
 

@@ -178,6 +178,24 @@ def test_each_rank_adds_its_part_of_the_penalty(pair: Pair, spec: str, placement
         assert found == pytest.approx([0.9] * 4)
 
 
+def warm_up(rank: int) -> int:
+    """Begin at a learning rate of 0, with a gradient that one rank alone knows of."""
+    mesh = mesh_of(2)
+    model = parallelize_module(nn.Sequential(nn.LayerNorm(4)), mesh, {"0": SequenceParallel()})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with regplug.attach(model, optimizer, ["l2(0.5, where='all')"]) as session:
+        for p in model.parameters():
+            p.grad = DTensor.from_local(
+                torch.full((4,), float(rank)), mesh, [Partial()], run_check=False
+            )
+        optimizer.step()
+        return session.steps
+
+
+def test_a_step_is_real_on_all_ranks_or_none(pair: Pair) -> None:
+    assert pair.run(warm_up) == [1, 1]
+
+
 def attach_to_summands(rank: int) -> str:
     model = nn.Linear(4, 1, bias=False)
     summand = DTensor.from_local(torch.ones(1, 4), mesh_of(2), [Partial()], run_check=False)
