@@ -27,7 +27,8 @@ class Activity(Plugin):
     accumulation and DDP each batch brings its own term, which is averaged as the loss is. To
     compile the model, attach first: torch doesn't see hooks that come later. Copies and pickles of
     the model are not watched. What is checkpointed counts once, with ``use_reentrant=False``; the
-    reentrant kind, whose forward pass keeps no graph, is refused.
+    reentrant kind, whose forward pass keeps no graph, is refused. Outputs that ranks share as a
+    ``DTensor`` (sequence parallelism) count whole; of a plain one each rank counts what it has.
 
     Args:
         l1: λ₁, a finite number ≥ 0 or a schedule of the step count.

@@ -177,3 +177,22 @@ def test_every_shown_value_is_that_of_one_process_on_every_rank(
             assert other[0] == found[0][0], f"{spec}: the ranks drift apart"
             for ours, theirs in zip(other[1], found[0][1], strict=True):
                 assert ours == pytest.approx(theirs, rel=1e-12), f"{spec}: ranks report differently"
+
+
+def attach_another(rank: int, different: int | None) -> str:
+    model = make()
+    two_dimensional(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    strength = 0.2 if rank == different else 0.1
+    try:
+        regplug.attach(model, optimizer, [f"l1({strength})"]).detach()
+    except regplug.errors.RegplugError as error:
+        return str(error)
+    return "agreed"
+
+
+def test_all_ranks_of_a_mesh_compare_what_they_attach(four: Pair) -> None:
+    assert four.run(attach_another, None) == ["agreed"] * 4
+    for told in four.run(attach_another, 3):
+        assert "the ranks differ" in told
+        assert "0.2 on rank 3" in told

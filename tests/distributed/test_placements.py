@@ -196,6 +196,26 @@ def test_a_step_is_real_on_all_ranks_or_none(pair: Pair) -> None:
     assert pair.run(warm_up) == [1, 1]
 
 
+def add_to_a_shared_loss(rank: int, whole: bool) -> tuple[float, float]:
+    """Return the loss with the penalty, from one that is a ``DTensor`` itself, and what it is."""
+    torch.manual_seed(0)
+    model: Any = nn.Linear(3, 4).double()
+    style = ColwiseParallel(output_layouts=Shard(-1), use_local_output=False)
+    parallelize_module(model, mesh_of(2), style)
+    loss = model(torch.ones(2, 3, dtype=torch.float64)).square().sum()
+    wanted = loss.full_tensor().item() + 0.5 * model.weight.full_tensor().square().sum().item()
+    if whole:
+        loss = loss.redistribute(placements=[Replicate()])
+    with regplug.attach(model, plugins=["l2(0.5, delivery='loss')"]) as session:
+        return session.loss(loss).full_tensor().item(), wanted
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_loss_that_ranks_share_gets_the_penalty_once(pair: Pair, whole: bool) -> None:
+    for found, wanted in pair.run(add_to_a_shared_loss, whole):
+        assert found == pytest.approx(wanted, abs=1e-12)
+
+
 def attach_to_summands(rank: int) -> str:
     model = nn.Linear(4, 1, bias=False)
     summand = DTensor.from_local(torch.ones(1, 4), mesh_of(2), [Partial()], run_check=False)

@@ -51,6 +51,17 @@ class Net(nn.Module):
         return out * torch.sigmoid(self.gate(out))
 
 
+class Words(Net):
+    """The same on words, of which there are an odd number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.embed(x))
+
+
 class Sum(nn.Module):
     """Layers side by side, whose gradients do not depend on the weights.
 
@@ -83,6 +94,10 @@ class Task:
     clip: float | None = None
     exact: bool = False
     """Whether the gradients are exact in half precision; the weights are float32 then."""
+    words: bool = False
+    """Whether the inputs are words."""
+    everywhere: bool = False
+    """Whether what can act on any weight does, on norms and biases too."""
     oracle: bool = False
     """For the reference: float64, and all micro-batches of a step as one."""
 
@@ -97,7 +112,14 @@ class Task:
     def model(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(7)
-            return (Sum() if self.exact else Net()).to(self.dtype)
+            return (Sum() if self.exact else Words() if self.words else Net()).to(self.dtype)
+
+    def widened(self, plugin: regplug.Plugin) -> regplug.Plugin:
+        """Return ``plugin`` with all that it can act on selected, if the task is about that."""
+        anywhere = isinstance(plugin, regplug.Penalty) and plugin.separable
+        if self.everywhere and (anywhere or plugin.name == "weight_decay"):
+            plugin.where = "all"  # type: ignore[attr-defined]
+        return plugin
 
     def steps(self) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
         generator = torch.Generator().manual_seed(3)
@@ -109,10 +131,12 @@ class Task:
                 drawn = torch.randn(*shape, generator=generator, dtype=torch.float64)
             return drawn.to(self.dtype)
 
+        def inputs() -> torch.Tensor:
+            words = torch.randint(0, 9, (BATCH,), generator=generator) if self.words else None
+            return draw(BATCH, 5) if words is None else words
+
         width = 11 if self.exact else 3
-        steps = [
-            [(draw(BATCH, 5), draw(BATCH, width)) for _ in range(count)] for count in self.micro
-        ]
+        steps = [[(inputs(), draw(BATCH, width)) for _ in range(count)] for count in self.micro]
         if not self.oracle:
             return steps
         merged = [[torch.cat(column) for column in zip(*micro, strict=True)] for micro in steps]
@@ -190,11 +214,12 @@ def loop(
     ranks: int = 1,
     sync: Callable[[nn.Module, bool], Any] = lambda model, last: contextlib.nullcontext(),
     autocast: bool = False,
+    optimizer_of: Callable[..., torch.optim.Optimizer] | None = None,
     **options: Any,
 ) -> Outcome:
     """The loop of everybody: attach after wrapping, backward per micro-batch, clip, step."""
     model = wrap(task.model())
-    optimizer = task.optimizer_of(model.parameters(), **options)
+    optimizer = (optimizer_of or task.optimizer_of)(model.parameters(), **options)
     metrics = []
     with regplug.attach(model, optimizer, [spec]) as session:
         for step, micro in enumerate(task.steps()):

@@ -71,7 +71,8 @@ def test_cell(regime: str, row: Row, request: Any, record: dict[Any, Any]) -> No
         if why not in REFUSED:
             return
     if chosen.ranks > 1:
-        found = request.getfixturevalue("pair").run(run, regime, row.spec)
+        workers = request.getfixturevalue({2: "pair", 4: "four"}[chosen.ranks])
+        found = workers.run(run, regime, row.spec)
     else:
         found = [run(0, regime, row.spec)]
     if why is not None:
