@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_FLAGS ?=
+DEVICE ?= cpu
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -15,10 +16,10 @@ NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 10))'
 # The machine is small or the models are: one thread per process is fastest, and repeatable.
 export OMP_NUM_THREADS ?= 1
 # No test opens a window.
-test soak matrix frameworks: export MPLBACKEND := Agg
+test soak matrix gpu frameworks: export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint matrix soak frameworks bench compat setup clean
+.PHONY: help demo test lint matrix gpu soak frameworks bench compat setup clean
 
 help: ## list these targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -36,8 +37,13 @@ lint: $(READY) ## ruff, mypy and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+# `make matrix DEVICE=cuda` trains on a GPU. Nothing else that is tested here sees one.
 matrix: $(READY) ## every plugin in every regime against one float64 reference, as a table
-	$(BIN)/python -m pytest -m matrix $(PYTEST_FLAGS)
+	REGPLUG_GPU=$(if $(filter-out cpu,$(DEVICE)),1) REGPLUG_DEVICE=$(DEVICE) \
+	    $(BIN)/python -m pytest -m matrix tests/matrix $(PYTEST_FLAGS)
+
+gpu: $(READY) ## the tests that need a GPU; they are skipped where there is none
+	REGPLUG_GPU=1 $(BIN)/python -m pytest tests/gpu $(PYTEST_FLAGS)
 
 soak: $(READY) ## the slow tests that `make test` leaves out
 	$(BIN)/pylint regplug plugins/regplug_builtins # no ten lines twice: two minutes

@@ -15,19 +15,25 @@ if TYPE_CHECKING:
     from regplug import errors, schedules, sessions
     from regplug.backend import lent
     from regplug.backend.blocks import scratch
+    from regplug.backend.captured import refuse_capture
     from regplug.backend.eager import called_by_a_graph
     from regplug.backend.layouts import Layout
     from regplug.backend.marks import is_hook
     from regplug.backend.precision import HALVES, widened
     from regplug.backend.shards import full, like, local, part
     from regplug.backend.sums import Sum
+    from regplug.delivery.terms import zeros
     from regplug.hookspecs import hookimpl, hookspec
+    from regplug.kernels.elementwise import Elementwise
+    from regplug.kernels.iterated import iterated
+    from regplug.kernels.rows import RowKernel
     from regplug.penalty import Penalty
-    from regplug.plugin import Plugin, Scheduled, Selective
+    from regplug.plugin import Plugin, Scheduled
     from regplug.selection import in_use
     from regplug.selection.coverage import Coverage
     from regplug.selection.patterns import Patterns
     from regplug.selection.where import Selection
+    from regplug.selective import Selective
     from regplug.session.attach import attach
     from regplug.session.session import Session
     from regplug.view import SessionView
@@ -35,10 +41,12 @@ if TYPE_CHECKING:
 __all__ = [
     "HALVES",
     "Coverage",
+    "Elementwise",
     "Layout",
     "Patterns",
     "Penalty",
     "Plugin",
+    "RowKernel",
     "Scheduled",
     "Selection",
     "Selective",
@@ -53,14 +61,17 @@ __all__ = [
     "hookspec",
     "in_use",
     "is_hook",
+    "iterated",
     "lent",
     "like",
     "local",
     "part",
+    "refuse_capture",
     "schedules",
     "scratch",
     "sessions",
     "widened",
+    "zeros",
 ]
 
 __version__ = "0.1.0"
@@ -70,19 +81,23 @@ __version__ = "0.1.0"
 _HOMES = {
     "HALVES": "regplug.backend.precision",
     "Coverage": "regplug.selection.coverage",
+    "Elementwise": "regplug.kernels.elementwise",
     "Layout": "regplug.backend.layouts",
     "Patterns": "regplug.selection.patterns",
     "Penalty": "regplug.penalty",
     "Plugin": "regplug.plugin",
     "Scheduled": "regplug.plugin",
     "Selection": "regplug.selection.where",
-    "Selective": "regplug.plugin",
+    "Selective": "regplug.selective",
     "Session": "regplug.session.session",
     "SessionView": "regplug.view",
     "Sum": "regplug.backend.sums",
     "attach": "regplug.session.attach",
     "called_by_a_graph": "regplug.backend.eager",
+    "RowKernel": "regplug.kernels.rows",
     "full": "regplug.backend.shards",
+    "iterated": "regplug.kernels.iterated",
+    "refuse_capture": "regplug.backend.captured",
     "hookimpl": "regplug.hookspecs",
     "hookspec": "regplug.hookspecs",
     "is_hook": "regplug.backend.marks",
@@ -91,6 +106,7 @@ _HOMES = {
     "part": "regplug.backend.shards",
     "scratch": "regplug.backend.blocks",
     "widened": "regplug.backend.precision",
+    "zeros": "regplug.delivery.terms",
 }
 
 _MODULES = {"in_use": "regplug.selection.in_use", "lent": "regplug.backend.lent"}

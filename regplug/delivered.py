@@ -3,7 +3,7 @@
 :class:`regplug.Penalty` adds the formula. Here is all that is the same for every formula.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,14 +12,16 @@ import torch
 from regplug.backend.groups import sign
 from regplug.backend.layouts import Layout
 from regplug.delivery import at_step, terms
+from regplug.delivery.executed import executed_by
 from regplug.delivery.proximal import apply_elementwise_steps, apply_one_step
 from regplug.errors import RegplugError, SpecError, UnsupportedError
 from regplug.hookspecs import hookimpl
 from regplug.kernels.kernel import Kernel
 from regplug.kernels.pieces import NO_LAYOUTS
-from regplug.plugin import Scheduled, Selective
+from regplug.plugin import Scheduled
 from regplug.selection.coverage import Coverage
-from regplug.view import SessionView
+from regplug.selective import Selective
+from regplug.view import SessionView, Update
 
 __all__ = ["DELIVERIES", "Delivered"]
 
@@ -33,6 +35,8 @@ class Delivered(Selective):
     """
 
     scaled_gradients = True
+    reads_gradients = False
+    _may_hand_over = False  # whether hands_over() is to be asked
 
     separable: bool
     orientation: str | None
@@ -62,10 +66,7 @@ class Delivered(Selective):
 
     @cached_property
     def _formula_kernel(self) -> Kernel:
-        """The kernel, made by the first event after attach that needs one.
-
-        Not by ``on_attach``, since that of a subclass may still change what the formula is.
-        """
+        # Made by the first event that needs one: a subclass's on_attach may change the formula.
         return self._make_formula_kernel()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -182,11 +183,24 @@ class Delivered(Selective):
             return
         if not (strength := self._strength_now()):
             return
+        together: at_step.Together = {}
+        for update in session.updates(self._selection):
+            if self._may_hand_over and self.hands_over(session, update):
+                continue
+            index, weights, gradients = update
+            first = weights[0]
+            key = sign(session.groups[index]), first.dtype, first.device
+            if key in together:
+                at_step.join(together[key], weights, gradients)
+            else:
+                together[key] = weights, gradients
+        if not together:
+            return
         kernel = self._formula_kernel
-        scale, groups = strength * session.gradient_scale, session.groups
+        scale = strength * session.gradient_scale
         layouts = self._layouts(session) if kernel.orientation else NO_LAYOUTS
-        for index, weights, gradients in session.updates(self._selection):
-            factor = scale * sign(groups[index])
+        for (direction, *_), (weights, gradients) in together.items():
+            factor = scale * direction
             if not self._warned_of_rounding:
                 self._warned_of_rounding = True
                 at_step.warn_of_rounding(kernel, gradients, weights, factor)
@@ -199,6 +213,10 @@ class Delivered(Selective):
                         "added: exclude that parameter, or use delivery='proximal'"
                     ) from error
                 raise
+
+    def hands_over(self, session: SessionView, update: Update) -> bool:
+        """Return whether a gradient reaches this update by another way, as none does here."""
+        return False
 
     @hookimpl
     def on_closure(self, session: SessionView) -> "torch.Tensor | float | None":
@@ -238,7 +256,7 @@ class Delivered(Selective):
         # Companions belong to the parameters themselves.
         valued = coverage if self._formula_kernel.has_companions else used
         value = terms.value(self._formula_kernel, valued, factor=strengths.get("strength", 1.0))
-        return {"value": value, **strengths, "zeros": used.zeros()}
+        return {"value": value, **strengths, "zeros": terms.zeros(used, self._kernels)}
 
     def _settle(self, session: SessionView) -> str:
         if self._settled is None:
@@ -259,6 +277,15 @@ class Delivered(Selective):
         if self._delivery == "auto":
             return f"{self._settled} (auto)" if self._settled else "auto"
         return self._delivery
+
+    def notes(self, session: SessionView) -> Sequence[str]:
+        """Return what is covered if it is little, what is special, and what executes it."""
+        return [*super().notes(session), *self.executed(session)]
+
+    def executed(self, session: SessionView) -> Sequence[str]:
+        """Return by what kernels, where a compiler serves; nothing where torch does it, as ever."""
+        covered = session.coverage(self._selection).trainable
+        return executed_by(self._formula_kernel, self._settled or "auto", covered)
 
 
 def _without_kernel(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,14 +25,12 @@ from regplug.backend.marks import is_hook
 from regplug.errors import NeverSetError, PluginError, RegplugError, SpecError
 from regplug.installed import distribution_of, entry_name_of
 from regplug.schedules import Schedule, ScheduleLike, as_schedule, constant
-from regplug.selection.where import Selection, Where
 from regplug.values import checked
 from regplug.view import SessionView
 
 __all__ = [
     "Plugin",
     "Scheduled",
-    "Selective",
     "failure",
     "failure_now",
     "session_of",
@@ -126,6 +124,11 @@ class Plugin:
     """Whether what the plugin does in an event depends on what others did in that event before it
     (it changes gradients by more than an addition, say). If not, the exam checks that."""
 
+    reads_gradients: bool = True
+    """Whether hooks look at gradients, or change them by more than an addition. Only if none that
+    comes later does, ``l2`` leaves its gradient to the optimizer. False is the word of the class
+    that says it, for the hooks that it has: not for those that a subclass writes."""
+
     stochastic: bool = False
     """Whether it draws at random. Then the exam compares distributed runs by their statistics."""
 
@@ -159,6 +162,27 @@ class Plugin:
             )
             or "nowhere"
         )
+
+    def sees_gradients(self, event: str) -> bool:
+        """Return whether the hook of an event may look at gradients: see :attr:`reads_gradients`.
+
+        >>> import regplug
+        >>> class Watch(Plugin):
+        ...     @regplug.hookimpl
+        ...     def on_gradients(self, session): ...
+        >>> Watch().sees_gradients("on_gradients"), Watch().sees_gradients("after_step")
+        (True, False)
+        """
+        if not is_hook(getattr(self, event, None)):
+            return False
+        if event in vars(self):
+            return True
+        word = vars(self).get("reads_gradients")
+        for cls in type(self).__mro__:
+            word = vars(cls).get("reads_gradients") if word is None else word
+            if event in vars(cls):
+                break
+        return word is not False
 
     def idle(self, session: SessionView) -> Collection[str]:
         """Return the events in which there is nothing to do from here on, though hooks are there.
@@ -206,44 +230,6 @@ class Plugin:
         }
 
 
-class Selective(Plugin):
-    """Base of the plugins that act on selected parameters.
-
-    A subclass sets ``self.where``; what it covers in a session is
-    ``session.coverage(self._selection)``.
-    """
-
-    _selection = Selection()
-
-    @property
-    def where(self) -> Where:
-        """The selection as it was given."""
-        return self._selection.where
-
-    @where.setter
-    def where(self, where: Where) -> None:
-        self._selection = Selection(where)
-
-    def covers(self, session: SessionView) -> tuple[int, int] | None:
-        """Return how many tensors and weights are covered."""
-        coverage = session.coverage(self._selection)
-        return len(coverage.trainable), coverage.weights
-
-    def covered(self, session: SessionView) -> Sequence[str]:
-        """Return the names of all that is covered, or may be once it has a shape."""
-        return session.coverage(self._selection).names
-
-    def notes(self, session: SessionView) -> Sequence[str]:
-        """Return what is covered if it is little, and what is special about it."""
-        from regplug.selection.in_use import notes
-
-        return notes(session.coverage(self._selection))
-
-    def agreement(self, session: SessionView) -> Mapping[str, Any]:
-        """Return the settings, and what they come to in this model."""
-        return {**super().agreement(session), "covers": self.covered(session)}
-
-
 def failure(error: Exception, plugin: Plugin, event: str, step: int) -> Exception:
     """Return what to raise instead of ``error``: it says who failed, where and when."""
     # What regplug raises on purpose keeps its kind: a wrong argument stays a ValueError.
@@ -265,8 +251,8 @@ def failure_now(instance: Plugin, error: Exception, event: str) -> Exception:
 
 def set_steps(plugins: Iterable[Plugin], step: int) -> None:
     """Have the scheduled attributes of plugins read at ``step``."""
-    for plugin in plugins:
-        plugin._step = step
+    for instance in plugins:
+        instance._step = step
 
 
 def session_of(instance: Plugin) -> str | None:

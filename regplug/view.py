@@ -4,7 +4,7 @@ A protocol, so that plugins and all that they are made of know nothing of how a 
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from torch import nn
@@ -17,7 +17,10 @@ from regplug.selection.where import Selection
 if TYPE_CHECKING:
     from regplug.backend.update_rules import UpdateRule
 
-__all__ = ["SessionView"]
+__all__ = ["SessionView", "Update"]
+
+Update: TypeAlias = tuple[int, list[torch.Tensor], list[torch.Tensor]]
+"""What takes part in a step, of one group: its index, weights, and their gradients."""
 
 
 class SessionView(Protocol):
@@ -44,6 +47,10 @@ class SessionView(Protocol):
         """Which kernels may execute formulas, as ``attach(kernels=…)`` was told."""
 
     @property
+    def handover(self) -> bool:
+        """Whether decay may be left to the optimizer, as ``attach(handover=…)`` was told."""
+
+    @property
     def steps(self) -> int:
         """Completed real steps."""
 
@@ -62,9 +69,7 @@ class SessionView(Protocol):
     def coverage(self, selection: Selection) -> Coverage:
         """Return what ``selection`` covers of this optimizer's parameters."""
 
-    def updates(
-        self, selection: Selection
-    ) -> Iterator[tuple[int, list[torch.Tensor], list[torch.Tensor]]]:
+    def updates(self, selection: Selection) -> Iterator[Update]:
         """Yield (group index, weights, gradients) of what takes part in this step."""
 
     def learning_rate(self, group_index: int) -> Any:

@@ -15,7 +15,7 @@ import torch
 from regplug import Selection, SessionView
 from regplug.errors import SelectionError, SpecError
 
-__all__ = ["GROUPS", "as_matrix", "check_dimensions", "checked_groups", "norms"]
+__all__ = ["GROUPS", "as_matrix", "check_dimensions", "checked_groups", "length", "norms", "within"]
 
 GROUPS = ("rows", "columns")
 
@@ -38,11 +38,30 @@ def norms(w: torch.Tensor, groups: str) -> torch.Tensor:
     tensor([[5.],
             [1.]])
     """
+    size: torch.Tensor = torch.linalg.vector_norm(w, dim=within(w, groups), keepdim=True)
+    return size
+
+
+def within(w: torch.Tensor, groups: str) -> list[int]:
+    """Return the dimensions over which the elements of one group lie.
+
+    >>> within(torch.empty(4, 3, 2), "columns")
+    [0, 2]
+    """
     _check(w)
     place = GROUPS.index(groups)
-    others = [dimension for dimension in range(w.ndim) if dimension != place]
-    size: torch.Tensor = torch.linalg.vector_norm(w, dim=others, keepdim=True)
-    return size
+    return [dimension for dimension in range(w.ndim) if dimension != place]
+
+
+def length(w: torch.Tensor, groups: str) -> float:
+    """Return the number of elements of each group.
+
+    >>> length(torch.empty(4, 3, 2), "columns")
+    8.0
+    """
+    count = w.shape[GROUPS.index(groups)]
+    # Where it is recorded for a kernel, it has no number that could be asked for.
+    return 0.0 if isinstance(count, int) and count == 0 else w.numel() / count
 
 
 def as_matrix(w: torch.Tensor, groups: str) -> torch.Tensor:

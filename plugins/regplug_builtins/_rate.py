@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regplug import refuse_capture
 from regplug_builtins._traced import TRACED
 
 __all__ = ["Rate"]
@@ -23,9 +24,8 @@ __all__ = ["Rate"]
 class Rate(Tensor):
     """A probability: a 0-d float32 tensor on the CPU that compiled graphs take as an input.
 
-    Code that is not compiled can do with it what it can do with a float, but for two things:
-    ``isinstance(rate, float)`` is False, and ``json`` takes floats alone. Write ``float(rate)``.
-    Copies, pickles and checkpoints of a model hold a plain float instead.
+    Code that is not compiled can do with it what it can do with a float, but ``isinstance`` says
+    no and ``json`` takes none: write ``float(rate)``. Copies, pickles and checkpoints hold floats.
 
     Args:
         value: the rate, within [0, 1].
@@ -38,18 +38,31 @@ class Rate(Tensor):
     (Dropout(p=0.1, inplace=False), 0.1, True, 0.30000000000000004, 0)
     """
 
-    value: float
     tensor: Tensor
+    _value: float
 
     def __new__(cls, value: float) -> "Rate":
         tensor = torch.tensor(value, dtype=torch.float32, device="cpu")
         self = tensor.as_subclass(cls)
-        self.value, self.tensor = value, tensor  # both tensors share one memory
+        self._value, self.tensor = value, tensor  # both tensors share one memory
         return self
+
+    @property
+    def value(self) -> float:
+        """The rate now.
+
+        Raises:
+            UnsupportedError: a CUDA graph is being captured, in which it would stay what it is.
+        """
+        refuse_capture(
+            "the dropout rate of this step, whatever its schedule says",
+            "attach a constant rate, or detach() the session before the capture",
+        )
+        return self._value
 
     def set(self, value: float) -> None:
         """Set the rate, here and in every graph that was compiled with it."""
-        self.value = value
+        self._value = value
         self.tensor.fill_(value)
 
     @classmethod
@@ -241,19 +254,19 @@ class Rate(Tensor):
         return +self
 
     def __hash__(self) -> int:
-        return hash(self.value)
+        return hash(self._value)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        return repr(self.value)
+        return repr(self._value)
 
     def __format__(self, spec: str) -> str:
-        return format(self.value, spec)
+        return format(self._value, spec)
 
     def __deepcopy__(self, memo: Any) -> float:
-        return self.value
+        return self._value
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return float, (self.value,)
+        return float, (self._value,)
 
 
 def _plain(x: Any) -> Any:

@@ -43,6 +43,7 @@ class ScheduledRates(Plugin):
     """
 
     changes_weights = False
+    reads_gradients = False
     kind = "rate"
     """What is found, for messages."""
 

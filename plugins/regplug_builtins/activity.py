@@ -62,6 +62,7 @@ class Activity(Plugin):
     1.0
     """
 
+    reads_gradients = False
     l1_strength = Scheduled()
     l2_strength = Scheduled()
 

@@ -45,6 +45,7 @@ class GradientNoise(Selective):
     """
 
     scaled_gradients = True
+    reads_gradients = False
     stochastic = True
     eta = Scheduled()
 

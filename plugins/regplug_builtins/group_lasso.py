@@ -1,22 +1,23 @@
 """The group lasso, λ·Σ √n·‖w_g‖ over rows or columns: whole units become exactly zero."""
 
-import math
-
 import torch
 
-from regplug import Penalty, SessionView, hookimpl
+from regplug import Penalty, SessionView, hookimpl, iterated
 from regplug.schedules import ScheduleLike
-from regplug_builtins._groups import as_matrix, check_dimensions, checked_groups, norms
+from regplug_builtins._groups import check_dimensions, checked_groups, length, norms, within
 
 __all__ = ["GroupLasso", "shrink_groups"]
 
-_NEWTON_STEPS = 100  # a handful do; steps that differ by many orders of magnitude take some more
+_NEWTON_STEPS = 30  # 17 is the most ever seen, of steps that differ by 150 orders of magnitude
 
 
 def shrink_groups(
-    w: torch.Tensor, thresholds: float | torch.Tensor, steps: torch.Tensor | None = None
+    w: torch.Tensor,
+    thresholds: float | torch.Tensor,
+    steps: torch.Tensor | None = None,
+    groups: str = "rows",
 ) -> torch.Tensor:
-    r"""Return the rows of a matrix shrunk in norm: the proximal operator of c·‖u‖ for each row.
+    r"""Return rows, or columns, shrunk in norm: the proximal operator of c·‖u‖ for each of them.
 
     With one step for all elements that is ``w·max(1 − c/‖w‖, 0)``. With a step sᵢ for each, it is
     the minimum of Σ (uᵢ − wᵢ)²/2sᵢ + c·‖u‖, which is 0 where ‖w/s‖ ≤ c. Elsewhere
@@ -24,38 +25,40 @@ def shrink_groups(
     from below on the sum to the power −½, which is concave in r: the iterates only grow.
 
     Args:
-        w: a matrix, one group a row.
+        w: a weight.
         thresholds: c, a number.
         steps: shaped like ``w``, or None for steps that ``thresholds`` already contains.
+        groups: ``"rows"`` or ``"columns"``.
 
     >>> shrink_groups(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), 1.0)
     tensor([[2.4000, 3.2000],
             [0.0000, 0.0000]])
     """
-    size = torch.linalg.vector_norm(w, dim=1, keepdim=True)
+    size, inside = norms(w, groups), within(w, groups)
     if steps is None:
         shrunk: torch.Tensor = w * (1 - thresholds / size).clamp(min=0).nan_to_num()
         return shrunk
     # In units of the largest element, so that squares neither vanish nor overflow.
-    unit = w.abs().amax(1, keepdim=True)
+    unit = w.abs().amax(inside, keepdim=True)
     unit = torch.where(unit > 0, unit, 1)
     w, shift, size = w / unit, thresholds * steps / unit, size / unit
     moving, present = shift > 0, w != 0
     # What has no step stays as it is, and alone keeps its group from vanishing.
-    stay = torch.linalg.vector_norm(w.masked_fill(moving, 0), dim=1, keepdim=True)
+    stay = norms(w.masked_fill(moving, 0), groups)
     pull = (w / torch.where(moving, shift, 1)).masked_fill(~moving, 0)
-    zero = (torch.linalg.vector_norm(pull, dim=1, keepdim=True) <= 1) & (stay == 0)
-    r = torch.maximum(size - shift.amax(1, keepdim=True), stay)
+    zero = (norms(pull, groups) <= 1) & (stay == 0)
     squares = w.square()
-    for _ in range(_NEWTON_STEPS):
+
+    def closer(r: torch.Tensor) -> torch.Tensor:
         reach = torch.where(present, r + shift, 1)
-        phi = (squares / reach**2).sum(1, keepdim=True)
-        slope = (squares / reach**3).sum(1, keepdim=True)
-        grown = torch.maximum(r + (phi**1.5 - phi) / slope, r)
-        grown = torch.where(zero | ~grown.isfinite(), r, grown)
-        if bool((grown - r <= 2 * torch.finfo(w.dtype).eps * r).all()):
-            break
-        r = grown
+        phi = (squares / reach**2).sum(inside, keepdim=True)
+        slope = (squares / reach**3).sum(inside, keepdim=True)
+        grown = torch.maximum(r + (phi * phi.sqrt() - phi) / slope, r)
+        settled = grown - r <= 2 * torch.finfo(w.dtype).eps * r
+        return torch.where(zero | settled | ~grown.isfinite(), r, grown)
+
+    r = torch.maximum(size - shift.amax(inside, keepdim=True), stay)
+    r = iterated(closer, r, _NEWTON_STEPS)
     # 1 − shift/(r + shift) and not r/(r + shift), so that a step of 0 leaves w alone to the bit.
     u = (w - w * (shift / torch.where(present, r + shift, 1))) * unit
     return u.masked_fill(zero, 0)
@@ -123,28 +126,23 @@ class GroupLasso(Penalty):
         check_dimensions(self.name, session, self._selection)
         super().on_attach(session)
 
-    @staticmethod
-    def _root(w: torch.Tensor, sizes: torch.Tensor) -> float:
-        return math.sqrt(w.numel() / max(sizes.numel(), 1))
+    def _root(self, w: torch.Tensor) -> float:
+        root: float = length(w, self.groups) ** 0.5
+        return root
 
     def value(self, w: torch.Tensor) -> torch.Tensor:
         """Return Σ √n·‖w_g‖."""
         sizes = norms(w, self.groups)
-        return sizes.sum() * self._root(w, sizes)
+        return sizes.sum() * self._root(w)
 
     def gradient(self, w: torch.Tensor) -> torch.Tensor:
         """Return √n·w_g/‖w_g‖, 0 for a group that is zero."""
         sizes = norms(w, self.groups)
-        return w * (self._root(w, sizes) / torch.where(sizes > 0, sizes, 1))
+        return w * (self._root(w) / torch.where(sizes > 0, sizes, 1))
 
     def proximal(self, w: torch.Tensor, step: float | torch.Tensor) -> torch.Tensor:
         """Return the groups shrunk in norm, by step·λ·√n where all elements have one step."""
-        matrix = as_matrix(w, self.groups)
-        strength = self.strength * math.sqrt(matrix.shape[1])
+        strength = self.strength * self._root(w)
         if isinstance(step, torch.Tensor) and step.ndim > 0:
-            matrix = shrink_groups(matrix, strength, as_matrix(step, self.groups))
-        else:
-            matrix = shrink_groups(matrix, step * strength)
-        if self.groups == "rows":
-            return matrix.view_as(w)
-        return matrix.view(w.transpose(0, 1).shape).transpose(0, 1)
+            return shrink_groups(w, strength, step, self.groups)
+        return shrink_groups(w, step * strength, groups=self.groups)

@@ -51,5 +51,5 @@ class HardThreshold(Constraint):
         stay = -int(-(self.keep * w.numel() - 1e-6) // 1)
         kept = torch.zeros(w.numel(), dtype=torch.bool, device=w.device)
         order = w.abs().flatten().sort(descending=True, stable=True).indices
-        kept[order[: max(stay, 0)]] = True
+        kept.scatter_(0, order[: max(stay, 0)], True)
         return torch.where(kept.view(w.shape), w, 0)

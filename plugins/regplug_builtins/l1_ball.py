@@ -47,13 +47,15 @@ class L1Ball(Constraint):
         """Return the projection onto the ball."""
         limit = self.limit
         sizes = w.abs().flatten()
-        if limit == 0:
+        if limit == 0 or w.numel() == 0:
             return torch.zeros_like(w)
-        if sizes.sum() <= limit:
+        fits = sizes.sum() <= limit
+        if w.is_cpu and fits:  # to ask another device would be to wait for it
             return w
         falling = sizes.sort(descending=True).values
         # θ for each number k of elements that remain; the largest k that is consistent is true.
         excess = falling.cumsum(0) - limit
         count = torch.arange(1, falling.numel() + 1, dtype=w.dtype, device=w.device)
-        remaining = int((falling * count > excess).sum())
-        return soft_threshold(w, excess[remaining - 1] / remaining)
+        remaining = (falling * count > excess).sum().clamp(min=1)
+        threshold = excess.gather(0, remaining.view(1) - 1).squeeze(0) / remaining
+        return torch.where(fits, w, soft_threshold(w, threshold))

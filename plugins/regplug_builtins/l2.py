@@ -2,16 +2,21 @@
 
 import torch
 
-from regplug import Penalty
+from regplug_builtins._coupled import Coupled
 
 __all__ = ["L2"]
 
 
-class L2(Penalty):
+class L2(Coupled):
     r"""The ridge penalty: λ·Σw², with no ½.
 
     Its gradient is 2λ·w, so ``l2(λ)`` under SGD equals SGD's own ``weight_decay=2λ``; Keras' and
     scikit-learn's definitions have no ½ either. Its proximal operator is w/(1 + 2·step·λ).
+
+    At the step, a whole parameter group of one of torch's optimizers whose ``weight_decay`` is an
+    addition to the gradient is left to that: it is raised by 2λ for the time of the update, at no
+    cost, and ``.grad`` does not show the penalty then. ``attach(…, handover=False)`` has it added
+    to ``.grad``, as it is wherever others may look at the gradient.
 
     Args:
         strength: λ, a finite number ≥ 0 or a schedule of the step count.
@@ -34,6 +39,7 @@ class L2(Penalty):
 
     separable = True
     composition = "scale"
+    multiple = 2.0
 
     def value(self, w: torch.Tensor) -> torch.Tensor:
         """Return Σw²."""

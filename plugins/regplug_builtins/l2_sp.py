@@ -49,6 +49,7 @@ class L2SP(Penalty):
     (0.0, 9.0)
     """
 
+    reads_gradients = False
     separable = True
     composition = "pull"
 
@@ -91,9 +92,9 @@ class L2SP(Penalty):
         anchors: Sequence[torch.Tensor] = (),
     ) -> None:
         """Add ``2·factor·(w − w₀)`` to each gradient."""
-        torch._foreach_add_(gradients, weights, alpha=2 * factor)
-        if anchors:
-            torch._foreach_sub_(gradients, list(anchors), alpha=2 * factor)
+        # The difference first: near the anchor, half gradients would round both away.
+        moved = torch._foreach_sub(weights, list(anchors)) if anchors else weights
+        torch._foreach_add_(gradients, list(moved), alpha=2 * factor)
 
     def proximal_(
         self,

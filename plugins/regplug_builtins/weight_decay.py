@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from regplug import (
     HALVES,
     Coverage,
+    Elementwise,
     Plugin,
     Scheduled,
     Selective,
@@ -47,7 +49,8 @@ class WeightDecay(Selective):
             over too, with a warning); or ``"add"``.
         cautious: decay only the elements that the optimizer's own update moves towards 0 or not at
             all: with the update u of this step, w ← w − u − lr·λ·w·[u·w ≥ 0], Chen et al.'s
-            cautious weight decay. It holds a copy of the covered weights during the step.
+            cautious weight decay. It holds a copy of the covered weights during the step, for no
+            optimizer tells its update, and one kernel reads both.
         name: the key of its metrics.
 
     Raises:
@@ -72,6 +75,7 @@ class WeightDecay(Selective):
     0.95
     """
 
+    reads_gradients = False
     strength = Scheduled()
 
     def __init__(
@@ -91,6 +95,7 @@ class WeightDecay(Selective):
         self.name = name
         self._before: list[tuple[list[torch.Tensor], list[torch.Tensor], Any]] = []
         self._checked: Coverage | None = None
+        self._run: Elementwise | None = None
         self._handed: list[int] = []
         self._lent: list[lent.Loan] = []
         self._loans: dict[int, lent.Loan] = {}
@@ -101,6 +106,7 @@ class WeightDecay(Selective):
     @hookimpl
     def on_attach(self, session: SessionView) -> None:
         """Check what the optimizer decays by itself, and take it over if asked to."""
+        self._run = None
         self._take_over(session)
         optimizer = session.optimizer
         if optimizer is not None and self.existing != "add":
@@ -124,7 +130,7 @@ class WeightDecay(Selective):
         self._sessions = sessions.changes()
         self._handed = []
         optimizer = session.optimizer
-        if optimizer is None or self.existing == "add" or self.cautious:
+        if optimizer is None or self.existing == "add" or self.cautious or not session.handover:
             return
         # Whoever looks at the weights after this plugin is to see decayed ones: others that act
         # before the step, and sessions that were attached later, whose every event comes later.
@@ -150,11 +156,14 @@ class WeightDecay(Selective):
     def after_step(self, session: SessionView) -> None:
         """Decay cautiously, if asked to."""
         before, self._before = self._before, []
+        if before and self._run is None:
+            self._run = Elementwise(self.name, session.kernels)
         for weights, earlier, decay in before:
-            for w, old in zip(weights, earlier, strict=True):
-                # The update was old − w, so far: of the same sign as old if it shrinks.
-                shrinks = torch.sign(old - w) * torch.sign(old) >= 0
-                w.sub_(torch.where(shrinks, old * decay, 0))
+            assert self._run is not None
+            if isinstance(decay, torch.Tensor) and not decay.is_cpu:
+                self._run(_cautious, weights, earlier, scalars=[decay])
+            else:
+                self._run(partial(_cautious, decay=float(decay)), weights, earlier)
 
     def _take_back(self) -> None:
         """Set back the groups: between steps they, and what is saved of them, are the user's."""
@@ -251,6 +260,12 @@ class WeightDecay(Selective):
         took = {f"{lent.own(group['weight_decay']):g}" for group in self._own.taken}
         when = "after_step, cautiously" if self.cautious else "before_step"
         return when + (f", replacing {', '.join(sorted(took))}" if took else "")
+
+
+def _cautious(w: torch.Tensor, old: torch.Tensor, decay: Any) -> torch.Tensor:
+    # The update was old − w, so far: of the same sign as old if it shrinks.
+    shrinks = torch.sign(old - w) * torch.sign(old) >= 0
+    return w - torch.where(shrinks, old * decay, 0)
 
 
 def _with_gradient(group: Mapping[str, Any]) -> int:

@@ -6,16 +6,28 @@ cache. So a large tensor is cut into flat blocks, and small tensors are put toge
 for ``torch._foreach``.
 """
 
+import functools
 import threading
 from collections.abc import Iterator, Sequence
 
 import torch
 
-__all__ = ["BLOCK", "PLAIN", "TINY", "batches", "is_dense", "keep_freed_memory", "scratch"]
+__all__ = [
+    "BLOCK",
+    "PLAIN",
+    "TINY",
+    "batches",
+    "block_of",
+    "is_dense",
+    "keep_freed_memory",
+    "scratch",
+]
 
 BLOCK = 1 << 20
 """Elements in one block: 4 MiB in float32. Smaller ones pay for their number: each costs some 20 µs
 over its share of memory traffic (measured), larger ones no less."""
+
+_BLOCK_ELSEWHERE = 1 << 24
 
 TINY = 1 << 15
 """A tensor of fewer elements costs the calls for it, not memory traffic."""
@@ -78,7 +90,7 @@ def keep_freed_memory() -> None:
 
 
 def batches(columns: Sequence[Sequence[torch.Tensor]]) -> Iterator[list[list[torch.Tensor]]]:
-    """Yield ``columns`` in batches of at most :data:`BLOCK` elements a column.
+    """Yield ``columns`` in batches of at most :data:`BLOCK` elements a column (:func:`block_of`).
 
     Args:
         columns: lists of equal length; the tensors in one row have the same shape. Each row is
@@ -90,7 +102,8 @@ def batches(columns: Sequence[Sequence[torch.Tensor]]) -> Iterator[list[list[tor
         a row share a dense layout.
     """
     sizes = [tensor.numel() for tensor in columns[0]]
-    if sum(sizes) <= BLOCK and all(sizes):  # the whole of a small model
+    block = BLOCK if not sizes or columns[0][0].is_cpu else block_of(columns[0][0].device)
+    if sum(sizes) <= block and all(sizes):  # the whole of a small model
         if sizes:
             yield [list(column) for column in columns]
         return
@@ -99,11 +112,11 @@ def batches(columns: Sequence[Sequence[torch.Tensor]]) -> Iterator[list[list[tor
     for size, row in zip(sizes, zip(*columns, strict=True), strict=True):
         if size == 0:
             continue
-        if size > BLOCK:
-            for pieces in _cut(row):
+        if size > block:
+            for pieces in _cut(row, block):
                 yield [[piece] for piece in pieces]
             continue
-        if filled + size > BLOCK:
+        if filled + size > block:
             yield [list(column) for column in zip(*batch, strict=True)]
             batch, filled = [], 0
         batch.append(row)
@@ -112,13 +125,26 @@ def batches(columns: Sequence[Sequence[torch.Tensor]]) -> Iterator[list[list[tor
         yield [list(column) for column in zip(*batch, strict=True)]
 
 
-def _cut(row: tuple[torch.Tensor, ...]) -> Iterator[tuple[torch.Tensor, ...]]:
+@functools.cache
+def block_of(device: torch.device) -> int:
+    """Return the elements of a block on a device that is no CPU.
+
+    It has no cache to fit, and each block is launches: 64 MiB in float32, and on a GPU no more
+    than a fiftieth of what is free.
+    """
+    if device.type != "cuda":
+        return _BLOCK_ELSEWHERE
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(BLOCK, min(_BLOCK_ELSEWHERE, free // 200))
+
+
+def _cut(row: tuple[torch.Tensor, ...], block: int) -> Iterator[tuple[torch.Tensor, ...]]:
     flat = _flattened(row)
     if flat is not None:
-        yield from zip(*(tensor.split(BLOCK) for tensor in flat), strict=True)
+        yield from zip(*(tensor.split(block) for tensor in flat), strict=True)
         return
     # Layouts differ (a transposed gradient, say): equal slices of the first dimension serve.
-    rows = max(1, BLOCK * row[0].shape[0] // row[0].numel())
+    rows = max(1, block * row[0].shape[0] // row[0].numel())
     yield from zip(*(tensor.split(rows) for tensor in row), strict=True)
 
 

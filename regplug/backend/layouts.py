@@ -46,6 +46,10 @@ class Layout:
             return self._turned(w) if self.transposed else w
         return (w if self.transposed else self._turned(w)).transpose(0, 1)
 
+    def is_view(self, orientation: str) -> bool:
+        """Whether :meth:`arranged` is a view: then it is the transposed weight, or the weight."""
+        return self.groups == 1 or self.transposed != (orientation == "rows")
+
     def restored(self, found: torch.Tensor, orientation: str) -> torch.Tensor:
         """Return what has the shape of :meth:`arranged` in that of the weight."""
         if orientation == "rows":

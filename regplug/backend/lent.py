@@ -33,6 +33,7 @@ class Lent(float):
         own: what the user has set.
         group: the group that it stands in.
         holders: who has put what in its place; the last one's number is this.
+        before: what stood there before a loan, None if it is none.
 
     >>> import copy
     >>> group = {"weight_decay": 0.01}
@@ -43,11 +44,12 @@ class Lent(float):
     {'weight_decay': 0.01}
     """
 
-    __slots__ = ("group", "holders", "own")
+    __slots__ = ("before", "group", "holders", "own")
 
     own: Any
     group: dict[str, Any]
     holders: dict[Any, float]
+    before: Any
 
     def __copy__(self) -> Any:
         return self.own
@@ -88,11 +90,10 @@ def give_back(group: dict[str, Any], key: str, holder: object) -> None:
 
 @dataclass(slots=True, eq=False)
 class Loan:
-    """A number that is lent for the length of a step, with what stood there before."""
+    """A number that is lent for the length of a step; it knows what stood there before."""
 
     group: dict[str, Any]
     key: str
-    before: Any
     value: Lent
 
 
@@ -106,22 +107,33 @@ def lend(group: dict[str, Any], key: str, value: float, last: Loan | None = None
         last: an earlier loan, which serves again if it is the same.
     """
     now = group[key]
-    if last is None or last.before is not now or last.value != value or last.group is not group:
+    same = last is not None and last.value.before is now and last.group is group
+    if last is None or not same or last.value != value:
         holders = now.holders if type(now) is Lent else {}
-        last = Loan(group, key, now, _lent(value, own(now), group, holders))
+        last = Loan(group, key, _lent(value, own(now), group, holders))
+        last.value.before = now
     group[key] = last.value
     return last
 
 
 def pay_back(loan: Loan) -> None:
-    """Undo what was lent; a number that the user has set since then stays. May be called twice."""
-    if loan.group[loan.key] is loan.value:
-        loan.group[loan.key] = loan.before
+    """Undo what was lent, in any order; a number that the user has set since then stays.
+
+    May be called twice.
+    """
+    now = loan.group[loan.key]
+    if now is loan.value:
+        loan.group[loan.key] = now.before
+        return
+    while type(now) is Lent:  # another loan on top of this one, which is not to bring it back
+        if now.before is loan.value:
+            now.before = loan.value.before
+        now = now.before
 
 
 def _lent(value: float, own: Any, group: dict[str, Any], holders: dict[Any, float]) -> Lent:
     made = Lent(value)
-    made.own, made.group, made.holders = own, group, holders
+    made.own, made.group, made.holders, made.before = own, group, holders, None
     return made
 
 

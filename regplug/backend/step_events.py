@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch.optim import Optimizer
 
-from regplug.backend import optimizer_names, shards, stack
+from regplug.backend import captured, optimizer_names, shards, stack
 from regplug.backend.gradmode import without_grad
 from regplug.backend.hook_order import StepHooks
 from regplug.backend.sums import Sum, resolve
@@ -87,6 +87,8 @@ class StepEvents:
         self._depth, self._real, self._call = 1, False, self._caller()
         listener, grad = self._listener, torch.is_grad_enabled()
         try:
+            if listener is not None and torch.cuda.is_initialized():
+                captured.refuse_captured_step(optimizer.param_groups)
             closure = args[1] if len(args) > 1 else kwargs.get("closure")
             if callable(closure):
                 if listener is not None:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from regplug.backend.shards import is_dtensor, spread_over
 
-__all__ = ["Sum", "resolve", "wide"]
+__all__ = ["Sum", "added_up", "resolve", "shard_groups", "wide"]
 
 
 class Sum:
@@ -42,11 +42,11 @@ class Sum:
         self.by_groups: dict[tuple[Any, ...], list[tuple[torch.Tensor | float, torch.device]]] = {}
         for parameter, term in terms:
             plain = term.detach() if isinstance(term, torch.Tensor) else term
-            groups = _groups(parameter, everywhere=everywhere)
+            groups = shard_groups(parameter, everywhere=everywhere)
             self.by_groups.setdefault(groups, []).append((plain, parameter.device))
 
 
-def _groups(parameter: torch.Tensor, *, everywhere: bool) -> tuple[Any, ...]:
+def shard_groups(parameter: torch.Tensor, *, everywhere: bool = False) -> tuple[Any, ...]:
     """Return the process groups over whose ranks the parts of ``parameter`` are spread."""
     if not is_dtensor(parameter):
         return ()
@@ -62,9 +62,7 @@ def resolve(sums: Sequence[Sum]) -> list[float]:
     for groups in keys:
         terms_of_sums = [total.by_groups.get(groups, ()) for total in sums]
         # Added up in the host's memory: some devices have no float64.
-        vector = torch.tensor(
-            [_summed(terms) for terms in terms_of_sums], dtype=torch.float64, device="cpu"
-        )
+        vector = torch.tensor(_summed(terms_of_sums), dtype=torch.float64, device="cpu")
         if groups:
             device = next(device for terms in terms_of_sums for _, device in terms)
             vector = vector.to(device, _widest(device))
@@ -74,15 +72,33 @@ def resolve(sums: Sequence[Sum]) -> list[float]:
     return [total * s.factor for total, s in zip(totals, sums, strict=True)]
 
 
-def _summed(terms: Sequence[tuple[torch.Tensor | float, torch.device]]) -> float:
-    numbers = [term for term, _ in terms if not isinstance(term, torch.Tensor)]
-    alike: dict[object, list[torch.Tensor]] = {}
-    for term, _ in terms:
-        if isinstance(term, torch.Tensor):
-            alike.setdefault((term.device, term.dtype), []).append(term)
-    # One wait for the device for all of them.
-    parts = [torch.stack(tensors).cpu().double().sum().item() for tensors in alike.values()]
-    return sum(parts, math.fsum(numbers))
+def _summed(sums: Sequence[Sequence[tuple[torch.Tensor | float, torch.device]]]) -> list[float]:
+    """Return what each sum's terms add up to, with one wait for a device for all of them."""
+    numbers: list[list[float]] = [[] for _ in sums]
+    alike: dict[object, list[tuple[int, torch.Tensor]]] = {}
+    for place, terms in enumerate(sums):
+        for term, _ in terms:
+            if isinstance(term, torch.Tensor):
+                alike.setdefault((term.device, term.dtype), []).append((place, term))
+            else:
+                numbers[place].append(term)
+    for tensors in alike.values():
+        values = torch.stack([tensor for _, tensor in tensors]).cpu().tolist()
+        for (place, _), value in zip(tensors, values, strict=True):
+            numbers[place].append(value)
+    return [added_up(own) for own in numbers]
+
+
+def added_up(numbers: Sequence[float]) -> float:
+    """Return the sum, rounded once; what it is where there are infinities among them.
+
+    >>> added_up([0.1] * 10), added_up([float("inf"), -float("inf")])
+    (1.0, nan)
+    """
+    try:
+        return math.fsum(numbers)
+    except (OverflowError, ValueError):
+        return sum(numbers)
 
 
 def wide(tensor: torch.Tensor) -> torch.Tensor:

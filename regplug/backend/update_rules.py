@@ -61,7 +61,8 @@ def _preconditioned(lr: Any, second_moment: torch.Tensor, eps: float) -> torch.T
     Where v is 0 that is ∞/∞.
     """
     lr, v = _number(lr), second_moment
-    if type(v) not in PLAIN:  # a symbol, of which one kernel is made
+    # A symbol, of which one kernel is made; or a number that is on a device, not to be waited for.
+    if type(v) not in PLAIN or isinstance(lr, torch.Tensor):
         return torch.where(v > 0, lr / (v.sqrt() + eps), 0.0)
     inverse = torch.rsqrt(v, out=scratch(v, "optimizer's step"))  # faster than torch's sqrt
     if lr == 0:

@@ -6,7 +6,7 @@ tensors, which sharded parameters are gathered for. Halves are computed with in 
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
@@ -25,7 +25,23 @@ from regplug.kernels.pieces import (
 if TYPE_CHECKING:
     from regplug.kernels.symbols import Symbol
 
-__all__ = ["add_gradients", "warn_of_rounding", "whole_gradient"]
+__all__ = ["Together", "add_gradients", "join", "warn_of_rounding", "whole_gradient"]
+
+
+Together: TypeAlias = dict[
+    tuple[float, torch.dtype, torch.device], tuple[list[torch.Tensor], list[torch.Tensor]]
+]
+"""Weights and gradients that go in one call: of one sign, dtype and device."""
+
+
+def join(
+    known: tuple[list[torch.Tensor], list[torch.Tensor]],
+    weights: list[torch.Tensor],
+    gradients: list[torch.Tensor],
+) -> None:
+    """Put those of a group to others of their kind."""
+    known[0].extend(weights)
+    known[1].extend(gradients)
 
 
 def add_gradients(
@@ -44,7 +60,12 @@ def add_gradients(
         parts = shards.locals_of(gradients), shards.locals_of(weights)
         _add_separable(kernel, [*parts, *kernel.companion_parts(weights)], factor)
         return
-    for g, w in zip(gradients, weights, strict=True):
+    rows: Sequence[int] = range(len(weights))
+    if kernel.rows is not None and kernel.has_gradient and kernel.rows.serves(weights[0]):
+        rows = _add_to_rows(
+            kernel, [gradients, weights, *kernel.companion_parts(weights)], factor, layouts
+        )
+    for g, w in ((gradients[row], weights[row]) for row in rows):
         layout = layouts.get(w) if layouts else None
         companions = kernel.whole_companions(w)
         whole = whole_gradient(kernel, shards.full(w), companions, layout)
@@ -66,6 +87,18 @@ def _add_separable(
     left = kernel.choice.apply(added, columns, 0, by_torch)
     if left:
         by_torch([[column[row] for row in left] for column in columns])
+
+
+def _add_to_rows(
+    kernel: Kernel, columns: Sequence[Sequence[torch.Tensor]], factor: float, layouts: Layouts
+) -> Sequence[int]:
+    """Add the gradients of groups in one launch; return the rows that are left."""
+
+    def added(g: torch.Tensor, w: torch.Tensor, *companions: torch.Tensor) -> torch.Tensor:
+        return torch.add(g, kernel.gradient.formula(w, *companions), alpha=factor)
+
+    assert kernel.rows is not None
+    return kernel.rows.apply(added, columns, [layouts.get(w) for w in columns[1]])
 
 
 def whole_gradient(

@@ -9,10 +9,10 @@ from regplug.backend import shards
 from regplug.backend.groups import Group
 from regplug.backend.precision import widened
 from regplug.kernels.kernel import Kernel
+from regplug.kernels.pieces import NO_LAYOUTS, Layouts
 
 if TYPE_CHECKING:
     from regplug.backend.update_rules import UpdateRule
-    from regplug.kernels.symbols import Symbol
 
 __all__ = ["compiled_proximal"]
 
@@ -24,6 +24,7 @@ def compiled_proximal(
     states: Sequence[Mapping[str, Any]],
     weights: Sequence[torch.Tensor],
     gradients: Sequence[torch.Tensor],
+    layouts: Layouts = NO_LAYOUTS,
 ) -> Sequence[int]:
     """Replace weights by their proximal points in one launch, as far as a kernel can.
 
@@ -34,7 +35,7 @@ def compiled_proximal(
         The rows that are left.
     """
     names = rule.tensors(group)
-    parts = shards.locals_of(weights)
+    parts = list(weights) if kernel.rows is not None else shards.locals_of(weights)
     columns: list[Sequence[torch.Tensor]] = [parts]
     if rule.uses_gradient:
         columns.append(shards.locals_of(gradients))
@@ -42,9 +43,9 @@ def compiled_proximal(
     columns += [shards.locals_of([state[name] for state in states]) for name in names]
     end = len(columns)
     columns += kernel.companion_parts(weights)
-    scalars, known = _scalars(rule, states, group)
+    scalars, known = _scalars(rule, states, group, weights[0].device)
 
-    def moved(w: "Symbol", *others: "Symbol") -> torch.Tensor:
+    def moved(w: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
         tensors, numbers = others[: len(columns) - 1], others[len(columns) - 1 :]
         state = {**known, **dict(zip(names, tensors[start - 1 : end - 1], strict=True))}
         state.update(zip(scalars, numbers, strict=True))
@@ -59,23 +60,39 @@ def compiled_proximal(
             step = rule.step(group, state, others[0] if rule.uses_gradient else w)
             kernel.proximal_([w], step, *([c] for c in others[end - 1 :]))
 
+    if kernel.rows is not None:
+        return kernel.rows.apply(
+            moved,
+            columns,
+            [layouts.get(w) for w in weights],
+            scalars=list(scalars.values()),
+            nonnegative=range(start, end),
+        )
     return kernel.choice.apply(
         moved, columns, 0, by_torch, list(scalars.values()), nonnegative=range(start, end)
     )
 
 
 def _scalars(
-    rule: "UpdateRule", states: Sequence[Mapping[str, Any]], group: Group
+    rule: "UpdateRule", states: Sequence[Mapping[str, Any]], group: Group, device: torch.device
 ) -> tuple[dict[str, list[torch.Tensor]], dict[str, Any]]:
     """Return the numbers that are tensors, one for each weight, and those that all have."""
     scalars: dict[str, list[torch.Tensor]] = {}
     known: dict[str, Any] = {}
     for name in rule.numbers:
         values = [state[name] for state in states]
-        if isinstance(values[0], torch.Tensor):
-            scalars[name] = values
-        else:
+        if not isinstance(values[0], torch.Tensor):
             known[name] = values[0]
+        elif values[0].device == device:
+            scalars[name] = values
+        elif len(set(numbers := [float(value) for value in values])) == 1:
+            # Kept by the host, as Adam keeps its step counts unless it is fused or capturable: a
+            # kernel on a device can't read them there.
+            known[name] = numbers[0]
+        else:
+            from regplug.kernels.packed import sent
+
+            scalars[name] = list(sent(torch.tensor(numbers), device).unbind())
     lr = group["lr"]
     if isinstance(lr, torch.Tensor) and not lr.is_cpu:
         scalars["lr"] = [lr] * len(states)

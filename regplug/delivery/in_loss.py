@@ -13,7 +13,9 @@ from regplug.backend import shards
 from regplug.backend.blocks import TINY, batches
 from regplug.backend.precision import as_outside, widened
 from regplug.delivery.at_step import add_gradients, whole_gradient
-from regplug.delivery.terms import Node, Share, Term, nodes_of, total_of
+from regplug.delivery.nodes import Node, Term, nodes_of
+from regplug.delivery.terms import total_of
+from regplug.delivery.together import Share, made_gradients
 from regplug.kernels.kernel import Kernel
 
 __all__ = ["Objective"]
@@ -26,6 +28,7 @@ class Objective:
     """
 
     def __init__(self) -> None:
+        self._whole: list[Node] = []
         self._terms: list[Term] = []
         self._weights: list[torch.Tensor] = []
         self._kinds: list[Any] = []
@@ -40,10 +43,11 @@ class Objective:
         """
         if terms != self._terms or _kinds(self._weights) != self._kinds:
             weights = (w for term in terms for ws in term.coverage.by_group.values() for w in ws)
-            self._nodes = nodes_of(terms)
+            self._whole = nodes_of(terms)
+            self._nodes = [piece for node in self._whole for piece in node.pieces()]
             self._terms, self._weights = terms, list(dict.fromkeys(weights))
             self._kinds = _kinds(self._weights)
-        whole: list[Node] | None = self._nodes
+        whole: list[Node] | None = self._whole
         for node in self._nodes:
             loss = _Penalized.apply(node, whole, loss, *node.weights)  # type: ignore[no-untyped-call]
             whole = None
@@ -85,13 +89,26 @@ class _Penalized(torch.autograd.Function):
             return None, None, loss_gradient, *gradients
         # Elsewhere than on a CPU, reading a value waits for the device.
         scale = upstream.item() if on_cpu else upstream
-        if not node.small:
-            gradients = [_gradient(weights[0], node, node.shares, scale)]
-        elif node.size < TINY * len(weights):
-            gradients = _small_gradients(weights, node.shares, scale)
-        else:  # one after another, while it is in the cache
-            gradients = [g for w in weights for g in _small_gradients([w], node.shares, scale)]
-        return None, None, loss_gradient, *gradients
+        return None, None, loss_gradient, *_gradients(weights, node, scale)
+
+
+def _gradients(
+    weights: list[torch.Tensor], node: Node, scale: torch.Tensor | float
+) -> list[torch.Tensor]:
+    """Return scale·Σ factor·gradient(w) for each weight of a node, given as they were saved."""
+    if node.choice is not None:
+        found, left = made_gradients(node.choice, node.shares, weights, node.weights, scale)
+        for part in node.apart(left) if left else ():
+            own = _gradients([weights[row] for row in part.rows], part, scale)
+            for row, gradient in zip(part.rows, own, strict=True):
+                found[row] = gradient
+        return found
+    if not node.small:
+        return [_gradient(weights[0], node, node.shares, scale)]
+    if node.size < TINY * len(weights):
+        return _small_gradients(weights, node.shares, scale)
+    # One after another, while it is in the cache.
+    return [g for w in weights for g in _small_gradients([w], node.shares, scale)]
 
 
 def _differentiable(

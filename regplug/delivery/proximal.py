@@ -1,6 +1,6 @@
 """Proximal operators after the update, with the step that the optimizer effectively takes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +22,6 @@ from regplug.kernels.pieces import (
 
 if TYPE_CHECKING:
     from regplug.backend.update_rules import UpdateRule
-    from regplug.kernels.symbols import Symbol
 
 __all__ = ["apply_elementwise_steps", "apply_one_step"]
 
@@ -42,18 +41,18 @@ def apply_one_step(
         parts = shards.locals_of(weights)
         _apply_one_step(kernel, [parts, *kernel.companion_parts(weights)], step)
         return
-    for w in weights:
-        _apply_whole(kernel, w, step, layouts.get(w))
+    rows: Sequence[int] = range(len(weights))
+    if kernel.rows is not None and kernel.rows.serves(weights[0]):
+        moved, scalars = _moved(kernel, step, len(weights))
+        columns = [weights, *kernel.companion_parts(weights)]
+        found = [layouts.get(w) for w in weights]
+        rows = kernel.rows.apply(moved, columns, found, scalars=scalars)
+    for row in rows:
+        _apply_whole(kernel, weights[row], step, layouts.get(weights[row]))
 
 
 def _apply_one_step(kernel: Kernel, columns: Sequence[Sequence[torch.Tensor]], step: Any) -> None:
-    on_device = isinstance(step, torch.Tensor) and not step.is_cpu
-
-    def moved(w: "Symbol", *others: "Symbol") -> torch.Tensor:
-        if on_device:
-            *companions, own = others
-            return kernel.proximal(w, own, *companions)
-        return kernel.proximal(w, step, *others)
+    moved, scalars = _moved(kernel, step, len(columns[0]))
 
     def by_torch(columns: Sequence[Sequence[torch.Tensor]]) -> None:
         for pieces, *companions in batches(columns):
@@ -62,9 +61,22 @@ def _apply_one_step(kernel: Kernel, columns: Sequence[Sequence[torch.Tensor]], s
     if not kernel.choice.pays(columns[0]):
         by_torch(columns)
         return
-    scalars = [[step] * len(columns[0])] if on_device else []
     if left := kernel.choice.apply(moved, columns, 0, by_torch, scalars):
         by_torch([[column[row] for row in left] for column in columns])
+
+
+def _moved(
+    kernel: Kernel, step: Any, count: int
+) -> tuple[Callable[..., torch.Tensor], list[list[torch.Tensor]]]:
+    """Return the formula of a proximal point, and the step as a column if it is on a device."""
+    if not isinstance(step, torch.Tensor) or step.is_cpu:
+        return lambda w, *companions: kernel.proximal(w, step, *companions), []
+
+    def moved(w: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        *companions, own = others
+        return kernel.proximal(w, own, *companions)
+
+    return moved, [[step] * count]
 
 
 def apply_elementwise_steps(
@@ -84,8 +96,12 @@ def apply_elementwise_steps(
     if not all(own):  # the optimizer left some alone
         moved = [row for row, state in enumerate(own) if state]
         own, updated, used = ([column[row] for row in moved] for column in (own, updated, used))
-    if kernel.separable and kernel.choice.pays(updated):
-        left = compiled_proximal(kernel, rule, group, own, updated, used)
+    if kernel.rows is None:
+        pays = kernel.separable and kernel.choice.pays(updated)
+    else:
+        pays = bool(updated) and kernel.rows.serves(updated[0])
+    if pays:
+        left = compiled_proximal(kernel, rule, group, own, updated, used, layouts)
         own, updated, used = ([column[row] for row in left] for column in (own, updated, used))
     if updated:
         _apply_each(kernel, rule, group, own, updated, used, layouts)
@@ -102,6 +118,10 @@ def _apply_each(
 ) -> None:
     names = rule.tensors(group)
     alike: dict[Any, list[tuple[torch.Tensor, ...]]] = {}
+    waits = False  # to read a number
+    for name in rule.numbers:
+        number = states[0][name]
+        waits = waits or (isinstance(number, torch.Tensor) and not number.is_cpu)
     for w, used, state in zip(weights, gradients, states, strict=True):
         if not kernel.separable:
             parts = {name: widened(shards.local(state[name])) for name in names}
@@ -110,7 +130,7 @@ def _apply_each(
             _apply_whole(kernel, w, whole, layouts.get(w))
         elif not (kernel.plain and is_small([w])):
             _apply_blockwise(kernel, rule, group, state, w, used)
-        elif w.numel() >= TINY:
+        elif w.numel() >= TINY or waits:
             kernel.proximal_([w], rule.step(group, state, used))
         else:
             numbers = tuple(map(float, map(state.__getitem__, rule.numbers)))

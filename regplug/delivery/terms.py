@@ -2,81 +2,33 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
 from regplug.backend import shards
-from regplug.backend.blocks import BLOCK, batches
-from regplug.backend.layouts import Layout
+from regplug.backend.blocks import batches
 from regplug.backend.precision import widened
 from regplug.backend.private import flattened
-from regplug.backend.sums import Sum, resolve
+from regplug.backend.sums import Sum, resolve, shard_groups
+from regplug.delivery.nodes import Node, Term, nodes_of
+from regplug.delivery.together import summed
+from regplug.kernels.choice import Choice
 from regplug.kernels.kernel import Kernel
-from regplug.kernels.pieces import FEW, is_small
+from regplug.kernels.pieces import FEW
 from regplug.selection.coverage import Coverage
 
-__all__ = ["Share", "Term", "total", "value"]
-
-
-# One penalty's part in a weight's gradient: its formula, and the factor before it.
-Share: TypeAlias = tuple[Kernel, float]
-
-
-class Term(NamedTuple):
-    """What a penalty adds to a loss: Σ factor·value(w), a factor for each group of its coverage."""
-
-    kernel: Kernel
-    coverage: Coverage
-    factors: tuple[float, ...]
-
-
-@dataclass
-class Node:
-    """Weights that have the same shares: a single one, or small ones that make one flat tensor."""
-
-    shares: Sequence[Share]
-    small: bool
-    weights: list[torch.Tensor] = field(default_factory=list)
-    size: int = 0
-    layout: Layout | None = None
-
-
-def nodes_of(terms: Iterable[Term]) -> list[Node]:
-    """Return each weight once, with all that the terms make of it.
-
-    Weights go together, a block of them at most, if they are small and their penalties are
-    separable and need to know nothing of a weight but its values.
-    """
-    shares: dict[torch.Tensor, tuple[Share, ...]] = {}
-    layouts: dict[torch.Tensor, Layout] = {}
-    w: torch.Tensor
-    for kernel, coverage, factors in terms:
-        if kernel.orientation is not None:
-            layouts.update(coverage.layouts)
-        for factor, ws in zip(factors, coverage.by_group.values(), strict=True):
-            share = ((kernel, factor),)
-            for w in ws:
-                if w.requires_grad:
-                    shares[w] = shares[w] + share if w in shares else share
-    nodes: list[Node] = []
-    open_: dict[Any, Node] = {}
-    for w, of_w in shares.items():
-        size, small = w.numel(), is_small([w]) and all(kernel.plain for kernel, _ in of_w)
-        kind = (w.dtype, w.device, of_w) if small else w
-        node = open_.get(kind)
-        if node is None or node.size + size > BLOCK:
-            node = open_[kind] = Node(of_w, small, layout=layouts.get(w))
-            nodes.append(node)
-        node.weights.append(w)
-        node.size += size
-    return nodes
+__all__ = ["Term", "total", "total_of", "value", "zeros"]
 
 
 def _values(node: Node) -> list[tuple[Kernel, torch.Tensor | float]]:
     """Return what adds up, for each kernel, to Σ factor·value(w): over shards if separable."""
     first = node.weights[0]
+    if node.choice is not None:
+        compiled, left = summed(node.shares, node.weights)
+        others = [term for part in node.apart(left) for term in _values(part)] if left else []
+        return [(node.shares[0][0], compiled), *others]
     if node.small:
         pieces = node.weights
         if len(pieces) > FEW:
@@ -115,6 +67,7 @@ def _value(kernel: Kernel, *tensors: torch.Tensor) -> torch.Tensor | float:
 
 
 def total_of(nodes: Iterable[Node]) -> torch.Tensor | float:
+    """Return what the terms of ``nodes`` add up to; a collective if weights are sharded."""
     numbers: list[float] = []
     tensors: dict[torch.device, list[torch.Tensor]] = {}
     sharded: list[tuple[torch.Tensor, torch.Tensor | float]] = []
@@ -150,3 +103,34 @@ def value(kernel: Kernel, coverage: Coverage, factor: float) -> Any:
         terms = [(node.weights[0], term) for node in nodes for _, term in _values(node)]
         return Sum(terms, factor=factor)
     return total_of(nodes) * factor
+
+
+def zeros(coverage: Coverage, kernels: str = "auto") -> Sum:
+    """Return the share of the covered weights that are exactly 0, for ``on_metrics`` to return.
+
+    Args:
+        coverage: whose weights are counted, those of all ranks.
+        kernels: which may count, ``session.kernels``.
+    """
+    if (choice := _counting.get(coverage)) is None:
+        choice = _counting[coverage] = Choice("zeros", kernels)
+    alike: dict[Any, list[torch.Tensor]] = {}
+    for entry in coverage.trainable:
+        w = entry.parameter
+        alike.setdefault((w.dtype, w.device, shard_groups(w)), []).append(w)
+    terms: list[tuple[torch.Tensor, Any]] = []
+    for ws in alike.values():
+        parts = [shards.local(w).detach() for w in ws]
+        left: Sequence[int] = range(len(ws))
+        if choice.serves(ws):
+            found, left = choice.total(_zeros, [parts], lambda columns: sum(map(_zeros, *columns)))
+            terms.append((ws[0], found))
+        terms += [(ws[row], parts[row].numel() - torch.count_nonzero(parts[row])) for row in left]
+    return Sum(terms, factor=1 / max(coverage.weights, 1))
+
+
+_counting: WeakKeyDictionary[Coverage, Choice] = WeakKeyDictionary()
+
+
+def _zeros(w: torch.Tensor) -> torch.Tensor:
+    return (w == 0).sum()

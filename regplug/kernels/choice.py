@@ -16,10 +16,14 @@ from regplug.errors import SpecError
 if TYPE_CHECKING:
     from regplug.kernels.engine import Columns, Engine, Formula, Reference
 
-__all__ = ["KERNELS", "Choice", "chosen"]
+__all__ = ["ALTOGETHER", "KERNELS", "Choice", "chosen"]
 
 KERNELS = ("auto", "foreach", "numba", "triton")
 """What ``kernels=`` may be: whatever serves, ``torch._foreach`` alone, or one compiler alone."""
+
+ALTOGETHER = 1 << 19
+"""Elements from which a CPU's kernels pay that are asked for sums, and for new tensors (measured):
+those take two calls, each with a trace of the formula."""
 
 _FEW = 64
 _numel = torch.Tensor.numel
@@ -48,6 +52,7 @@ class Choice:
     def __init__(self, name: str, kernels: str) -> None:
         self._name = name
         self._kernels = kernels
+        self._others: dict[Any, Choice] = {}
 
     @cached_property
     def engine(self) -> "Engine":
@@ -56,17 +61,43 @@ class Choice:
 
         return Engine(self._name, self._kernels)
 
-    def pays(self, tensors: Sequence[torch.Tensor]) -> bool:
-        """Whether tensors are worth a kernel: torch is done with little ones before one begins."""
+    @property
+    def why_not(self) -> str | None:
+        """Why torch's operations are used where a compiler would serve, None if none is known."""
+        return self.engine.why_not
+
+    def other(self, formula: object) -> "Choice":
+        """Return the kernels of another formula of the same plugin: that of its value, say.
+
+        Each formula has its own, for one may be compiled where another can't.
+
+        Args:
+            formula: a name, or what else tells it apart.
+        """
+        if formula not in self._others:
+            self._others[formula] = Choice(self._name, self._kernels)
+        return self._others[formula]
+
+    def serves(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether there is a compiler for these, of one dtype and device, and it pays."""
+        return self.pays(tensors, ALTOGETHER) and self.engine.serves(tensors[0])
+
+    def pays(self, tensors: Sequence[torch.Tensor], least: int = TINY) -> bool:
+        """Whether tensors are worth a kernel: torch is done with little ones before one begins.
+
+        Args:
+            tensors: whose first one tells the device.
+            least: elements that a CPU should have to do.
+        """
         if not tensors or self._kernels == "foreach":
             return False
         if not tensors[0].is_cpu:
             return tensors[0].is_cuda and self.engine.why_not is None
         if self._kernels != "triton":
             size = sum(map(_numel, tensors[:_FEW]))
-            if size < TINY and len(tensors) > _FEW:
+            if size < least and len(tensors) > _FEW:
                 size += sum(map(_numel, tensors[_FEW:]))
-            if size < TINY:
+            if size < least:
                 return False
         return self.engine.why_not is None
 
@@ -78,16 +109,22 @@ class Choice:
         reference: "Reference",
         scalars: "Columns" = (),
         nonnegative: Sequence[int] = (),
+        *,
+        fresh: bool = False,
     ) -> Sequence[int]:
         """Execute a formula; return the rows that are left. See :meth:`Engine.apply`."""
         if self._kernels == "foreach":
             return range(len(columns[0]))
-        return self.engine.apply(formula, columns, target, reference, scalars, nonnegative)
+        return self.engine.apply(
+            formula, columns, target, reference, scalars, nonnegative, fresh=fresh
+        )
 
-    def total(self, formula: "Formula", columns: "Columns", reference: "Reference") -> Any:
-        """Return the sum over all elements, None if no kernel can. See :meth:`Engine.total`."""
+    def total(
+        self, formula: "Formula", columns: "Columns", reference: "Reference"
+    ) -> tuple[Any, Sequence[int]]:
+        """Return the sum over elements, and the rows that are not in it: :meth:`Engine.total`."""
         if self._kernels == "foreach":
-            return None
+            return 0.0, range(len(columns[0]))
         return self.engine.total(formula, columns, reference)
 
     def describe(self, formula: "Formula", columns: int, like: torch.Tensor) -> str:

@@ -161,7 +161,7 @@ def source_of(
         ),
         once=block(lines.once, 4),
         start="    total = 0.0" if sums else "",
-        loads=block([f"x{c} = p{c}[i]" for c in range(columns)], 8),
+        loads=block([f"x{c} = p{c}[i]" for c in expression.inputs()], 8),
         each=block(lines.each, 8),
         store=f"total += numpy.float64({lines.result})"
         if sums

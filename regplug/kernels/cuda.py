@@ -17,6 +17,7 @@ import torch
 
 from regplug.kernels.emitted import Dialect, lines_of
 from regplug.kernels.expression import Expression
+from regplug.kernels.packed import BLOCK, Packed
 from regplug.kernels.sources import executed
 from regplug.kernels.tables import Table
 
@@ -31,10 +32,7 @@ DTYPES = {
     torch.bfloat16: "bfloat16",
 }
 
-BLOCK = 1024
-"""Elements of one program."""
-
-_FROM_LIBRARY = frozenset(["expm1", "log1p", "tanh", "sin", "cos", "sinh", "cosh", "pow"])
+FROM_LIBRARY = frozenset(["expm1", "log1p", "tanh", "sin", "cos", "sinh", "cosh", "pow"])
 """Operations that come from the device's library, which Triton's interpreter has not."""
 
 _COMMON = {
@@ -68,7 +66,7 @@ _COMMON = {
     "at_most": "tl.where(({0} < {1}) | ({0} != {0}), {0}, {1})",
     "maximum": "tl.where(({0} > {1}) | ({0} != {0}), {0}, {1})",
     "minimum": "tl.where(({0} < {1}) | ({0} != {0}), {0}, {1})",
-    **{name: f"library.{name}({{0}})" for name in _FROM_LIBRARY - {"pow"}},
+    **{name: f"library.{name}({{0}})" for name in FROM_LIBRARY - {"pow"}},
     "pow": "library.pow({0}, {1})",
 }
 
@@ -78,7 +76,8 @@ _EXACT = {"sqrt": "tl.sqrt_rn({0})", "rsqrt": "one / tl.sqrt_rn({0})", "div": "t
 _WIDE = {"sqrt": "tl.sqrt({0})", "rsqrt": "one64 / tl.sqrt({0})"}
 
 
-def _dialect(computed: str) -> Dialect:
+def dialect(computed: str) -> Dialect:
+    """Return how Triton says things where elements are computed in a dtype of that name."""
     return Dialect(
         elements={**_COMMON, **(_EXACT if computed == "float32" else _WIDE)},
         # Such a power is of a decay rate, which is positive.
@@ -146,7 +145,7 @@ def source_of(
 ) -> str:
     """Return the module that computes ``expression``."""
     computed = DTYPES[computed_in(dtypes[0])]
-    lines = lines_of(expression, _dialect(computed))
+    lines = lines_of(expression, dialect(computed))
     names = [DTYPES[dtype] for dtype in (*dtypes, *scalars)]
     pointers = [
         f"{'p' if c < len(dtypes) else 's'}{c} = tl.load(addresses + {c} * count + row)"
@@ -155,7 +154,7 @@ def source_of(
     ]
     loads = [
         f"x{c} = tl.load(p{c} + place, mask=within, other=0).to(tl.{computed})"
-        for c in range(len(dtypes))
+        for c in expression.inputs()
     ]
     if expression.target is None:
         summed = f"tl.sum(tl.where(within, {lines.result}, zero).to(tl.float64))"
@@ -170,7 +169,7 @@ def source_of(
         return "\n".join(f"    {line}" for line in lines)
 
     return _MODULE.format(
-        imports=library if needed & _FROM_LIBRARY else "",
+        imports=library if needed & FROM_LIBRARY else "",
         computed=computed,
         pointers=block(pointers),
         once=block(lines.once),
@@ -188,46 +187,7 @@ def compiled(
     return executed(source_of(expression, dtypes, scalars))["kernel"]
 
 
-class Packed:
-    """A table on the device, sent there anew only where something of it changed."""
-
-    def __init__(self, table: Table, device: torch.device) -> None:
-        programs = [-(-size // BLOCK) for size in table.sizes]
-        counts = torch.tensor(programs, dtype=torch.int64)
-        self.device = device
-        self.programs = int(counts.sum()) if programs else 0
-        self.sizes = sent(torch.tensor(table.sizes, dtype=torch.int64), device)
-        self.firsts = sent((counts.cumsum(0) - counts).to(torch.int32), device)
-        rows = torch.repeat_interleave(torch.arange(len(programs), dtype=torch.int32), counts)
-        self.rows = sent(rows, device)
-        self._addresses: Any = None
-        self._numbers: dict[Expression, tuple[list[float], torch.Tensor]] = {}
-        self.addresses = self.sizes
-        self.of = list(table.sizes)
-
-    def send_addresses(self, addresses: list[list[int]]) -> None:
-        """Have these addresses on the device."""
-        if addresses != self._addresses:
-            self._addresses = addresses
-            self.addresses = sent(torch.tensor(addresses, dtype=torch.int64), self.device)
-
-    def numbers(self, expression: Expression, numbers: Sequence[float]) -> torch.Tensor:
-        """Return the numbers of an expression, on the device."""
-        known = self._numbers.get(expression)
-        if known is None or known[0] != list(numbers):
-            own = torch.tensor(list(numbers) or [0.0], dtype=torch.float64)
-            known = self._numbers[expression] = (list(numbers), sent(own, self.device))
-        return known[1]
-
-
-def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return a CPU tensor on a device, with no wait for either."""
-    if device.type == "cpu":
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)
-
-
-def _quiet() -> Any:
+def quiet() -> Any:
     """Let infinities and what is not a number pass: the interpreter is numpy, which warns."""
     import numpy
 
@@ -253,7 +213,7 @@ class Triton:
             uniform = expression.uniform()
             for place in expression.needed():
                 name = expression.steps[place][0]
-                if name in _FROM_LIBRARY and not (name == "pow" and place in uniform):
+                if name in FROM_LIBRARY and not (name == "pow" and place in uniform):
                     return f"Triton's interpreter has no {name}"
         return None
 
@@ -281,7 +241,7 @@ class Triton:
             if sums:
                 partial = torch.empty(packed.programs, dtype=torch.float64, device=device)
             start = time.perf_counter()
-            with torch.cuda.device(device) if device.type == "cuda" else _quiet():
+            with torch.cuda.device(device) if device.type == "cuda" else quiet():
                 function[(packed.programs,)](
                     packed.addresses,
                     packed.sizes,

@@ -13,18 +13,15 @@ from typing import Any, TypeAlias
 
 import torch
 
+from regplug.backend.blocks import PLAIN
 from regplug.kernels import backends
 from regplug.kernels.backends import Backend, Columns, Run
-from regplug.kernels.expression import Expression, Recording
-from regplug.kernels.operations import OPERATIONS
+from regplug.kernels.expression import Expression
 from regplug.kernels.samples import disagreement
-from regplug.kernels.symbols import Symbol, Tracing, UntraceableError
 from regplug.kernels.tables import Table, lie_alike
+from regplug.kernels.traced import Formula, traced, why_untraceable
 
 __all__ = ["Columns", "Engine", "Formula", "Reference"]
-
-Formula: TypeAlias = Callable[..., Any]
-"""Given a symbol for each column: the symbol of the result."""
 
 Reference: TypeAlias = Callable[[list[list[torch.Tensor]]], Any]
 """Does the same to columns by torch's own operations, in place."""
@@ -51,6 +48,10 @@ class Engine:
         self.runs: dict[Any, Run | None] = {}
         self._tables: dict[Any, Table] = {}
 
+    def serves(self, like: torch.Tensor) -> bool:
+        """Whether there is a compiler for tensors like this one."""
+        return backends.serving(like, (like.dtype,), self._kernels) is not None
+
     def apply(
         self,
         formula: Formula,
@@ -59,6 +60,8 @@ class Engine:
         reference: Reference,
         scalars: Columns = (),
         nonnegative: Collection[int] = (),
+        *,
+        fresh: bool = False,
     ) -> Sequence[int]:
         """Execute a formula in one launch for each kind of tensors, as far as a kernel can.
 
@@ -69,45 +72,30 @@ class Engine:
             reference: what a new kernel is compared with on a sample.
             scalars: further columns, of 0-d tensors: one for all elements of a row.
             nonnegative: columns that have no negative elements.
+            fresh: whether the target is new memory, of any content, which nothing reads.
 
         Returns:
             The rows that are left, for :data:`Reference`'s operations to do.
         """
-        rows = range(len(columns[0]))
-        if not rows or self.why_not is not None or not _is_known(columns[0][0]):
-            return rows
-        table = self._table(columns, target)
-        compare = partial(disagreement, reference=reference, nonnegative=nonnegative)
-        if table.read(columns):
-            done = self._run(table, columns, scalars, formula, target, compare)
-            return rows if done is None else ()
-        if len(rows) == 1:
-            return rows
-        left: list[int] = []
-        for alike in _kinds(columns):
-            own, few = _picked(columns, alike), _picked(scalars, alike)
-            table = self._table(own, target)
-            if not table.read(own) or (
-                self._run(table, own, few, formula, target, compare) is None
-            ):
-                left += alike
-        return sorted(left)
+        compare = partial(disagreement, reference=reference, nonnegative=nonnegative, fresh=fresh)
+        return self._by_kinds(formula, columns, target, compare, scalars)[1]
 
-    def total(self, formula: Formula, columns: Columns, reference: Reference) -> Any:
-        """Return the sum over all elements of what a formula gives, or None if no kernel can.
+    def total(
+        self, formula: Formula, columns: Columns, reference: Reference
+    ) -> tuple[Any, Sequence[int]]:
+        """Return the sum over all elements of what a formula gives, as far as a kernel can.
 
         Args:
             formula: whose result is a total, such as a penalty's value.
-            columns: see :meth:`apply`; of one dtype and device.
+            columns: see :meth:`apply`; of one device.
             reference: returns the sum over columns by torch's own operations.
+
+        Returns:
+            A number, or a 0-d tensor on a device, and the rows that are not in it.
         """
-        if not columns[0] or self.why_not is not None or not _is_known(columns[0][0]):
-            return None
-        table = self._table(columns, None)
-        if not table.read(columns):
-            return None
         compare = partial(disagreement, reference=reference)
-        return self._run(table, columns, (), formula, None, compare)
+        found, left = self._by_kinds(formula, columns, None, compare)
+        return sum(found[1:], start=found[0]) if found else 0.0, left
 
     def describe(self, formula: Formula, columns: int, like: torch.Tensor) -> str:
         """Return the name of the kernel that tensors like ``like`` get, and why if it is none."""
@@ -118,14 +106,49 @@ class Engine:
             return f"foreach ({self.why_not})"
         try:
             dtype = backend.dtype(like)
-            recording, result = _traced(formula, columns, (), dtype, like.device, 0)
+            recording, result = traced(formula, columns, (), dtype, like.device, 0)
         except Exception as error:
-            return f"foreach ({_why(error)})"
+            return f"foreach ({why_untraceable(error)})"
         if (why := backend.refuses(recording.expression(result, 0))) is not None:
             return f"foreach ({why})"
+        for (*_, name, dtypes, _, _), run in self.runs.items():
+            if run is None and name == backend.name and like.dtype in dtypes:
+                return "foreach (its kernel came to something else)"
         return backend.name
 
     # --- one kind of tensors ---------------------------------------------------------------
+
+    def _by_kinds(
+        self,
+        formula: Formula,
+        columns: Columns,
+        target: int | None,
+        compare: Callable[..., str | None],
+        scalars: Columns = (),
+    ) -> tuple[list[Any], Sequence[int]]:
+        """Return what was found for each kind of tensors, and the rows that are left."""
+        rows = range(len(columns[0]))
+        if not rows or self.why_not is not None or not _is_known(columns[0][0]):
+            return [], rows
+        table = self._table(columns, target)
+        if table.read(columns):
+            done = self._run(table, columns, scalars, formula, target, compare)
+            return ([], rows) if done is None else ([done], ())
+        if len(rows) == 1:
+            return [], rows
+        found: list[Any] = []
+        left: list[int] = []
+        for alike in _kinds(columns):
+            own, few = _picked(columns, alike), _picked(scalars, alike)
+            table = self._table(own, target)
+            done = None
+            if table.read(own):
+                done = self._run(table, own, few, formula, target, compare)
+            if done is None:
+                left += alike
+            else:
+                found.append(done)
+        return found, sorted(left)
 
     def _run(
         self,
@@ -144,11 +167,10 @@ class Engine:
         dtypes = table.dtypes
         try:
             dtype = backend.dtype(first)
-            traced = _traced(formula, len(columns), scalars, dtype, first.device, target)
+            recording, result = traced(formula, len(columns), scalars, dtype, first.device, target)
         except Exception as error:  # the formula's own faults come again, from torch's operations
-            self.why_not = _why(error)
+            self.why_not = why_untraceable(error)
             return None
-        recording, result = traced
         of_scalars = tuple([column[0].dtype for column in scalars])
         steps = tuple(recording.steps)
         key = (steps, result, target, backend.name, dtypes, of_scalars, first.device)
@@ -210,6 +232,7 @@ class Engine:
 
 
 _kind = attrgetter("dtype", "device")
+_plain = frozenset(PLAIN)
 
 
 def _is_known(tensor: torch.Tensor) -> bool:
@@ -221,7 +244,8 @@ def _kinds(columns: Columns) -> list[list[int]]:
     """Return the rows of each kind: of one dtype and device, and alike in how they lie."""
     kinds: dict[Any, list[int]] = {}
     for row, tensors in enumerate(zip(*columns, strict=True)):
-        key = (*map(_kind, tensors), lie_alike(*tensors))
+        plain = _plain.issuperset(map(type, tensors))
+        key = (*map(_kind, tensors), plain and lie_alike(*tensors))
         kinds.setdefault(key, []).append(row)
     return list(kinds.values())
 
@@ -229,29 +253,3 @@ def _kinds(columns: Columns) -> list[list[int]]:
 def _picked(columns: Columns, rows: Iterable[int]) -> list[list[torch.Tensor]]:
     rows = list(rows)
     return [[column[row] for row in rows] for column in columns]
-
-
-def _traced(
-    formula: Formula,
-    columns: int,
-    scalars: Columns,
-    dtype: torch.dtype,
-    device: torch.device,
-    target: int | None,
-) -> tuple[Recording, int]:
-    tracing = Tracing(dtype, device, OPERATIONS)
-    symbols = [tracing.column() for _ in range(columns)]
-    symbols += [tracing.column("scalar") for _ in scalars]
-    result = formula(*symbols)
-    if type(result) is not Symbol:
-        raise UntraceableError(f"its result is a {type(result).__name__} that does not depend on w")
-    if (result.kind == "total") != (target is None):
-        raise UntraceableError("its result is no sum" if target is None else "its result is a sum")
-    place = result.place if target is None else tracing.place(result)
-    return tracing.recording, place
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, UntraceableError):
-        return str(error)
-    return f"it can't be traced: {type(error).__name__}"

@@ -58,6 +58,11 @@ class Expression:
                 open_ += arguments(self.steps[place])
         return sorted(found)
 
+    def inputs(self) -> list[int]:
+        """Return the columns whose elements are read."""
+        steps = [self.steps[place] for place in self.needed()]
+        return sorted({step[1] for step in steps if step[0] == "input"})
+
     def uniform(self) -> frozenset[int]:
         """Return the places of results that are the same for all elements of a row."""
         found: set[int] = set()

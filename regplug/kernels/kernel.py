@@ -18,6 +18,7 @@ from regplug.kernels import foreach
 from regplug.kernels.choice import Choice
 from regplug.kernels.foreach import Formula
 from regplug.kernels.formulas import by_autograd, is_written
+from regplug.kernels.rows import RowKernel
 
 if TYPE_CHECKING:
     from regplug.kernels.symbols import Symbol
@@ -73,7 +74,8 @@ class Kernel:
             :meth:`companion_parts`.
         blame: ``(error, event)``, what to raise instead of an error where no session stands by.
         refuse_value: ``(found)``, says that it is no 0-d tensor.
-        choice: of what executes it.
+        choice: of what executes it, element by element.
+        rows: the kernels of whole rows or columns, for a formula of these.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Kernel:
     blame: Callable[[Exception, str], Exception]
     refuse_value: Callable[[object], NoReturn]
     choice: Choice
+    rows: RowKernel | None
 
     def symbolic_gradient(self, w: "Symbol", *companions: "Symbol") -> "Symbol":
         """Return the gradient of the value at a symbol, by its derivative if none is stated."""
@@ -156,13 +159,14 @@ def kernel_of(
         stated = is_written(author, base, name)
         return getattr(author, name) if stated else partial(otherwise, formula)
 
+    orientation = None if author.separable else author.orientation
     return Kernel(
         name=author.name,
         separable=author.separable,
         has_companions=has_companions,
         has_gradient=has_gradient,
         plain=author.separable and not has_companions,
-        orientation=None if author.separable else author.orientation,
+        orientation=orientation,
         value=author.value,
         gradient=gradient,
         proximal=author.proximal,
@@ -173,4 +177,5 @@ def kernel_of(
         blame=blame,
         refuse_value=refuse_value,
         choice=Choice(author.name, kernels),
+        rows=None if orientation is None else RowKernel(author.name, orientation, kernels),
     )

@@ -4,9 +4,11 @@ They lie in ``$REGPLUG_CACHE_DIR``, by default ``regplug`` in the user's cache f
 can be written there, in a temporary folder that ends with the process.
 """
 
+import atexit
 import contextlib
 import hashlib
 import os
+import shutil
 import sys
 import tempfile
 from functools import cache
@@ -40,15 +42,12 @@ def _preferred() -> Path:
 
 def _writable(path: Path | None) -> Path:
     if path is None:
-        kept = tempfile.TemporaryDirectory(prefix="regplug-")
-        _TEMPORARY.append(kept)
-        return Path(kept.name)
+        path = Path(tempfile.mkdtemp(prefix="regplug-"))
+        atexit.register(shutil.rmtree, path, ignore_errors=True)
+        return path
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path):
         return path
-
-
-_TEMPORARY: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def executed(source: str) -> dict[str, Any]:

@@ -70,6 +70,22 @@ class Tracing:
         self.device = device
         self._like = torch.empty(1, dtype=dtype, device="meta")
 
+    def attribute(self, symbol: Symbol, name: str) -> Any:
+        """Return what a symbol answers of its shape. There is none where all is element by element.
+
+        Raises:
+            UntraceableError: nothing is known of it.
+        """
+        raise UntraceableError(f"it looks at .{name}")
+
+    def iterated(self, body: Callable[[Any], Any], start: Symbol, rounds: int) -> Symbol:
+        """Return the symbol of what a loop ends with.
+
+        Raises:
+            UntraceableError: loops are not recorded.
+        """
+        raise UntraceableError("it iterates")
+
     def column(self, kind: str = "input") -> Symbol:
         """Return the symbol of a further column: ``"input"``, or ``"scalar"`` for 0-d tensors."""
         self.recording.columns += 1
@@ -92,7 +108,7 @@ class Tracing:
 
     def symbol(self, place: int, kind: str = "float") -> Symbol:
         """Return the symbol of a step's result."""
-        symbol = torch.Tensor._make_subclass(Symbol, self._like)
+        symbol = self._like.as_subclass(Symbol)
         symbol.tracing, symbol.place, symbol.kind = self, place, kind
         return symbol
 
@@ -134,7 +150,7 @@ def _attribute(symbol: Symbol, name: str) -> Any:
         return torch.strided
     if name in ("is_meta", "is_sparse", "is_quantized", "is_nested", "requires_grad"):
         return False
-    raise UntraceableError(f"it looks at .{name}")
+    return symbol.tracing.attribute(symbol, name)
 
 
 def _in_place(symbol: Symbol, result: Symbol) -> Symbol:

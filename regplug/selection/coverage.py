@@ -12,7 +12,6 @@ from torch.nn.parameter import is_lazy
 from regplug.backend import shards
 from regplug.backend.layouts import Layout, layout_of
 from regplug.backend.names import Named, named_parameters
-from regplug.backend.sums import Sum
 from regplug.backend.words import listed, shown
 from regplug.errors import SelectionError, UnsupportedError
 from regplug.selection.where import Selection, Where
@@ -75,14 +74,6 @@ class Coverage(Sequence[Covered]):
         """The layouts of what is kept otherwise than ``(out, in, …)``, by parameter."""
         found = ((e.parameter, layout_of(e.module, e.parameter)) for e in self.entries)
         return {parameter: layout for parameter, layout in found if layout is not None}
-
-    def zeros(self) -> Sum:
-        """Return the share of the covered weights that are exactly 0."""
-        terms = []
-        for entry in self.trainable:
-            w = shards.local(entry.parameter).detach()
-            terms.append((entry.parameter, w.numel() - torch.count_nonzero(w)))
-        return Sum(terms, factor=1 / max(self.weights, 1))
 
     @property
     def outdated(self) -> bool:

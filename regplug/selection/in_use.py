@@ -73,7 +73,7 @@ def _sibling(entry: Covered, name: str) -> str:
 def _use(entry: Covered) -> _Use | None:
     module, parameter = entry.module, entry.parameter
     local = entry.name.rpartition(".")[2]
-    if local not in dict(own_parameters(module)) and parametrize.is_parametrized(module, local):
+    if parametrize.is_parametrized(module, local) and local not in dict(own_parameters(module)):
         if shards.is_dtensor(parameter):
             return None
         return _Use(module, local, "parametrized", partial(_parametrized, module, local))
@@ -93,7 +93,10 @@ def _use(entry: Covered) -> _Use | None:
 def _hooks(module: nn.Module) -> Iterator[object]:
     """Yield what the tables of ``module`` hold: its hooks of every kind among that."""
     for table in vars(module).values():
-        if isinstance(table, dict):
+        # Not those of its parameters and children, which may be thousands.
+        if isinstance(table, dict) and not isinstance(
+            next(iter(table.values()), None), torch.Tensor | nn.Module
+        ):
             yield from table.values()
 
 

@@ -112,8 +112,8 @@ class Asked:
         """Call ``callback()`` once, right after the update of the step that is under way.
 
         Before ``after_step`` fires, so that what a plugin lent to the optimizer for its update is
-        taken back before anyone else looks, or fails. Where the update itself fails it is not
-        called: whoever lends takes back in ``before_step`` and ``on_detach`` too.
+        taken back before anyone else looks, or fails. Where the update itself fails it is called
+        when the next step begins: whoever lends takes back in ``on_detach`` too.
         """
         self._steps.once_updated.append(callback)
 

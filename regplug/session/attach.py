@@ -25,6 +25,7 @@ def attach(
     accelerator: Any = None,
     name: str | None = None,
     kernels: str | None = None,
+    handover: bool = True,
 ) -> Session:
     r"""Attach regularizer plugins to a training loop, which stays as it is.
 
@@ -49,6 +50,9 @@ def attach(
             on a GPU and numba's on a CPU (``pip install "regplug[fast]"``); ``"foreach"``, torch's
             own operations alone; ``"numba"`` or ``"triton"``, these alone. By default what
             the environment variable ``REGPLUG_KERNELS`` says, else ``"auto"``.
+        handover: whether ``weight_decay`` and ``l2`` at the step may be left to the optimizer's own
+            ``weight_decay`` for the time of its update, where that comes to the same. ``.grad``
+            does not show ``l2`` then. With ``kernels="foreach"`` ``l2`` is not left to it either.
 
     Returns:
         The session: a handle that reports (``metrics()``, ``describe()``), saves (``state_dict()``)
@@ -85,4 +89,5 @@ def attach(
             accelerator=accelerator,
             name=name,
             kernels=chosen(kernels),
+            handover=handover,
         )

@@ -1,9 +1,10 @@
 """What a session acts on: the parameters of the model that its optimizer updates, and how."""
 
 import math
-import operator
 from collections.abc import Iterator
+from itertools import repeat
 from numbers import Real
+from operator import attrgetter, is_
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -87,7 +88,7 @@ class Binding:
         if len(groups) == len(bound):
             for group, known in zip(groups, bound, strict=True):
                 params = group["params"]
-                if len(params) != len(known) or not all(map(operator.is_, params, known)):
+                if len(params) != len(known) or not all(map(is_, params, known)):
                     break
             else:
                 return
@@ -126,8 +127,14 @@ class Binding:
         self, selection: Selection
     ) -> Iterator[tuple[int, list[torch.Tensor], list[torch.Tensor]]]:
         """Return (group index, weights, gradients) of what takes part in this step."""
-        taking, found = self.taking, []
+        taking = self.taking
+        found: list[tuple[int, list[torch.Tensor], list[torch.Tensor]]] = []
         for index, parameters in self.coverage(selection).by_group.items():
+            whole = list(map(_grad, parameters))
+            none_is_left = not any(map(is_, whole, repeat(None)))
+            if whole and none_is_left and all(map(_requires_grad, parameters)):
+                found.append((index, list(parameters), whole))
+                continue
             weights: list[torch.Tensor] = []
             gradients: list[torch.Tensor] = []
             for w in parameters:
@@ -157,6 +164,10 @@ class Binding:
 
             self._rule = update_rule(self._optimizer)
         return self._rule
+
+
+_grad = attrgetter("grad")
+_requires_grad = attrgetter("requires_grad")
 
 
 def _is_rate(lr: object) -> bool:

@@ -88,6 +88,8 @@ class Events:
         session = self._session
         if session is None:
             return
+        if self.once_updated:  # of an update that failed
+            self._call_once_updated()
         calls, binding = self._calls, self._binding
         if calls.at_steps or self.watchers:
             binding.bind(session)
@@ -139,8 +141,8 @@ class Events:
     def after_update(self) -> None:
         """Fire after_step, then count the step."""
         session = self._session
-        while self.once_updated:
-            self.once_updated.pop()()
+        if self.once_updated:
+            self._call_once_updated()
         if self._copies is not None:
             self._copies.after_update()
             self._copies = None
@@ -157,6 +159,11 @@ class Events:
         for callback in self.watchers:
             if self._session is not None:  # the one before may have detached it
                 without_grad(callback, session)
+
+    def _call_once_updated(self) -> None:
+        while self.once_updated:  # one that is interrupted is called again at the next step
+            self.once_updated[-1]()
+            self.once_updated.pop()
 
     def advance_to(self, steps: int) -> None:
         """Set the step count, and that of each plugin."""

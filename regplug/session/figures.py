@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
+
 from regplug.backend.gradmode import without_grad
 from regplug.backend.sums import Sum, resolve
 from regplug.plugin import Plugin
@@ -21,7 +23,9 @@ def measured(session: SessionView, plugins: Iterable[Plugin], calls: Calls) -> d
             if not isinstance(value, Sum) and not is_number(value):
                 wrong = f"{key!r} must be a float, a 0-d tensor or a Sum, got {described(value)}"
                 calls.blame(TypeError(wrong), "on_metrics", session, plugin)
-            found[f"{plugin.name}/{key}"] = value
+            # Tensors are read with all the others: one wait for a device.
+            read = Sum([(value, value)]) if type(value) is torch.Tensor else value
+            found[f"{plugin.name}/{key}"] = read
     sums = {key: value for key, value in found.items() if isinstance(value, Sum)}
     found.update(zip(sums, resolve(list(sums.values())), strict=True))
     return {key: float(value) for key, value in found.items()}

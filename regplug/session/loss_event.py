@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from regplug.backend import wrappers
+from regplug.backend import captured, wrappers
 from regplug.delivery.in_loss import Objective
 from regplug.delivery.terms import Term
 from regplug.errors import UnsupportedError
@@ -55,6 +55,12 @@ class LossEvent:
         if calls.silent:  # a plugin has detached the session, just now
             return loss
         if terms or plain:
+            if loss.is_cuda:
+                captured.refuse_capture(
+                    "the strengths of this step in its loss",
+                    "call session.loss(loss) outside of it, or say delivery='step' and step "
+                    "outside of the graph, after its replay",
+                )
             refuse_transforms()
             self._in_use.look(self._model, loss, terms, plain)
         if terms:

@@ -1,8 +1,7 @@
 """One attached loop: the :class:`Session` that :func:`regplug.attach` returns."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from types import TracebackType
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from regplug import sessions
-from regplug.backend import step_events, wrapped, wrappers
+from regplug.backend import captured, step_events, wrapped, wrappers
 from regplug.backend.blocks import keep_freed_memory
 from regplug.backend.eager import eagerly
 from regplug.backend.precision import as_outside, autocast_is_on, without_autocast
@@ -39,6 +38,7 @@ class Session(Asked):
         steps: completed real steps.
         name: the name given, ``"regplug"`` by default.
         kernels: which kernels may execute formulas.
+        handover: whether decay may be left to the optimizer.
         gradients_through_loss: whether a backward pass came through :meth:`loss` yet.
     """
 
@@ -52,19 +52,21 @@ class Session(Asked):
         accelerator: Any = None,
         name: str | None = None,
         kernels: str = "auto",
+        handover: bool = True,
     ) -> None:
         self.model = wrappers.unwrap_model(model)
         self.optimizer = None if optimizer is None else wrapped.unwrap(optimizer)
         self.plugins = tuple(plugins)
         self.name = "regplug" if name is None else name
         self._named = name is not None
-        self.kernels = kernels
+        self.kernels, self.handover = kernels, handover
         self._detached = False
         self._ranks = ranks
         self._disconnect: Callable[[], None] | None = None
         self._events: step_events.StepEvents | None = None
         self._silence = Silence()
         self._binding = Binding(self.model, self.optimizer, self._silence)
+        captured.refuse_captured_step(self._binding.groups)
         parts = self._binding.parts
         attachments.check(
             self.plugins, [] if optimizer is None else wrapped.wrappers(optimizer) + parts
@@ -146,9 +148,7 @@ class Session(Asked):
         if self._detached:
             return loss
         self._binding.bind(self)
-        if not autocast_is_on():
-            return self._loss.penalized(self, loss)
-        with without_autocast():
+        with without_autocast() if autocast_is_on() else nullcontext():
             return self._loss.penalized(self, loss)
 
     @contextmanager
@@ -178,6 +178,7 @@ class Session(Asked):
                 "session.step() is for loops without one: attach(model, plugins=…)"
             )
         parameters = self._binding.by_hand(lr)
+        captured.refuse_captured_step(self._binding.groups)
         real = not self._detached and any(p.grad is not None for p in parameters)
         if real:
             self._steps.gradients_ready()
@@ -287,12 +288,7 @@ class Session(Asked):
     def __enter__(self) -> "Session":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if kind is None:
             self.detach()
         else:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import regplug
+from regplug.backend import blocks
 from regplug.backend.blocks import BLOCK, scratch
 
 LARGE = BLOCK // 2
@@ -78,3 +79,17 @@ def test_penalties_of_two_threads_do_not_disturb_each_other():
         thread.join()
     for seed, weights in alone.items():
         assert torch.equal(together[seed], weights)
+
+
+def test_a_device_without_a_cache_to_fit_gets_larger_blocks(monkeypatch):
+    """There each block is a launch or more, whatever its size."""
+    assert blocks.block_of(torch.device("meta")) == 16 * blocks.BLOCK
+    large = [torch.empty(40 * blocks.BLOCK, device="meta"), torch.empty(10, device="meta")]
+    sizes = [[t.numel() for t in batch] for (batch,) in blocks.batches([large])]
+    assert [max(size) for size in sizes] == [16 * blocks.BLOCK] * 2 + [8 * blocks.BLOCK, 10]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**9, 10**10))
+    blocks.block_of.cache_clear()
+    try:
+        assert blocks.block_of(torch.device("cuda", 0)) == 5_000_000  # 20 MB of a free GB
+    finally:
+        blocks.block_of.cache_clear()

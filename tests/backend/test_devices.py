@@ -180,3 +180,18 @@ def test_sums_are_never_made_in_float64_on_a_device() -> None:
     w = nn.Parameter(torch.ones(3, device="meta"))
     with NoDouble(), pytest.raises((NotImplementedError, RuntimeError), match="meta"):
         resolve([Sum([(w, w.sum())])])
+
+
+def test_all_figures_are_read_with_one_wait_for_their_device(monkeypatch):
+    read = []
+    cpu = torch.Tensor.cpu
+
+    def counted(self):
+        read.append(self.shape)
+        return cpu(self)
+
+    w = torch.randn(3, 4)
+    monkeypatch.setattr(torch.Tensor, "cpu", counted)
+    found = resolve([Sum([(w, row), (w, 1.5)]) for row in w.abs().sum(1).unbind()])
+    assert read == [(3,)]
+    assert found == pytest.approx([1.5 + row for row in w.abs().sum(1).tolist()])

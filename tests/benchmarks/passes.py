@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Callable, Sequence
 
 import torch
-from timing import in_turn
+from timing import in_turn, nothing
 from torch import nn
 from torch.nn.functional import softshrink
 
@@ -25,10 +25,12 @@ class Weights(nn.Module):
 
 
 def _step_events(
-    model: Weights, optimizer: torch.optim.Optimizer, spec: str, kernels: str
+    model: nn.Module, optimizer: torch.optim.Optimizer, spec: str, kernels: str
 ) -> Callable[[], None]:
     """Return what fires all step events of one attached plugin, without the optimizer's update."""
-    session = regplug.attach(model, optimizer, [spec], kernels=kernels, handover=False)
+    session = regplug.attach(
+        model, optimizer, [spec], kernels=kernels, handover=False, name=f"{spec}, {kernels}"
+    )
 
     def fire() -> None:
         with torch.no_grad():
@@ -39,15 +41,15 @@ def _step_events(
     return fire
 
 
-def _after_adam(model: Weights) -> torch.optim.Optimizer:
+def _after_adam(model: nn.Module) -> torch.optim.Optimizer:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-9)
     optimizer.step()
     return optimizer
 
 
-def _in_loss(model: Weights, kernels: str, *specs: str) -> Callable[[], None]:
+def _in_loss(model: nn.Module, kernels: str, *specs: str) -> Callable[[], None]:
     specs = tuple(f"{spec[:-1]}, delivery='loss')" for spec in specs)
-    session = regplug.attach(model, None, specs, kernels=kernels)
+    session = regplug.attach(model, None, specs, kernels=kernels, name=", ".join(specs))
     start = torch.zeros((), requires_grad=True, device=next(model.parameters()).device)
 
     def run() -> None:
@@ -68,8 +70,14 @@ def bare(weights: Sequence[torch.Tensor]) -> Callable[[], object]:
         for g, w in zip(gradients, values, strict=True):
             g.add_(w, alpha=LAMBDA)
 
-    one, other = in_turn({"foreach": by_foreach, "loop": by_loop}, rounds=5)
+    wait = waiting(values[0].device.type)
+    one, other = in_turn({"foreach": by_foreach, "loop": by_loop}, rounds=5, wait=wait)
     return by_foreach if one.seconds <= other.seconds else by_loop
+
+
+def waiting(device: str) -> Callable[[], object]:
+    """Return what waits for a device."""
+    return torch.cuda.synchronize if device == "cuda" else nothing
 
 
 def kernels_of(device: str) -> list[str]:
@@ -83,10 +91,17 @@ def events(
 ) -> dict[str, Callable[[], object]]:
     """Return what each plugin's events are, by one kind of kernels; the base comes first."""
     torch.manual_seed(0)
-    model = Weights(tensors, each).to(device)
-    for w in model.all:
+    return events_of(Weights(tensors, each), kernels, device)
+
+
+def events_of(
+    model: nn.Module, kernels: str, device: str = "cpu"
+) -> dict[str, Callable[[], object]]:
+    """Return the same for the weights of a model, whose gradients are made."""
+    model = model.to(device)
+    for w in model.parameters():
         w.grad = torch.randn_like(w)
-    weights = list(model.all)
+    weights = list(model.parameters())
     sgd = torch.optim.SGD(weights, lr=1e-9)
     adam = _after_adam(model)
     l1, l2 = f"l1({LAMBDA})", f"l2({LAMBDA})"

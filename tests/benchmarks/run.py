@@ -23,6 +23,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["KERAS_BACKEND"] = "torch"
 
+import gpu
 import growth
 import loops
 import passes
@@ -149,6 +150,8 @@ def measure(quick: bool) -> Report:
         "memory, MiB": memory,
         "import, ms": imports,
     }
+    if torch.cuda.is_available():
+        gpu.measure(report, quick=quick)
     return report
 
 

@@ -21,8 +21,16 @@ class Ratio:
         return f"{self.median:.2f} ({self.low:.2f}–{self.high:.2f})"
 
 
+def nothing() -> None:
+    """Wait for nothing: a call on the CPU is done when it returns."""
+
+
 def in_turn(
-    candidates: Mapping[str, Callable[[], object]], *, rounds: int, seconds: float = 0.0
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    seconds: float = 0.0,
+    wait: Callable[[], object] = nothing,
 ) -> list[Ratio]:
     """Time each candidate once a round and compare it with the first one of that round.
 
@@ -30,6 +38,7 @@ def in_turn(
         candidates: what to time, by name; the first is the base, 1.0.
         rounds: how many rounds are measured, after one to warm up.
         seconds: repeat a candidate within its turn for about this long, for short ones.
+        wait: waits until all that was called is done, where that is later than a call returns.
 
     Returns:
         For each candidate the median of its ratios, their quartiles, and its median seconds.
@@ -37,8 +46,10 @@ def in_turn(
     repeats = {}
     for name, candidate in candidates.items():
         candidate()
+        wait()
         start = time.perf_counter()
         candidate()
+        wait()
         repeats[name] = max(1, round(seconds / max(time.perf_counter() - start, 1e-7)))
     times: dict[str, list[float]] = {name: [] for name in candidates}
     gc.collect()
@@ -49,6 +60,7 @@ def in_turn(
                 start = time.perf_counter()
                 for _ in range(repeats[name]):
                     candidate()
+                wait()
                 times[name].append((time.perf_counter() - start) / repeats[name])
     finally:
         gc.enable()

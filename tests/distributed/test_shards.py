@@ -19,6 +19,7 @@ from tests.helpers.penalties import ColumnNorm, GroupNorm, SpectralNorm
 SPECS = {
     "l1": "l1(0.3, delivery={!r})",
     "l2": "l2(0.3, delivery={!r})",
+    "l2 of all": "l2(0.3, where='all', delivery={!r})",  # left to the optimizer at the step
     "elastic_net": "elastic_net(0.3, 0.2, delivery={!r})",
 }
 OWN = {"groups": GroupNorm, "columns": ColumnNorm, "spectral": SpectralNorm}

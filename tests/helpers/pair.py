@@ -1,4 +1,4 @@
-"""Worker processes in one real gloo group, started once and used by many tests.
+"""Worker processes in one real group of gloo or NCCL, started once and used by many tests.
 
 ``Pair.run(function, *args)`` calls ``function(rank, *args)`` in each process and returns the list
 of results. ``function`` stands at the top of a module. A rank that raises, and one that hangs
@@ -35,10 +35,11 @@ class Pair:
     Args:
         size: how many.
         group: whether they make the process group at once, or leave that to what they run.
+        device: ``"cpu"``, or ``"cuda"`` for a GPU each and NCCL.
     """
 
-    def __init__(self, size: int = 2, *, group: bool = True) -> None:
-        self.size, self.group = size, group
+    def __init__(self, size: int = 2, *, group: bool = True, device: str = "cpu") -> None:
+        self.size, self.group, self.device = size, group, device
         self._processes: list[Any] = []
 
     def run(self, function: Callable[..., Any], *args: Any, timeout: float = 90.0) -> list[Any]:
@@ -78,7 +79,15 @@ class Pair:
             ours, theirs = context.Pipe()
             process = context.Process(
                 target=_work,
-                args=(rank, self.size, self._store.port, theirs, self._trace(rank), self.group),
+                args=(
+                    rank,
+                    self.size,
+                    self._store.port,
+                    theirs,
+                    self._trace(rank),
+                    self.group,
+                    self.device,
+                ),
                 daemon=True,
             )
             process.start()
@@ -110,7 +119,7 @@ class Pair:
         self._processes = []
 
 
-def _work(rank: int, size: int, port: int, pipe: Any, trace: str, group: bool) -> None:
+def _work(rank: int, size: int, port: int, pipe: Any, trace: str, group: bool, device: str) -> None:
     stack = Path(trace).open("w")  # noqa: SIM115 (open as long as the process lives)
     faulthandler.register(signal.SIGUSR1, file=stack)
     os.environ.update(
@@ -122,12 +131,16 @@ def _work(rank: int, size: int, port: int, pipe: Any, trace: str, group: bool) -
         MASTER_PORT=str(port),
         GLOO_SOCKET_IFNAME="lo",
         TORCHELASTIC_USE_AGENT_STORE="True",  # the store stands already, in the parent
-        ACCELERATE_USE_CPU="true",
         OMP_NUM_THREADS="1",
     )
+    if device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    else:
+        torch.cuda.set_device(rank)
     torch.set_num_threads(1)
     if group:
-        dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+        backend = "gloo" if device == "cpu" else "nccl"
+        dist.init_process_group(backend, timeout=timedelta(seconds=60))
     pipe.send("ready")
     while True:
         try:

@@ -28,6 +28,7 @@ FLOORS = (
     {"discovery"},
     {"penalty"},
     {"delivered"},
+    {"selective"},
     {"plugin"},
     {"delivery"},
     {"kernels"},

@@ -233,8 +233,13 @@ def launched(arguments: list[str], folder: Path) -> None:
 def test_command_is_real(command: str, tmp_path: Path) -> None:
     program, *arguments = shlex.split(command)
     if program == "make":
-        (target,) = arguments
+        target, *settings = arguments
         make_target(target)
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        for setting in settings:
+            name, given, _ = setting.partition("=")
+            assert given
+            assert f"\n{name} ?=" in makefile
     elif program == "regplug":
         if arguments[0] == "check":
             # An exam of all regimes, which tests/testing sits; here, that the command takes this.

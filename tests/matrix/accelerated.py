@@ -13,6 +13,7 @@ from tests.matrix import tasks
 from tests.matrix.meshed import along_the_sequence
 from tests.matrix.tasks import (
     BATCH,
+    DEVICE,
     Outcome,
     Regime,
     Task,
@@ -30,7 +31,7 @@ def accelerated(
     from accelerate import Accelerator
     from torch.utils.data import DataLoader
 
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=task.divisor)
+    accelerator = Accelerator(cpu=DEVICE == "cpu", gradient_accumulation_steps=task.divisor)
     model: Any = task.model()
     if parallel > 1:
         mesh = mesh_with(accelerator, tp_size=parallel, dp_shard_size=ranks // parallel)
@@ -73,12 +74,12 @@ def accelerate_one(task: Task, spec: Any, rank: int, ranks: int) -> Outcome:
         forget_accelerate()
 
 
-@regime("Accelerate, DDP", RAGGED, ranks=2)
+@regime("Accelerate, DDP", RAGGED, of_ranks=True)
 def accelerate_ddp(task: Task, spec: Any, rank: int, ranks: int) -> Outcome:
     return accelerated(task, spec, rank, ranks)
 
 
-@regime("Accelerate, FSDP2", RAGGED, ranks=2)
+@regime("Accelerate, FSDP2", RAGGED, of_ranks=True)
 def accelerate_fsdp2(task: Task, spec: Any, rank: int, ranks: int) -> Outcome:
     return accelerated(task, spec, rank, ranks, fsdp=True)
 

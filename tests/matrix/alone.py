@@ -97,7 +97,7 @@ def scaled(task: Task, spec: Any, **options: Any) -> Outcome:
     """Under a GradScaler, with steps in between that overflow and must leave no trace."""
     model = task.model()
     optimizer = task.optimizer_of(model.parameters(), **options)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
+    scaler = torch.amp.GradScaler(task.device, init_scale=2.0**10, growth_interval=2)
     metrics = []
     with regplug.attach(model, optimizer, [spec]) as session:
         for number, ((x, y),) in enumerate(task.steps()):

@@ -53,6 +53,7 @@ REASONS = {
     "closed form; refused at attach, which names the ways out",
     "b": "it penalizes activations, which are themselves rounded to bfloat16 there; not compared",
     "c": "it draws its noise in the dtype of the weights, so float64 has other noise; not compared",
+    "d": "it draws its noise on the device, which has other noise than the CPU; not compared",
 }
 REFUSED = {"a"}
 """The reasons for which attaching is refused; the other cells are not run."""
@@ -72,6 +73,8 @@ def cannot(row: Row, regime: Regime, plugin: Any) -> str | None:
         return "b"
     if getattr(plugin, "stochastic", False) and regime.task.exact:
         return "c"
+    if getattr(plugin, "stochastic", False) and regime.task.device != "cpu":
+        return "d"
     return None
 
 

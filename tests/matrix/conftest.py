@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.pair import Pair
+
 outcome = pytest.StashKey[pytest.TestReport]()
 
 errors: dict[tuple[str, str], float | str] = {}
@@ -20,6 +22,19 @@ def record(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, str], flo
         failed.update(set(errors) - before)
 
 
+@pytest.fixture(scope="session")
+def workers(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    """The processes of the regimes of ranks."""
+    from tests.matrix.tasks import DEVICE, RANKS
+
+    if DEVICE == "cpu":
+        yield request.getfixturevalue("pair")
+        return
+    ranks = Pair(RANKS, device=DEVICE)
+    yield ranks
+    ranks.stop()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     report = yield
@@ -28,11 +43,24 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     return report
 
 
+def pytest_configure() -> None:
+    import torch
+
+    from tests.matrix.tasks import DEVICE
+
+    if DEVICE != "cpu" and not torch.cuda.is_available():
+        raise pytest.UsageError(
+            f"REGPLUG_DEVICE is {DEVICE!r}, but torch sees no GPU: is it a build for CUDA, and is "
+            "REGPLUG_GPU=1 set, as `make matrix DEVICE=cuda` does?"
+        )
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     if not errors:
         return
     from tests.matrix.cells import REASONS
     from tests.matrix.regimes import REGIMES
+    from tests.matrix.tasks import DEVICE, RANKS
 
     rows = list(dict.fromkeys(row for row, _ in errors))
     columns = [name for name in REGIMES if any(column == name for _, column in errors)]
@@ -50,6 +78,10 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         write(f"({letter}) {REASONS[letter]}")
     held = len(errors) - len(cannot) - len(failed)
     write(f"{len(errors)} cells: {held} hold, {len(failed)} fail, {len(cannot)} cannot be")
+    if DEVICE != "cpu":
+        import torch
+
+        write(f"trained on {torch.cuda.get_device_name()}, {RANKS} rank(s) where there are ranks")
 
 
 def _shown(cell: tuple[str, str]) -> str:

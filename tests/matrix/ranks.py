@@ -1,4 +1,4 @@
-"""Regimes of two ranks: replicas, and shards."""
+"""Regimes of ranks: replicas, and shards."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torch import nn
 from tests.helpers.meshes import mesh_of
 from tests.matrix import tasks
 from tests.matrix.tasks import (
+    DEVICE,
+    RANKS,
     Outcome,
     Regime,
     Task,
@@ -27,12 +29,12 @@ def ddp_sync(model: nn.Module, last: bool) -> Any:
     return contextlib.nullcontext() if last else model.no_sync()
 
 
-@regime("DDP", ranks=2)
+@regime("DDP", of_ranks=True)
 def ddp(task: Task, spec: Any, rank: int, ranks: int) -> Outcome:
     return loop(task, spec, wrap=nn.parallel.DistributedDataParallel, rank=rank, ranks=ranks)
 
 
-@regime("DDP, no_sync", Task(micro=(4, 4, 4, 4, 3), divisor=4), ranks=2)
+@regime("DDP, no_sync", Task(micro=(4, 4, 4, 4, 3), divisor=4), of_ranks=True)
 def ddp_no_sync(task: Task, spec: Any, rank: int, ranks: int) -> Outcome:
     return loop(
         task,
@@ -44,7 +46,7 @@ def ddp_no_sync(task: Task, spec: Any, rank: int, ranks: int) -> Outcome:
     )
 
 
-@regime("DDP, static graph", Task("adam", clip=0.05), ranks=2)
+@regime("DDP, static graph", Task("adam", clip=0.05), of_ranks=True)
 def ddp_static(task: Task, spec: Any, rank: int, ranks: int) -> Outcome:
     return loop(
         task,
@@ -55,7 +57,7 @@ def ddp_static(task: Task, spec: Any, rank: int, ranks: int) -> Outcome:
     )
 
 
-@regime("DDP, ZeroRedundancyOptimizer", ranks=2)
+@regime("DDP, ZeroRedundancyOptimizer", of_ranks=True)
 def zero(task: Task, spec: Any, rank: int, ranks: int) -> Outcome:
     """Each rank updates a part of the weights, and sends it to the others."""
 
@@ -78,7 +80,7 @@ def sharder(*shape: int, **options: Any) -> Callable[[nn.Module], nn.Module]:
     from torch.distributed.fsdp import fully_shard
 
     def shard(model: nn.Module) -> nn.Module:
-        mesh = mesh_of(*(shape or (2,)))
+        mesh = mesh_of(*(shape or (RANKS,)), device=DEVICE)
         fully_shard(model.first, mesh=mesh, **options)
         fully_shard(model, mesh=mesh, **options)
         return model
@@ -92,22 +94,22 @@ def fsdp_sync(model: Any, last: bool) -> Iterator[None]:
     yield
 
 
-@regime("FSDP2", ranks=2)
+@regime("FSDP2", of_ranks=True)
 def fsdp2(task: Task, spec: Any, rank: int, ranks: int) -> Outcome:
     return loop(task, spec, wrap=sharder(), rank=rank, ranks=ranks)
 
 
-@regime("FSDP2, Adam, clipping", Task("adam", clip=0.05), ranks=2)
+@regime("FSDP2, Adam, clipping", Task("adam", clip=0.05), of_ranks=True)
 def fsdp2_adam(task: Task, spec: Any, rank: int, ranks: int) -> Outcome:
     return loop(task, spec, wrap=sharder(), rank=rank, ranks=ranks)
 
 
-@regime("FSDP2, accumulation", Task(micro=(4, 4, 4, 4, 3), divisor=4), ranks=2)
+@regime("FSDP2, accumulation", Task(micro=(4, 4, 4, 4, 3), divisor=4), of_ranks=True)
 def fsdp2_accumulation(task: Task, spec: Any, rank: int, ranks: int) -> Outcome:
     return loop(task, spec, wrap=sharder(), rank=rank, ranks=ranks, sync=fsdp_sync)
 
 
-@regime("FSDP2, bf16 policy", Task(exact=True), ranks=2)
+@regime("FSDP2, bf16 policy", Task(exact=True), of_ranks=True)
 def fsdp2_mixed(task: Task, spec: Any, rank: int, ranks: int) -> Outcome:
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -115,6 +117,6 @@ def fsdp2_mixed(task: Task, spec: Any, rank: int, ranks: int) -> Outcome:
     return loop(task, spec, wrap=sharder(mp_policy=policy), rank=rank, ranks=ranks)
 
 
-@regime("HSDP, replicated", ranks=2)
+@regime("HSDP, replicated", of_ranks=True)
 def hsdp(task: Task, spec: Any, rank: int, ranks: int) -> Outcome:
-    return loop(task, spec, wrap=sharder(2, 1), rank=rank, ranks=ranks)
+    return loop(task, spec, wrap=sharder(RANKS, 1), rank=rank, ranks=ranks)

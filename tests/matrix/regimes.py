@@ -35,6 +35,6 @@ def run(rank: int, name: str, spec: str) -> Outcome | str:
     chosen = REGIMES[name]
     try:
         plugin = chosen.task.widened(copy.deepcopy(plugin_of(spec)))
-        return chosen.run(chosen.task, plugin, rank, chosen.ranks).plain()
+        return chosen.run(chosen.task, plugin, rank, chosen.count).plain()
     except regplug.errors.UnsupportedError as error:
         return str(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,11 @@ import regplug
 
 BATCH = 8
 
+DEVICE = os.environ.get("REGPLUG_DEVICE") or "cpu"
+"""Where regimes train. The references are computed on the CPU."""
+RANKS = 2 if DEVICE == "cpu" else max(1, min(2, torch.cuda.device_count()))
+"""In the regimes of ranks: NCCL wants a GPU for each."""
+
 
 class StochasticDepth(nn.Module):
     """Leaves out whole samples, by an attribute of the name that models use."""
@@ -26,7 +32,7 @@ class StochasticDepth(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or self.drop_prob == 0:
             return x
-        kept = torch.rand(len(x), 1, dtype=x.dtype) >= self.drop_prob
+        kept = torch.rand(len(x), 1, dtype=x.dtype, device=x.device) >= self.drop_prob
         return x * kept / (1 - self.drop_prob)
 
 
@@ -105,6 +111,10 @@ class Task:
     def dtype(self) -> torch.dtype:
         return torch.float32 if self.exact and not self.oracle else torch.float64
 
+    @property
+    def device(self) -> str:
+        return "cpu" if self.oracle else DEVICE
+
     def share(self, step: int) -> float:
         """What the mean loss of one backward pass is multiplied by."""
         return (self.micro[step] if self.oracle else 1) / self.divisor
@@ -112,7 +122,8 @@ class Task:
     def model(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(7)
-            return (Sum() if self.exact else Words() if self.words else Net()).to(self.dtype)
+            kind = Sum if self.exact else Words if self.words else Net
+            return kind().to(self.device, self.dtype)
 
     def widened(self, plugin: regplug.Plugin) -> regplug.Plugin:
         """Return ``plugin`` with all that it can act on selected, if the task is about that."""
@@ -129,11 +140,11 @@ class Task:
                 drawn = torch.randint(-1, 2, shape, generator=generator)
             else:
                 drawn = torch.randn(*shape, generator=generator, dtype=torch.float64)
-            return drawn.to(self.dtype)
+            return drawn.to(self.device, self.dtype)
 
         def inputs() -> torch.Tensor:
             words = torch.randint(0, 9, (BATCH,), generator=generator) if self.words else None
-            return draw(BATCH, 5) if words is None else words
+            return draw(BATCH, 5) if words is None else words.to(self.device)
 
         width = 11 if self.exact else 3
         steps = [[(inputs(), draw(BATCH, width)) for _ in range(count)] for count in self.micro]
@@ -176,16 +187,29 @@ class Regime:
     task: Task
     run: Callable[[Task, Any, int, int], Outcome]
     """Called with the task, the plugin, rank and number of ranks."""
-    ranks: int = 1
+    of_ranks: bool = False
+    """Whether it runs in a process group, of RANKS processes."""
+    ranks: int | None = None
+    """Of how many instead, for a mesh that needs them: on the CPU alone."""
+
+    @property
+    def count(self) -> int:
+        return self.ranks or (RANKS if self.of_ranks else 1)
 
 
 def regime(
-    into: dict[str, Regime], name: str, task: Task | None = None, ranks: int = 1
+    into: dict[str, Regime],
+    name: str,
+    task: Task | None = None,
+    *,
+    of_ranks: bool = False,
+    ranks: int | None = None,
 ) -> Callable[[Any], Any]:
     """Put what is decorated into a table, as a regime of this task."""
 
     def register(run: Callable[..., Outcome]) -> Callable[..., Outcome]:
-        into[name] = Regime(name, task or Task(), run, ranks)
+        if ranks is None or DEVICE == "cpu":
+            into[name] = Regime(name, task or Task(), run, of_ranks or ranks is not None, ranks)
         return run
 
     return register
@@ -202,7 +226,9 @@ def outcome(model: nn.Module, metrics: list[dict[str, float]]) -> Outcome:
         if hasattr(module, "reshard") and hasattr(module, "unshard"):
             module.reshard()
     named = regplug.selection.where.named_parameters(model)
-    return Outcome({n.name.removeprefix("module."): whole(n.parameter) for n in named}, metrics)
+    return Outcome(
+        {n.name.removeprefix("module."): whole(n.parameter).cpu() for n in named}, metrics
+    )
 
 
 def loop(
@@ -226,7 +252,7 @@ def loop(
             optimizer.zero_grad()
             for number, (x, y) in enumerate(micro):
                 with sync(model, number == len(micro) - 1):
-                    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                    with torch.autocast(task.device, torch.bfloat16, enabled=autocast):
                         loss = task.criterion(model(x[rank::ranks]), y[rank::ranks])
                     (session.loss(loss) * task.share(step)).backward()
             if task.clip is not None:

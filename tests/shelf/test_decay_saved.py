@@ -50,6 +50,7 @@ KINDS: dict[str, tuple[Any, float, str]] = {
         OWN,
         "weight_decay(0.5, where='all', existing='replace')",
     ),
+    "lent by l2": (torch.optim.SGD, OWN, "l2(0.5, where='all', delivery='step')"),
     "replaced": (torch.optim.AdamW, OWN, "weight_decay(0.5, existing='replace')"),
     "replaced in SGD": (torch.optim.SGD, OWN, "weight_decay(0.5, existing='replace')"),
     "replaced, cautious": (

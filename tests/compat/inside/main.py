@@ -22,7 +22,16 @@ import tools
 
 import regplug
 
-NAMED = ("torch", "pluggy", "accelerate", "numpy", "scikit-learn", "joblib", "matplotlib")
+NAMED = (
+    "torch",
+    "pluggy",
+    "accelerate",
+    "numpy",
+    "scikit-learn",
+    "joblib",
+    "matplotlib",
+    "tqdm",
+)
 DEPRECATIONS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
 
 Outcome = tuple[str, str]
