@@ -8,6 +8,9 @@ DEVICE ?= cpu
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 FRAMEWORKS := $(VENV)/.ready-frameworks
+# DeepSpeed changes what Accelerate does, so it has an environment of its own.
+ENGINES := $(VENV)/engines
+ENGINES_READY := $(VENV)/.ready-engines
 # The oldest pluggy and accelerate, which a test puts before those of the environment.
 OLDEST := $(VENV)/oldest
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -16,10 +19,10 @@ NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 10))'
 # The machine is small or the models are: one thread per process is fastest, and repeatable.
 export OMP_NUM_THREADS ?= 1
 # No test opens a window.
-test soak matrix gpu frameworks: export MPLBACKEND := Agg
+test soak matrix gpu frameworks engines: export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint matrix gpu soak frameworks bench compat setup clean
+.PHONY: help demo test lint matrix gpu soak frameworks engines bench compat setup clean
 
 help: ## list these targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -52,6 +55,9 @@ soak: $(READY) ## the slow tests that `make test` leaves out
 frameworks: $(FRAMEWORKS) ## trainers of other packages, the real ones
 	$(BIN)/python -m pytest -m frameworks $(PYTEST_FLAGS)
 
+engines: $(ENGINES_READY) ## DeepSpeed's ZeRO on two processes of a CPU: the real one
+	$(ENGINES)/bin/python -m pytest tests/engines -m engines $(PYTEST_FLAGS)
+
 # Gigabytes and minutes for each environment: `make compat ONLY="oldest newest"` tries some alone.
 compat: $(READY) ## every version that regplug takes, each in an environment of its own: a table
 	$(BIN)/python tests/compat/try_all.py $(ONLY)
@@ -67,7 +73,7 @@ clean: ## remove the environment and everything that tools and builds left
 
 # An editable install keeps the entry points it was made with, so a changed pyproject installs anew.
 $(READY): pyproject.toml constraints.txt tests/compat/environments.toml
-	@rm -f $(READY) $(FRAMEWORKS)
+	@rm -f $(READY) $(FRAMEWORKS) $(ENGINES_READY)
 	@if ! $(BIN)/python $(NEW_ENOUGH) 2>/dev/null; then \
 	    if ! $(PYTHON) $(NEW_ENOUGH) 2>/dev/null; then \
 	        echo "regplug needs Python 3.10 or newer, but '$(PYTHON) --version' says:" \
@@ -86,3 +92,13 @@ $(READY): pyproject.toml constraints.txt tests/compat/environments.toml
 $(FRAMEWORKS): $(READY)
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,frameworks]'
 	@touch $(FRAMEWORKS)
+
+# Without its operators, which want a compiler and are not used here; without isolation, since its
+# setup.py asks the torch that is installed. Accelerate wants transformers for it.
+$(ENGINES_READY): $(READY)
+	$(BIN)/python -m venv --clear $(ENGINES)
+	$(ENGINES)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt \
+	    setuptools wheel pytest pytest-xdist 'tomli; python_version < "3.11"' transformers --editable .
+	DS_BUILD_OPS=0 $(ENGINES)/bin/python -m pip --disable-pip-version-check install --quiet \
+	    --constraint constraints.txt --no-build-isolation deepspeed
+	@touch $(ENGINES_READY)

@@ -137,6 +137,8 @@ class Delivered(Selective):
         self._switched = type(self).active is not Delivered.active
         coverage = session.coverage(self._selection)
         self._settle_formula(coverage)
+        if coverage.apart:
+            self._settle_apart()
         if self._settled == "proximal":
             self._check_has_operator()
             self._check_effective_step(session)
@@ -148,6 +150,16 @@ class Delivered(Selective):
                     "(sparse=True)), to which no dense gradient can be added: use sparse=False, "
                     f"delivery='proximal', or exclude it with where=[…, '!{entry.name}']"
                 )
+
+    def _settle_apart(self) -> None:
+        """Leave the loss alone where what is trained is not what the model computes with."""
+        if self._settled == "loss":
+            raise UnsupportedError(
+                f"{self.name}: DeepSpeed's ZeRO trains weights apart from the model's, of which "
+                "each rank has a part, and no gradient of a loss reaches them but through its own "
+                "reduction: use delivery='step', which is λ exactly, clipping or not"
+            )
+        self._settled = self._settled or "step"
 
     def _check_effective_step(self, session: SessionView) -> None:
         rule = session.update_rule()
@@ -235,8 +247,7 @@ class Delivered(Selective):
         for index, weights, gradients in session.updates(self._selection):
             group = groups[index]
             if rule.elementwise:
-                assert session.optimizer is not None
-                states = session.optimizer.state
+                states = session.states
                 apply_elementwise_steps(kernel, rule, group, states, weights, gradients, layouts)
             else:
                 step = rule.step(group, {}, gradients[0])

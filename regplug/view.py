@@ -63,6 +63,10 @@ class SessionView(Protocol):
         """The parameter groups of whatever updates the weights."""
 
     @property
+    def states(self) -> Mapping[Any, Any]:
+        """What the optimizer keeps of each parameter: of sharded ones, of this rank's part."""
+
+    @property
     def gradient_scale(self) -> float:
         """What gradients are still multiplied by in on_gradients: 1, but for fused optimizers."""
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from regplug.backend import private
+from regplug.backend.fragments import standing_for
 
 __all__ = ["Named", "clean_name", "is_normalization", "named_parameters", "own_parameters"]
 
@@ -60,6 +61,8 @@ def own_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
 def named_parameters(model: nn.Module) -> list[Named]:
     """Return each parameter of ``model`` once, with all its names: tied weights have several.
 
+    Where an engine trains another tensor in the place of a parameter, it is that one.
+
     The original of a parametrized weight goes by its plain name too: ``conv.weight`` beside
     ``conv.parametrizations.weight.original1``.
     """
@@ -75,7 +78,9 @@ def named_parameters(model: nn.Module) -> list[Named]:
                 owners.append(modules[path[: path.rindex("parametrizations.")].rstrip(".")])
             names.append(name)
             owners.append(module)
-    return [Named(p, tuple(names), tuple(owners)) for p, names, owners in found.values()]
+    return [
+        Named(standing_for(p), tuple(names), tuple(owners)) for p, names, owners in found.values()
+    ]
 
 
 def is_normalization(module: nn.Module) -> bool:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from regplug.backend.blocks import PLAIN
+from regplug.backend.fragments import Fragment
 
-__all__ = ["full", "is_sharded", "like", "local", "part"]
+__all__ = ["full", "is_sharded", "is_spread", "like", "local", "part"]
 
 
 _plain = frozenset(PLAIN)
@@ -22,9 +23,14 @@ def is_dtensor(tensor: torch.Tensor) -> bool:
     return type(tensor) not in PLAIN and hasattr(tensor, "device_mesh")
 
 
+def is_spread(tensor: torch.Tensor) -> bool:
+    """Whether there is more to ``tensor`` than what is in its memory on this rank."""
+    return type(tensor) is Fragment or is_dtensor(tensor)
+
+
 def is_sharded(tensor: torch.Tensor) -> bool:
     """Whether each rank holds a part of ``tensor`` only."""
-    return bool(spread_over(tensor))
+    return type(tensor) is Fragment or bool(spread_over(tensor))
 
 
 def spread_over(tensor: torch.Tensor) -> tuple[int, ...]:
@@ -73,6 +79,8 @@ def mesh_ranks(tensor: torch.Tensor) -> tuple[int, ...]:
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """Return this rank's part as a plain tensor that shares its memory; no communication."""
+    if type(tensor) is Fragment:
+        return tensor.part
     if type(tensor) in PLAIN or not is_dtensor(tensor):
         return tensor
     with torch.no_grad():
@@ -88,6 +96,8 @@ def locals_of(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 def full(tensor: torch.Tensor) -> torch.Tensor:
     """Return the whole tensor on each rank: a collective for a ``DTensor``, nothing otherwise."""
+    if type(tensor) is Fragment:
+        return tensor.gathered()
     if not is_dtensor(tensor):
         return tensor
     with torch.no_grad():
@@ -96,6 +106,8 @@ def full(tensor: torch.Tensor) -> torch.Tensor:
 
 def part(whole: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
     """Return this rank's part of ``whole``, a tensor alike on all ranks, sharded as ``of`` is."""
+    if type(of) is Fragment:
+        return of.cut(whole)
     if not is_dtensor(of):
         return whole
     from torch.distributed.tensor import DTensor, Replicate
@@ -107,6 +119,8 @@ def part(whole: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
 
 def like(part: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
     """Return ``part``, this rank's part of a tensor like ``of``, as a ``DTensor`` if ``of`` is."""
+    if type(of) is Fragment:
+        return of.like(part)
     if not is_dtensor(of):
         return part
     from torch.distributed.tensor import DTensor

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from regplug.backend.fragments import Fragment
 from regplug.backend.shards import is_dtensor, spread_over
 
 __all__ = ["Sum", "added_up", "resolve", "shard_groups", "wide"]
@@ -48,6 +49,8 @@ class Sum:
 
 def shard_groups(parameter: torch.Tensor, *, everywhere: bool = False) -> tuple[Any, ...]:
     """Return the process groups over whose ranks the parts of ``parameter`` are spread."""
+    if type(parameter) is Fragment:
+        return (parameter.group,)
     if not is_dtensor(parameter):
         return ()
     mesh = parameter.device_mesh  # type: ignore[attr-defined]

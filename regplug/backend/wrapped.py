@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from regplug.backend.deepspeeds import is_deepspeeds
 from regplug.backend.optimizer_names import is_hooked
 from regplug.backend.shards import local
 from regplug.errors import SpecError, UnsupportedError
@@ -79,9 +80,8 @@ def parts(optimizer: Optimizer) -> list[Optimizer]:
 
 
 def _refuse_deepspeed(outer: object) -> None:
-    if type(outer).__module__.partition(".")[0] == "deepspeed" or (
-        type(outer).__name__ == "DeepSpeedOptimizerWrapper"
-    ):
+    # Of an engine's own optimizers (FusedAdam) the hooks fire as of any.
+    if is_deepspeeds(outer) and not (isinstance(outer, Optimizer) and is_hooked(outer)):
         raise UnsupportedError(
             f"{type(outer).__name__}: DeepSpeed's ZeRO keeps gradients out of .grad, where a "
             "penalty could be added; use DDP or FSDP2"

@@ -19,10 +19,10 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback
 
-from regplug.backend import shards
 from regplug.errors import StateError
 from regplug.plugin import Plugin
 from regplug.session import Session, attach
+from regplug.session.accelerate import is_sharded
 
 __all__ = ["RegplugCallback"]
 
@@ -87,7 +87,7 @@ class RegplugCallback(TrainerCallback):
     @property
     def _sharded(self) -> bool:
         assert self.session is not None
-        return any(shards.is_sharded(p) for p in self.session.model.parameters())
+        return is_sharded(self.session)
 
     @property
     def _file(self) -> str:

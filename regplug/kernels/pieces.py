@@ -33,7 +33,7 @@ def is_small(weights: Sequence[torch.Tensor]) -> bool:
     size = 0
     for w in weights:
         own = w.numel()
-        if own == 0 or w.dtype in HALVES or (type(w) not in PLAIN and shards.is_dtensor(w)):
+        if own == 0 or w.dtype in HALVES or (type(w) not in PLAIN and shards.is_spread(w)):
             return False
         size += own
     return 0 < size <= BLOCK

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from regplug.backend import shards
+from regplug.backend.fragments import Fragment
 from regplug.backend.layouts import Layout, layout_of
 from regplug.backend.names import Named, named_parameters
 from regplug.backend.words import listed, shown
@@ -74,6 +75,11 @@ class Coverage(Sequence[Covered]):
         """The layouts of what is kept otherwise than ``(out, in, …)``, by parameter."""
         found = ((e.parameter, layout_of(e.module, e.parameter)) for e in self.entries)
         return {parameter: layout for parameter, layout in found if layout is not None}
+
+    @property
+    def apart(self) -> bool:
+        """Whether what is trained are other tensors than those that the model computes with."""
+        return any(isinstance(entry.parameter, Fragment) for entry in self.entries)
 
     @property
     def outdated(self) -> bool:

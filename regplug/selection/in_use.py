@@ -74,7 +74,7 @@ def _use(entry: Covered) -> _Use | None:
     module, parameter = entry.module, entry.parameter
     local = entry.name.rpartition(".")[2]
     if parametrize.is_parametrized(module, local) and local not in dict(own_parameters(module)):
-        if shards.is_dtensor(parameter):
+        if shards.is_spread(parameter):
             return None
         return _Use(module, local, "parametrized", partial(_parametrized, module, local))
     base = local.removesuffix("_orig")

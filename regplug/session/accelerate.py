@@ -15,8 +15,10 @@ from urllib.parse import quote, unquote
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.distributed as dist
 
 from regplug.backend import shards
+from regplug.backend.names import named_parameters
 from regplug.errors import SpecError, StateError
 from regplug.view import SessionView
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-__all__ = ["FOLDER", "connect", "is_wrapper", "owners"]
+__all__ = ["FOLDER", "connect", "is_sharded", "is_wrapper", "owners", "read", "write"]
 
 FOLDER = "regplug"
 """The folder within a checkpoint."""
@@ -102,21 +104,26 @@ def connect(session: SessionView, accelerator: Any, optimizer: object) -> "Calla
 
 def _saver(accelerator: "Accelerator", session: SessionView) -> Callable[..., None]:
     def save(models: Any, weights: Any, output_dir: str) -> None:
-        sharded = _is_sharded(session)
+        sharded = is_sharded(session)
         everywhere = accelerator.project_configuration.save_on_each_node
-        main = accelerator.is_local_main_process if everywhere else accelerator.is_main_process
-        if not (sharded or main):
-            return
-        path = _path(output_dir, session, accelerator.process_index if sharded else None)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        state = session.state_dict()
-        torch.save({"ranks": accelerator.num_processes if sharded else 0, "state": state}, path)
+        rank, ranks = _place(accelerator)
+        if sharded or (accelerator.is_local_main_process if everywhere else rank == 0):
+            write(output_dir, session, rank, ranks)
 
     return save
 
 
-def _is_sharded(session: SessionView) -> bool:
-    return any(shards.is_sharded(p) for p in session.model.parameters())
+def write(folder: str, session: SessionView, rank: int, ranks: int) -> None:
+    """Write the state of ``session``, for this rank alone where parameters are sharded."""
+    sharded = is_sharded(session)
+    path = _path(folder, session, rank if sharded else None)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"ranks": ranks if sharded else 0, "state": session.state_dict()}, path)
+
+
+def is_sharded(session: SessionView) -> bool:
+    """Whether each rank holds a part of some parameters only."""
+    return any(shards.is_sharded(named.parameter) for named in named_parameters(session.model))
 
 
 def _path(folder: str, session: SessionView, rank: int | None) -> Path:
@@ -137,22 +144,39 @@ def _loader(accelerator: "Accelerator", session: SessionView) -> Callable[..., N
                 "no session of that name is attached: attach it before load_state to restore it",
                 stacklevel=3,
             )
-        if not saved:
-            warnings.warn(
-                f"the checkpoint {input_dir} was saved without regplug: session "
-                f"{session.name!r} goes on as it is, at step {session.steps}",
-                stacklevel=3,
-            )
-            return
-        if session.name not in saved:
-            raise StateError(
-                f"the checkpoint {input_dir} holds no state of session {session.name!r}, only of "
-                f"{', '.join(map(repr, sorted(saved)))}: attach under the same name, or attach "
-                "after load_state to start anew"
-            )
-        session.load_state_dict(_read(accelerator, session, input_dir))
+        read(input_dir, session, *_place(accelerator), accelerator.device)
 
     return load
+
+
+def _place(accelerator: "Accelerator") -> tuple[int, int]:
+    """Return this rank and the number of ranks. With DeepSpeed on CPUs Accelerate knows of one."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return accelerator.process_index, accelerator.num_processes
+
+
+def read(folder: str, session: SessionView, rank: int, ranks: int, device: Any) -> None:
+    """Have ``session`` go on from what :func:`write` wrote, or say that there is nothing.
+
+    Raises:
+        StateError: there is something, of other sessions or of another number of ranks.
+    """
+    saved = _saved_names(folder)
+    if not saved:
+        warnings.warn(
+            f"the checkpoint {folder} was saved without regplug: session "
+            f"{session.name!r} goes on as it is, at step {session.steps}",
+            stacklevel=4,
+        )
+        return
+    if session.name not in saved:
+        raise StateError(
+            f"the checkpoint {folder} holds no state of session {session.name!r}, only of "
+            f"{', '.join(map(repr, sorted(saved)))}: attach under the same name, or attach "
+            "after load_state to start anew"
+        )
+    session.load_state_dict(_read(folder, session, rank, ranks, device))
 
 
 def _saved_names(folder: str) -> set[str]:
@@ -162,16 +186,17 @@ def _saved_names(folder: str) -> set[str]:
     }
 
 
-def _read(accelerator: "Accelerator", session: SessionView, folder: str) -> Mapping[str, Any]:
+def _read(
+    folder: str, session: SessionView, rank: int, ranks: int, device: Any
+) -> Mapping[str, Any]:
     """Return this rank's state, or that of any rank where nothing in it is a part of a shard."""
-    sharded = _is_sharded(session)
-    rank, ranks = accelerator.process_index, accelerator.num_processes
+    sharded = is_sharded(session)
     own = _path(folder, session, rank if sharded else None)
     others = [_path(folder, session, None), _path(folder, session, 0)]
     path = next(path for path in [own, *others] if path.exists())
 
-    def here(storage: Any, device: str) -> Any:
-        return storage if device == "cpu" else storage.to(device=accelerator.device)
+    def here(storage: Any, kept_on: str) -> Any:
+        return storage if kept_on == "cpu" else storage.to(device=device)
 
     saved = torch.load(path, map_location=here, weights_only=True)
     as_it_was = path == own and saved["ranks"] == (ranks if sharded else 0)

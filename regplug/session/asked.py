@@ -1,6 +1,6 @@
 """What a session answers: to the hooks of its plugins, and to whoever watches its steps."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -43,6 +43,11 @@ class Asked:
         """The parameter groups: those of whatever updates, or one for a loop without optimizer."""
         binding = self._binding
         return binding.groups if binding.plain is None else binding.plain.param_groups
+
+    @property
+    def states(self) -> Mapping[Any, Any]:
+        """What the optimizer keeps of each parameter: of sharded ones, of this rank's part."""
+        return self._binding.states
 
     @property
     def gradient_scale(self) -> float:

@@ -10,7 +10,7 @@ from regplug.discovery.catalog import load_all
 from regplug.errors import SpecError
 from regplug.kernels.choice import chosen
 from regplug.plugin import Plugin
-from regplug.session import accelerate
+from regplug.session import accelerate, engines
 from regplug.session.agreement import Ranks
 from regplug.session.session import Session
 
@@ -33,11 +33,11 @@ def attach(
     the textbook form, inside the loss, add ``loss = session.loss(loss)`` before ``backward()``.
 
     Args:
-        model: the module that is trained: bare, compiled, wrapped in DDP, sharded by FSDP2 or
-            prepared by Accelerate.
-        optimizer: the torch optimizer, or a wrapper of it (Accelerate's, SAM, Lookahead), whose
-            inner one is attached to then; None for a loop that updates its weights by hand, which
-            then says ``with session.step(lr=…):``.
+        model: the module that is trained: bare, compiled, wrapped in DDP, sharded by FSDP2,
+            prepared by Accelerate, or an engine of DeepSpeed's.
+        optimizer: the torch optimizer, or a wrapper of it (Accelerate's, DeepSpeed's ZeRO, SAM,
+            Lookahead), whose inner one is attached to then; None for a loop that updates its
+            weights by hand, which then says ``with session.step(lr=…):``.
         plugins: specs such as ``"l1(1e-5)"``, ``"l1=1e-5"`` or
             ``"dropout(linear(0.5, 0.1, steps=1000))"``, and instances of :class:`regplug.Plugin`.
             They act in this order. ``regplug plugins`` lists what is installed.
@@ -79,6 +79,7 @@ def attach(
     if name is not None and not (isinstance(name, str) and name):
         raise SpecError(f"name must be a non-empty string, got {name!r}")
     prepared = accelerator is not None or accelerate.is_wrapper(optimizer)
+    prepared = prepared or engines.is_engines(model, optimizer)
     ranks = Ranks(model, prepared=prepared, name=name or "regplug")
     with ranks.telling():
         return Session(

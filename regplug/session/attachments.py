@@ -1,7 +1,7 @@
 """The plugins of one session as they come and go: checked, attached, and let go of again."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 
@@ -43,13 +43,17 @@ def check(plugins: Sequence[Plugin], steppers: Sequence[object]) -> None:
         by_name[plugin.name] = plugin
 
 
-def suspected(optimizers: Sequence[Optimizer], plugins: Sequence[Plugin]) -> "Copies | None":
+def suspected(
+    optimizers: Sequence[Optimizer],
+    plugins: Sequence[Plugin],
+    states: Mapping[Any, Any] | None = None,
+) -> "Copies | None":
     """Return what looks whether an optimizer keeps weights of its own, None where none need to."""
     if not any(plugin.changes_weights for plugin in plugins):
         return None
     from regplug.session import own_weights
 
-    return own_weights.suspected(optimizers, plugins)
+    return own_weights.suspected(optimizers, plugins, states)
 
 
 class Attachments:

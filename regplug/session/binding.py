@@ -1,11 +1,11 @@
 """What a session acts on: the parameters of the model that its optimizer updates, and how."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import repeat
 from numbers import Real
 from operator import attrgetter, is_
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,6 +23,7 @@ from regplug.view import SessionView
 
 if TYPE_CHECKING:
     from regplug.backend.update_rules import UpdateRule
+    from regplug.backend.zero import ZeroSteps
 
 __all__ = ["Binding"]
 
@@ -34,6 +35,7 @@ class Binding:
         model: the user's own module, unwrapped.
         optimizer: the torch optimizer, unwrapped, or None.
         silence: is given what to watch.
+        zero: the steps of DeepSpeed's, where it is an engine's.
 
     Attributes:
         parts: the optimizers that a wrapper of several holds.
@@ -44,10 +46,17 @@ class Binding:
             in it.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer | None, silence: Silence) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | None,
+        silence: Silence,
+        zero: "ZeroSteps | None" = None,
+    ) -> None:
         self._model, self._optimizer, self._silence = model, optimizer, silence
         self.parts = [] if optimizer is None else wrapped.parts(optimizer)
-        self.plain = None if self.parts else optimizer
+        self.plain = None if self.parts or zero is not None else optimizer
+        self._zero = zero
         self.fresh = True
         self.attached = False
         self.taking: dict[int, torch.Tensor | None] | None = None
@@ -61,9 +70,18 @@ class Binding:
     @property
     def groups(self) -> list[Group]:
         """The parameter groups: those of whatever updates, or one for a loop without optimizer."""
+        if self._zero is not None:
+            return list(self._zero.groups)  # type: ignore[arg-type]
         if self.parts:
             return [group for part in self.parts for group in part.param_groups]
         return [self._by_hand] if self._optimizer is None else self._optimizer.param_groups
+
+    @property
+    def states(self) -> Mapping[Any, Any]:
+        """What the optimizer keeps of each parameter."""
+        if self._zero is not None:
+            return self._zero.state
+        return {} if self._optimizer is None else self._optimizer.state
 
     def by_hand(self, lr: float | None) -> list[torch.Tensor]:
         """Begin an update without optimizer, and return the parameters that it may be of.

@@ -119,10 +119,16 @@ class Copies:
     Args:
         optimizers: those that update the weights.
         plugins: those that move weights.
+        states: what they keep of each weight, where an engine's optimizer has other keys.
     """
 
-    def __init__(self, optimizers: Sequence[object], plugins: Sequence[Plugin]) -> None:
-        self._optimizers = optimizers
+    def __init__(
+        self,
+        optimizers: Sequence[object],
+        plugins: Sequence[Plugin],
+        states: Mapping[Any, Any] | None = None,
+    ) -> None:
+        self._optimizers, self._states = optimizers, states
         self._names = ", ".join(plugin.name for plugin in plugins)
         self._early = ", ".join(p.name for p in plugins if _acts(p, "before_step"))
         self._begun: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -169,8 +175,8 @@ class Copies:
         for optimizer in self._optimizers:
             if _kinds(optimizer):
                 continue  # what is attached to it was judged then
-            for key, value in _state(optimizer, w).items():
-                if not isinstance(value, torch.Tensor) or value.shape != w.shape:
+            for key, value in _state(self._states or getattr(optimizer, "state", None), w).items():
+                if not isinstance(value, torch.Tensor) or local(value).shape != local(w).shape:
                     continue
                 if str(key).startswith(("prev", "last", "old")):
                     continue  # for a difference to the weights now
@@ -183,11 +189,15 @@ class Copies:
                     )
 
 
-def suspected(optimizers: Sequence[Optimizer], plugins: Iterable[Plugin]) -> Copies | None:
+def suspected(
+    optimizers: Sequence[Optimizer],
+    plugins: Iterable[Plugin],
+    states: Mapping[Any, Any] | None = None,
+) -> Copies | None:
     """Return what looks at them, or None where no plugin moves weights, or all are torch's own."""
     movers = [plugin for plugin in plugins if moves_weights(plugin)]
     known = all(map(is_torchs, optimizers))
-    return None if known or not movers else Copies(optimizers, movers)
+    return None if known or not movers else Copies(optimizers, movers, states)
 
 
 def _a_good_one(parameters: Iterable[torch.Tensor]) -> torch.Tensor | None:
@@ -215,8 +225,7 @@ def _plain(t: torch.Tensor) -> torch.Tensor:
     return local(t).detach().to("cpu", torch.float64, copy=True).flatten()
 
 
-def _state(optimizer: object, w: torch.Tensor) -> Mapping[Any, Any]:
-    states = getattr(optimizer, "state", None)
+def _state(states: object, w: torch.Tensor) -> Mapping[Any, Any]:
     state = states.get(w) if isinstance(states, Mapping) else None
     return state if isinstance(state, Mapping) else {}
 

@@ -15,7 +15,7 @@ from regplug.backend.eager import eagerly
 from regplug.backend.precision import as_outside, autocast_is_on, without_autocast
 from regplug.errors import RegplugError, SpecError, StateError, UnsupportedError
 from regplug.plugin import Plugin
-from regplug.session import accelerate, attachments, composition
+from regplug.session import accelerate, attachments, composition, engines
 from regplug.session.agreement import Ranks
 from regplug.session.asked import Asked
 from regplug.session.binding import Binding
@@ -54,6 +54,10 @@ class Session(Asked):
         kernels: str = "auto",
         handover: bool = True,
     ) -> None:
+        given, zero = optimizer, None
+        self._engine = engine = engines.find(model, optimizer)
+        if engine is not None:
+            model, optimizer, zero = engine.module, engine.optimizer, engine.steps
         self.model = wrappers.unwrap_model(model)
         self.optimizer = None if optimizer is None else wrapped.unwrap(optimizer)
         self.plugins = tuple(plugins)
@@ -63,16 +67,16 @@ class Session(Asked):
         self._detached = False
         self._ranks = ranks
         self._disconnect: Callable[[], None] | None = None
-        self._events: step_events.StepEvents | None = None
+        self._events: step_events.StepEvents | engines.EngineEvents | None = None
         self._silence = Silence()
-        self._binding = Binding(self.model, self.optimizer, self._silence)
+        self._binding = Binding(self.model, self.optimizer, self._silence, zero)
         captured.refuse_captured_step(self._binding.groups)
         parts = self._binding.parts
         attachments.check(
             self.plugins, [] if optimizer is None else wrapped.wrappers(optimizer) + parts
         )
         updating = parts or ([] if self.optimizer is None else [self.optimizer])
-        copies = attachments.suspected(updating, self.plugins)
+        copies = attachments.suspected(updating, self.plugins, None if zero is None else zero.state)
         self._calls = Calls(composition.in_order(self.plugins), ranks.tell)
         self._states = States(self.plugins, self._calls, ranks.tell)
         self._attachments = attachments.Attachments(self._calls, self._states)
@@ -91,7 +95,7 @@ class Session(Asked):
         )
         keep_freed_memory()
         try:
-            self._begin(optimizer, accelerator)
+            self._begin(given, accelerator)
             ranks.compare(self)
             if not self._detached:
                 sessions.warn_of_doubles(self)
@@ -110,11 +114,16 @@ class Session(Asked):
         self._binding.attached = bool(self.plugins)
         composition.check(self)
         self._calls.settle(self)
-        if self.optimizer is not None:
+        engine = self._engine
+        if engine is not None and engine.steps is not None:
+            self._events = engines.EngineEvents(engine.steps, self._steps)
+        elif self.optimizer is not None:
             self._events = step_events.StepEvents(self.optimizer, self._steps)
-            self._steps.doubt(optimizer, self.optimizer)
+            self._steps.doubt(optimizer if engine is None else self.optimizer, self.optimizer)
         if accelerator is not None or accelerate.is_wrapper(optimizer):
             self._disconnect = accelerate.connect(self, accelerator, optimizer)
+        elif engine is not None:
+            self._disconnect = engines.connect(self, engine.engine)
 
     # --- what the loop calls ---------------------------------------------------------------
 

@@ -96,9 +96,9 @@ class Outcome:
         return "\n".join([table(heads, rows), *notes, *([note] if note else [])])
 
     def _metrics(self, session: "Session") -> tuple[dict[str, float], str | None]:
-        from regplug.backend import shards
+        from regplug.session.accelerate import is_sharded
 
-        if any(shards.is_sharded(p) for p in session.model.parameters()):
+        if is_sharded(session):
             # Values of a sharded model take all ranks, and a way to reach them.
             import torch.distributed as dist
 
