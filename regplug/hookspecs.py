@@ -90,8 +90,9 @@ def on_gradients(session: SessionView) -> None:
 
     The gradients are final: accumulated, reduced over ranks, clipped. They are unscaled too,
     unless the plugin says that it multiplies by ``session.gradient_scale`` itself
-    (``scaled_gradients = True``). ``p.grad`` may be changed in place; weights may not. A parameter
-    whose ``.grad`` is None takes no part in the step. Nothing is returned.
+    (``scaled_gradients = True``). ``p.grad`` may be changed in place; weights may not. Where both
+    are a ``DTensor`` a gradient is placed as its weight is. A parameter whose ``.grad`` is None
+    takes no part in the step. Nothing is returned.
     """
 
 

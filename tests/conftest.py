@@ -32,6 +32,14 @@ def pair() -> Iterator[Pair]:
     workers.stop()
 
 
+@pytest.fixture(scope="session")
+def four() -> Iterator[Pair]:
+    """Four processes, likewise, for meshes of two dimensions."""
+    workers = Pair(4)
+    yield workers
+    workers.stop()
+
+
 @pytest.fixture
 def fresh_compiler() -> Iterator[None]:
     """Have torch.compile forget what it compiled, and count anew."""

@@ -27,7 +27,8 @@ class Activity(Plugin):
     accumulation and DDP each batch brings its own term, which is averaged as the loss is. To
     compile the model, attach first: torch doesn't see hooks that come later. Copies and pickles of
     the model are not watched. What is checkpointed counts once, with ``use_reentrant=False``; the
-    reentrant kind, whose forward pass keeps no graph, is refused.
+    reentrant kind, whose forward pass keeps no graph, is refused. Outputs that ranks share as a
+    ``DTensor`` (sequence parallelism) count whole; of a plain one each rank counts what it has.
 
     Args:
         l1: λ₁, a finite number ≥ 0 or a schedule of the step count.
@@ -143,7 +144,7 @@ class Activity(Plugin):
         terms = []
         for a in outputs:
             wide = widened(a)
-            term = l1 * wide.abs().sum() + l2 * wide.square().sum()
+            term = _whole(l1 * wide.abs().sum() + l2 * wide.square().sum())
             terms.append((sign / max(a.shape[0] if a.ndim else 1, 1)) * term)
         return torch.stack([term.to(terms[0]) for term in terms]).sum()
 
@@ -232,6 +233,12 @@ def _is_activation(module: nn.Module) -> bool:
 def _is_tracing() -> bool:
     tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     return tracing
+
+
+def _whole(term: torch.Tensor) -> torch.Tensor:
+    """Return a sum over all ranks that share an output, where it is a ``DTensor`` of theirs."""
+    whole: Callable[[], torch.Tensor] | None = getattr(term, "full_tensor", None)
+    return term if whole is None else whole()
 
 
 def _tensors(output: Any) -> Iterator[torch.Tensor]:

@@ -117,7 +117,10 @@ class L2SP(Penalty):
         super().on_attach(session)
 
     def _bind(self, session: SessionView) -> None:
-        """Follow the optimizer's parameters when they are replaced, as FSDP2 does."""
+        """Follow the optimizer's parameters when they are replaced, as FSDP2 does.
+
+        It may shard what is spread over a mesh already, by tensor parallelism.
+        """
         coverage = session.coverage(self._selection)
         if coverage is self._bound:
             return
@@ -128,7 +131,7 @@ class L2SP(Penalty):
             known = self._anchors.get(entry.name)
             if known is None:
                 self._anchors[entry.name] = self._first(entry.name, w)
-            elif known.shape == w.shape and type(known) is not type(w):
+            elif known.shape == w.shape and _placed(known) != _placed(w):
                 self._anchors[entry.name] = like(part(full(known).to(w), w), w)
 
     def _first(self, name: str, w: torch.Tensor) -> torch.Tensor:
@@ -202,3 +205,8 @@ class L2SP(Penalty):
     def on_detach(self, session: SessionView) -> None:
         """Let go of the anchors."""
         self._anchors, self._waiting, self._names, self._bound = {}, {}, {}, None
+
+
+def _placed(tensor: torch.Tensor) -> tuple[Any, Any]:
+    """Return where the parts of a ``DTensor`` are."""
+    return getattr(tensor, "device_mesh", None), getattr(tensor, "placements", None)

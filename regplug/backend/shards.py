@@ -30,9 +30,40 @@ def is_spread(tensor: torch.Tensor) -> bool:
 
 def is_sharded(tensor: torch.Tensor) -> bool:
     """Whether each rank holds a part of ``tensor`` only."""
-    if type(tensor) is Fragment:
-        return True
-    return is_dtensor(tensor) and any(p.is_shard() for p in placements(tensor))
+    return type(tensor) is Fragment or bool(spread_over(tensor))
+
+
+def spread_over(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Return the dimensions of its mesh along which ranks hold different parts of ``tensor``.
+
+    All that is not alike is spread: FSDP2 beside tensor parallelism has placements that are no
+    ``Shard``.
+    """
+    if not is_dtensor(tensor):
+        return ()
+    return tuple(dim for dim, p in enumerate(placements(tensor)) if not p.is_replicate())
+
+
+def is_unsummed(tensor: torch.Tensor) -> bool:
+    """Whether ``tensor`` is what ranks have together: a sum, say, that is yet to be added up."""
+    return is_dtensor(tensor) and any(p.is_partial() for p in placements(tensor))
+
+
+def place_gradients(weights: Sequence[torch.Tensor]) -> None:
+    """Have each weight's gradient placed as the weight is, so that their parts belong together.
+
+    Sequence parallelism leaves summands, of which each rank has one, for weights that are alike on
+    all ranks; they are added up, which the update would do otherwise. Where a weight is sharded
+    and its gradient is whole, each rank takes its part. What is placed alike is left as it is.
+    """
+    for w in weights:
+        g: Any = w.grad
+        if g is not None and is_dtensor(g):
+            # The same object, mostly.
+            own, wanted = g.placements, placements(w)
+            if own is not wanted and own != wanted:
+                with torch.no_grad():
+                    w.grad = g.redistribute(placements=wanted)
 
 
 def placements(tensor: torch.Tensor) -> Sequence[Any]:

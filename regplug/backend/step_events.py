@@ -195,9 +195,10 @@ def _is_dummy(optimizer: Optimizer) -> bool:
         return False
     params = [p for group in optimizer.param_groups for p in group["params"]]
     # A shard may be zero, or empty, on one rank alone. So all ranks, which are in this step too,
-    # count together, also what has no gradient here.
+    # count together, also what has no gradient here: of a weight that is alike on all ranks the
+    # gradient may be a summand.
     shared = [(p, _is_nonzero(p.grad)) for p in params if shards.is_dtensor(p)]
-    if shared and resolve([Sum(shared)])[0]:
+    if shared and resolve([Sum(shared, everywhere=True)])[0]:
         return False
     return not any(_is_nonzero(p.grad) for p in params if not shards.is_dtensor(p))
 

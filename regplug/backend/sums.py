@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from regplug.backend.fragments import Fragment
-from regplug.backend.shards import is_dtensor, placements
+from regplug.backend.shards import is_dtensor, spread_over
 
 __all__ = ["Sum", "added_up", "resolve", "shard_groups", "wide"]
 
@@ -18,12 +18,14 @@ class Sum:
     """A sum over weights, of which each rank has computed its own part.
 
     The session adds the parts up over the ranks, all sums of all plugins in one collective per
-    process group, and over the sharded dimensions of the mesh only: what is replicated counts
-    once.
+    process group, and over those dimensions of the mesh only along which parts differ: what is
+    replicated counts once.
 
     Args:
         terms: pairs of a parameter and a number or 0-d tensor, the sum over this rank's part of it.
         factor: what the total is multiplied by.
+        everywhere: whether to add up over all ranks of a mesh, whatever they hold: for what each
+            has found by itself, of which it matters only whether it is 0.
 
     >>> w = torch.nn.Parameter(torch.tensor([[1.0, 0.0]]))
     >>> resolve([Sum([(w, (w == 0).sum())], factor=0.5)])
@@ -31,23 +33,29 @@ class Sum:
     """
 
     def __init__(
-        self, terms: Iterable[tuple[torch.Tensor, torch.Tensor | float]], factor: float = 1.0
+        self,
+        terms: Iterable[tuple[torch.Tensor, torch.Tensor | float]],
+        factor: float = 1.0,
+        *,
+        everywhere: bool = False,
     ) -> None:
         self.factor = factor
         self.by_groups: dict[tuple[Any, ...], list[tuple[torch.Tensor | float, torch.device]]] = {}
         for parameter, term in terms:
             plain = term.detach() if isinstance(term, torch.Tensor) else term
-            self.by_groups.setdefault(shard_groups(parameter), []).append((plain, parameter.device))
+            groups = shard_groups(parameter, everywhere=everywhere)
+            self.by_groups.setdefault(groups, []).append((plain, parameter.device))
 
 
-def shard_groups(parameter: torch.Tensor) -> tuple[Any, ...]:
+def shard_groups(parameter: torch.Tensor, *, everywhere: bool = False) -> tuple[Any, ...]:
     """Return the process groups over whose ranks the parts of ``parameter`` are spread."""
     if type(parameter) is Fragment:
         return (parameter.group,)
     if not is_dtensor(parameter):
         return ()
     mesh = parameter.device_mesh  # type: ignore[attr-defined]
-    return tuple(mesh.get_group(dim) for dim, p in enumerate(placements(parameter)) if p.is_shard())
+    dims = range(mesh.ndim) if everywhere else spread_over(parameter)
+    return tuple(mesh.get_group(dim) for dim in dims)
 
 
 def resolve(sums: Sequence[Sum]) -> list[float]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from regplug.backend import wrapped
 from regplug.backend.blocks import PLAIN, scratch
 from regplug.backend.groups import Group, learning_rate
 from regplug.errors import UnsupportedError
@@ -207,6 +208,15 @@ def update_rule(optimizer: Optimizer | None) -> UpdateRule:
     """
     if optimizer is None:
         return UpdateRule(_plain)
+    if (share := wrapped.share_of(optimizer)) is not None:
+        rule = update_rule(share)
+        if rule.elementwise:
+            raise UnsupportedError(
+                f"under {type(optimizer).__name__} each rank has {type(share).__name__}'s state of "
+                "its own share of the weights alone, from which a proximal operator would take "
+                "its steps: use FSDP2, or delivery='step'"
+            )
+        return rule
     step = inspect.unwrap(type(optimizer).step)
     for known, rule in _KNOWN.items():
         if step is inspect.unwrap(known.step):

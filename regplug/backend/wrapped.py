@@ -16,7 +16,7 @@ from regplug.backend.optimizer_names import is_hooked
 from regplug.backend.shards import local
 from regplug.errors import SpecError, UnsupportedError
 
-__all__ = ["Doubt", "held", "ids", "parameters", "parts", "unwrap", "wrappers"]
+__all__ = ["Doubt", "held", "ids", "parameters", "parts", "share_of", "unwrap", "wrappers"]
 
 # Where wrappers keep the optimizer inside, the commonest first.
 _NAMES = (
@@ -86,6 +86,14 @@ def _refuse_deepspeed(outer: object) -> None:
             f"{type(outer).__name__}: DeepSpeed's ZeRO keeps gradients out of .grad, where a "
             "penalty could be added; use DDP or FSDP2"
         )
+
+
+def share_of(optimizer: Optimizer | None) -> Optimizer | None:
+    """Return what a ``ZeroRedundancyOptimizer`` updates this rank's share of weights by."""
+    inner = getattr(optimizer, "optim", None)
+    if optimizer is None or not isinstance(inner, Optimizer) or not _is_zero(optimizer):
+        return None
+    return inner
 
 
 def _is_zero(optimizer: Optimizer) -> bool:

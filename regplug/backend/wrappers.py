@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from regplug.backend.private import compiled_inside, leaf_of
+from regplug.backend.shards import is_dtensor
 from regplug.errors import UnsupportedError
 
 __all__ = ["finds_unused", "layers", "leaves", "reshard", "unwrap_model"]
@@ -56,9 +57,16 @@ def unwrap_model(model: nn.Module) -> nn.Module:
     """Return the user's own module from inside DDP, ``torch.compile`` and their like.
 
     Raises:
-        UnsupportedError: FSDP1, which flattens parameters, or DeepSpeed's engine.
+        UnsupportedError: FSDP1, which flattens parameters, DDP that takes tensor-parallel weights
+            apart, or DeepSpeed's engine.
     """
     for layer in layers(model):
+        if hasattr(layer, "device_mesh") and any(map(_is_piece, layer.parameters())):
+            raise UnsupportedError(
+                f"{type(layer).__name__}(…, device_mesh=…) around tensor parallelism keeps each "
+                "rank's pieces of the weights as plain parameters, which say nothing of the whole: "
+                "use FSDP2 (torch.distributed.fsdp.fully_shard) on that dimension of the mesh"
+            )
         if type(layer).__module__.partition(".")[0] == "deepspeed":
             raise UnsupportedError(
                 "DeepSpeed's engine keeps gradients out of .grad, where a penalty could be added; "
@@ -68,10 +76,19 @@ def unwrap_model(model: nn.Module) -> nn.Module:
         if any(base.__name__ == "FullyShardedDataParallel" for base in type(module).__mro__):
             raise UnsupportedError(
                 "FSDP1 (FullyShardedDataParallel) flattens parameters, so that neither their shape "
-                "nor their values are there to act on: use FSDP2 (torch.distributed.fsdp."
-                "fully_shard, or fsdp_version: 2 in Accelerate's configuration)"
+                "nor their values are there to act on; with use_orig_params=True each rank has a "
+                "flat piece that may end within a row, or nothing: use FSDP2 "
+                "(torch.distributed.fsdp.fully_shard, or fsdp_version: 2 in Accelerate's "
+                "configuration)"
             )
     return layer
+
+
+def _is_piece(parameter: nn.Parameter) -> bool:
+    """Whether a plain parameter carries with it how a ``DTensor`` was placed."""
+    return not is_dtensor(parameter) and any(
+        hasattr(kept, "placements") for kept in vars(parameter).values()
+    )
 
 
 def reshard(model: nn.Module) -> None:

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from regplug.backend import shards
 from regplug.backend.fragments import Fragment
 from regplug.backend.layouts import Layout, layout_of
 from regplug.backend.names import Named, named_parameters
 from regplug.backend.words import listed, shown
-from regplug.errors import SelectionError
+from regplug.errors import SelectionError, UnsupportedError
 from regplug.selection.where import Selection, Where
 
 __all__ = ["Coverage", "Covered", "cover", "shared"]
@@ -120,9 +121,18 @@ def cover(
 
     Raises:
         SelectionError: the selection matches nothing, or nothing that this optimizer updates.
+        UnsupportedError: a weight is a sum over ranks that nobody has added up.
     """
     chosen, lazy = selection.sorted(model)
     entries, waiting = (_within(some, groups) for some in (chosen, lazy))
+    for entry in entries:
+        if shards.is_unsummed(entry.parameter):
+            raise UnsupportedError(
+                f"{entry.name} is a sum of what each rank has (placements "
+                f"{shards.placements(entry.parameter)}), of which no rank knows the weight itself: "
+                "redistribute it to Replicate() or Shard(…) before the optimizer is made, or "
+                f"exclude it with where=[…, '!{entry.name}']"
+            )
     if not waiting and not any(entry.parameter.requires_grad for entry in entries):
         updated = shared(model, groups)
         raise SelectionError(

@@ -69,8 +69,8 @@ class Asked:
         """Yield (group index, weights, gradients) of what takes part in this step, for each group.
 
         Frozen parameters, and those whose ``.grad`` is None before the update, take no part; the
-        update itself may clear it. Under FSDP2 the tensors are ``DTensor``:
-        :func:`regplug.local` gives this rank's part.
+        update itself may clear it. Under FSDP2 and tensor parallelism the tensors are ``DTensor``,
+        each gradient placed as its weight is: :func:`regplug.local` gives this rank's part.
         """
         if not self._binding.fresh:
             self._binding.bind(cast(SessionView, self))

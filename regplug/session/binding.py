@@ -62,6 +62,7 @@ class Binding:
         self.taking: dict[int, torch.Tensor | None] | None = None
         self._by_hand: Group = {"params": list(model.parameters()), "lr": None}
         self._bound: list[list[torch.Tensor]] = []
+        self._of_meshes: list[torch.Tensor] = []
         # By weak keys: a plugin may make a selection anew each time it asks.
         self._coverages: WeakKeyDictionary[Selection, Coverage] = WeakKeyDictionary()
         self._rule: UpdateRule | None = None
@@ -103,6 +104,7 @@ class Binding:
             else:
                 return
         self._bound = [list(group["params"]) for group in groups]
+        self._of_meshes = [p for known in self._bound for p in known if shards.is_dtensor(p)]
         self._coverages.clear()
         self._silence.watch(groups)
         self.check()
@@ -156,6 +158,11 @@ class Binding:
             if weights:
                 found.append((index, weights, gradients))
         return iter(found)
+
+    def place_gradients(self) -> None:
+        """Have gradients placed as their weights are, before anything is added to them."""
+        if self._of_meshes:
+            shards.place_gradients(self._of_meshes)
 
     def remember(self) -> None:
         """Remember what takes part in the step that is under way."""

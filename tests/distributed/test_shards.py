@@ -140,14 +140,10 @@ def test_a_model_left_gathered_by_an_evaluation_is_bound_to_its_shards(pair: Pai
         assert value == pytest.approx(alone, abs=1e-12)
 
 
-def test_four_ranks_shard_and_replicate() -> None:
+def test_four_ranks_shard_and_replicate(four: Pair) -> None:
     """Sums over all ranks would count what is replicated twice."""
-    four = Pair(4)
-    try:
-        for kind in ("l1", "columns"):
-            close(four.run(train, kind, "loss", (2, 2), 4), train(0, kind, "loss", (), 1))
-    finally:
-        four.stop()
+    for kind in ("l1", "columns"):
+        close(four.run(train, kind, "loss", (2, 2), 4), train(0, kind, "loss", (), 1))
 
 
 # --- tensor parallelism ------------------------------------------------------------------------

@@ -24,3 +24,23 @@ def shard_with(accelerator: Any) -> None:
     accelerator.state.fsdp_plugin = plugin
     # From where each new AcceleratorState takes it anew.
     PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+
+def mesh_with(accelerator: Any, **sizes: int) -> Any:
+    """Have Accelerate use a ``ParallelismConfig`` of these sizes beside FSDP2, and return the mesh.
+
+    As its ``__init__`` does, which on a CPU knows of no FSDP2 yet.
+    """
+    from accelerate.parallelism_config import ParallelismConfig
+    from transformers.integrations import tensor_parallel
+
+    # Accelerate imports it for weights that are no DTensor yet. Newer transformers have it not.
+    if not hasattr(tensor_parallel, "ReplicateParallel"):
+        tensor_parallel.ReplicateParallel = None
+
+    shard_with(accelerator)
+    config = ParallelismConfig(**sizes)
+    accelerator.state.parallelism_config = config
+    accelerator.state.device_mesh = config.get_device_mesh("cpu")
+    config._validate_accelerator(accelerator)
+    return accelerator.torch_device_mesh

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-_meshes: dict[tuple[int, ...], Any] = {}
+_meshes: dict[Any, Any] = {}
 
 
 def mesh_of(*shape: int, device: str = "cpu") -> Any:
@@ -12,7 +12,16 @@ def mesh_of(*shape: int, device: str = "cpu") -> Any:
 
     Its last dimension shards, and one before it replicates.
     """
-    if shape not in _meshes:
-        names = ("replicate", "shard")[-len(shape) :]
-        _meshes[shape] = dist.init_device_mesh(device, shape, mesh_dim_names=names)
-    return _meshes[shape]
+    return _made(shape, ("replicate", "shard")[-len(shape) :], device)
+
+
+def data_and_model(data: int, model: int) -> Any:
+    """Return a mesh on the CPU whose dimensions are named ``"dp"`` and ``"tp"``."""
+    return _made((data, model), ("dp", "tp"))
+
+
+def _made(shape: tuple[int, ...], names: tuple[str, ...], device: str = "cpu") -> Any:
+    key = (shape, names, device)
+    if key not in _meshes:
+        _meshes[key] = dist.init_device_mesh(device, shape, mesh_dim_names=names)
+    return _meshes[key]

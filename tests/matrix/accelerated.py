@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 import regplug
-from tests.helpers.accelerating import forget_accelerate, shard_with
+from tests.helpers.accelerating import forget_accelerate, mesh_with, shard_with
 from tests.matrix import tasks
+from tests.matrix.meshed import along_the_sequence
 from tests.matrix.tasks import (
     BATCH,
     DEVICE,
@@ -23,21 +24,28 @@ REGIMES: dict[str, Regime] = {}
 regime = functools.partial(tasks.regime, REGIMES)
 
 
-def accelerated(task: Task, spec: Any, rank: int, ranks: int, *, fsdp: bool = False) -> Outcome:
+def accelerated(
+    task: Task, spec: Any, rank: int, ranks: int, *, fsdp: bool = False, parallel: int = 1
+) -> Outcome:
     """Accelerate's own loop: it counts micro-batches, divides, clips and skips."""
     from accelerate import Accelerator
     from torch.utils.data import DataLoader
 
     accelerator = Accelerator(cpu=DEVICE == "cpu", gradient_accumulation_steps=task.divisor)
-    if fsdp:
+    model: Any = task.model()
+    if parallel > 1:
+        mesh = mesh_with(accelerator, tp_size=parallel, dp_shard_size=ranks // parallel)
+        along_the_sequence(model, mesh["tp"])
+        model.tp_size = parallel  # as transformers says that it did so
+    elif fsdp:
         shard_with(accelerator)
-    model = task.model()
     optimizer = task.optimizer_of(model.parameters())
     micro = [batch for step in task.steps() for batch in step]
     xs = torch.cat([x for x, _ in micro])
     ys = torch.cat([y for _, y in micro])
     loader = DataLoader(
-        torch.utils.data.TensorDataset(xs, ys), batch_size=BATCH // accelerator.num_processes
+        torch.utils.data.TensorDataset(xs, ys),
+        batch_size=BATCH * parallel // accelerator.num_processes,
     )
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     metrics = []
@@ -74,3 +82,8 @@ def accelerate_ddp(task: Task, spec: Any, rank: int, ranks: int) -> Outcome:
 @regime("Accelerate, FSDP2", RAGGED, of_ranks=True)
 def accelerate_fsdp2(task: Task, spec: Any, rank: int, ranks: int) -> Outcome:
     return accelerated(task, spec, rank, ranks, fsdp=True)
+
+
+@regime("Accelerate, FSDP2 × TP", RAGGED, ranks=4)
+def accelerate_fsdp2_tp(task: Task, spec: Any, rank: int, ranks: int) -> Outcome:
+    return accelerated(task, spec, rank, ranks, fsdp=True, parallel=2)

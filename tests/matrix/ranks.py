@@ -57,6 +57,25 @@ def ddp_static(task: Task, spec: Any, rank: int, ranks: int) -> Outcome:
     )
 
 
+@regime("DDP, ZeroRedundancyOptimizer", of_ranks=True)
+def zero(task: Task, spec: Any, rank: int, ranks: int) -> Outcome:
+    """Each rank updates a part of the weights, and sends it to the others."""
+
+    def optimizer_of(parameters: Any) -> torch.optim.Optimizer:
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
+        return ZeroRedundancyOptimizer(parameters, torch.optim.SGD, lr=0.05, momentum=0.9)
+
+    return loop(
+        task,
+        spec,
+        wrap=nn.parallel.DistributedDataParallel,
+        rank=rank,
+        ranks=ranks,
+        optimizer_of=optimizer_of,
+    )
+
+
 def sharder(*shape: int, **options: Any) -> Callable[[nn.Module], nn.Module]:
     from torch.distributed.fsdp import fully_shard
 

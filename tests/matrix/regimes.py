@@ -12,11 +12,16 @@ import functools
 
 import regplug
 from regplug.discovery import catalog
-from tests.matrix import accelerated, alone, ranks
-from tests.matrix.tasks import RANKS, Outcome, Regime
+from tests.matrix import accelerated, alone, meshed, ranks
+from tests.matrix.tasks import Outcome, Regime
 
 # In the order of the table.
-REGIMES: dict[str, Regime] = {**alone.REGIMES, **ranks.REGIMES, **accelerated.REGIMES}
+REGIMES: dict[str, Regime] = {
+    **alone.REGIMES,
+    **ranks.REGIMES,
+    **meshed.REGIMES,
+    **accelerated.REGIMES,
+}
 
 
 @functools.cache
@@ -29,7 +34,7 @@ def run(rank: int, name: str, spec: str) -> Outcome | str:
     """Run a regime; on each rank, if it has several. A refusal is returned as its text."""
     chosen = REGIMES[name]
     try:
-        plugin = copy.deepcopy(plugin_of(spec))
-        return chosen.run(chosen.task, plugin, rank, RANKS if chosen.of_ranks else 1).plain()
+        plugin = chosen.task.widened(copy.deepcopy(plugin_of(spec)))
+        return chosen.run(chosen.task, plugin, rank, chosen.count).plain()
     except regplug.errors.UnsupportedError as error:
         return str(error)

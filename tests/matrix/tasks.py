@@ -57,6 +57,17 @@ class Net(nn.Module):
         return out * torch.sigmoid(self.gate(out))
 
 
+class Words(Net):
+    """The same on words, of which there are an odd number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.embed(x))
+
+
 class Sum(nn.Module):
     """Layers side by side, whose gradients do not depend on the weights.
 
@@ -89,6 +100,10 @@ class Task:
     clip: float | None = None
     exact: bool = False
     """Whether the gradients are exact in half precision; the weights are float32 then."""
+    words: bool = False
+    """Whether the inputs are words."""
+    everywhere: bool = False
+    """Whether what can act on any weight does, on norms and biases too."""
     oracle: bool = False
     """For the reference: float64, and all micro-batches of a step as one."""
 
@@ -107,7 +122,15 @@ class Task:
     def model(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(7)
-            return (Sum() if self.exact else Net()).to(self.device, self.dtype)
+            kind = Sum if self.exact else Words if self.words else Net
+            return kind().to(self.device, self.dtype)
+
+    def widened(self, plugin: regplug.Plugin) -> regplug.Plugin:
+        """Return ``plugin`` with all that it can act on selected, if the task is about that."""
+        anywhere = isinstance(plugin, regplug.Penalty) and plugin.separable
+        if self.everywhere and (anywhere or plugin.name == "weight_decay"):
+            plugin.where = "all"  # type: ignore[attr-defined]
+        return plugin
 
     def steps(self) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
         generator = torch.Generator().manual_seed(3)
@@ -119,10 +142,12 @@ class Task:
                 drawn = torch.randn(*shape, generator=generator, dtype=torch.float64)
             return drawn.to(self.device, self.dtype)
 
+        def inputs() -> torch.Tensor:
+            words = torch.randint(0, 9, (BATCH,), generator=generator) if self.words else None
+            return draw(BATCH, 5) if words is None else words.to(self.device)
+
         width = 11 if self.exact else 3
-        steps = [
-            [(draw(BATCH, 5), draw(BATCH, width)) for _ in range(count)] for count in self.micro
-        ]
+        steps = [[(inputs(), draw(BATCH, width)) for _ in range(count)] for count in self.micro]
         if not self.oracle:
             return steps
         merged = [[torch.cat(column) for column in zip(*micro, strict=True)] for micro in steps]
@@ -164,15 +189,27 @@ class Regime:
     """Called with the task, the plugin, rank and number of ranks."""
     of_ranks: bool = False
     """Whether it runs in a process group, of RANKS processes."""
+    ranks: int | None = None
+    """Of how many instead, for a mesh that needs them: on the CPU alone."""
+
+    @property
+    def count(self) -> int:
+        return self.ranks or (RANKS if self.of_ranks else 1)
 
 
 def regime(
-    into: dict[str, Regime], name: str, task: Task | None = None, *, of_ranks: bool = False
+    into: dict[str, Regime],
+    name: str,
+    task: Task | None = None,
+    *,
+    of_ranks: bool = False,
+    ranks: int | None = None,
 ) -> Callable[[Any], Any]:
     """Put what is decorated into a table, as a regime of this task."""
 
     def register(run: Callable[..., Outcome]) -> Callable[..., Outcome]:
-        into[name] = Regime(name, task or Task(), run, of_ranks)
+        if ranks is None or DEVICE == "cpu":
+            into[name] = Regime(name, task or Task(), run, of_ranks or ranks is not None, ranks)
         return run
 
     return register
@@ -203,11 +240,12 @@ def loop(
     ranks: int = 1,
     sync: Callable[[nn.Module, bool], Any] = lambda model, last: contextlib.nullcontext(),
     autocast: bool = False,
+    optimizer_of: Callable[..., torch.optim.Optimizer] | None = None,
     **options: Any,
 ) -> Outcome:
     """The loop of everybody: attach after wrapping, backward per micro-batch, clip, step."""
     model = wrap(task.model())
-    optimizer = task.optimizer_of(model.parameters(), **options)
+    optimizer = (optimizer_of or task.optimizer_of)(model.parameters(), **options)
     metrics = []
     with regplug.attach(model, optimizer, [spec]) as session:
         for step, micro in enumerate(task.steps()):

@@ -71,7 +71,8 @@ def test_cell(regime: str, row: Row, request: Any, record: dict[Any, Any]) -> No
         if why not in REFUSED:
             return
     if chosen.of_ranks:
-        found = request.getfixturevalue("workers").run(run, regime, row.spec)
+        held = {None: "workers", 2: "pair", 4: "four"}[chosen.ranks]
+        found = request.getfixturevalue(held).run(run, regime, row.spec)
     else:
         found = [run(0, regime, row.spec)]
     if why is not None:

@@ -16,7 +16,7 @@ else:
     import tomli as tomllib
 
 GUIDE = (Path(__file__).resolve().parents[2] / "plugins" / "README.md").read_text("utf-8")
-EXAMINED = ("Smooth", "Lasso", "Frobenius", "Huber", "Box", "Ramp")
+EXAMINED = ("Smooth", "Lasso", "Frobenius", "Huber", "Box", "CompiledBox", "Ramp")
 
 
 def blocks(language):
