@@ -6,6 +6,7 @@ elements a rank has, which needs none. Where a version has them not, :class:`Uns
 so.
 """
 
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -256,9 +257,8 @@ def _need(thing: Any, name: str) -> Any:
 
 
 def _unknown(name: str) -> UnsupportedError:
-    import deepspeed
-
+    version = getattr(sys.modules.get("deepspeed"), "__version__", "of an unknown version")
     return UnsupportedError(
-        f"DeepSpeed {deepspeed.__version__} has no {name}, by which regplug knows where ZeRO keeps "
+        f"DeepSpeed {version} has no {name}, by which regplug knows where ZeRO keeps "
         "the weights that it trains: use a version from 0.16 to 0.19, or DDP or FSDP2"
     )

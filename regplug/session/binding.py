@@ -62,7 +62,7 @@ class Binding:
         self.taking: dict[int, torch.Tensor | None] | None = None
         self._by_hand: Group = {"params": list(model.parameters()), "lr": None}
         self._bound: list[list[torch.Tensor]] = []
-        self._of_meshes: list[torch.Tensor] = []
+        self.of_meshes: list[torch.Tensor] = []
         # By weak keys: a plugin may make a selection anew each time it asks.
         self._coverages: WeakKeyDictionary[Selection, Coverage] = WeakKeyDictionary()
         self._rule: UpdateRule | None = None
@@ -104,7 +104,7 @@ class Binding:
             else:
                 return
         self._bound = [list(group["params"]) for group in groups]
-        self._of_meshes = [p for known in self._bound for p in known if shards.is_dtensor(p)]
+        self.of_meshes = [p for known in self._bound for p in known if shards.is_dtensor(p)]
         self._coverages.clear()
         self._silence.watch(groups)
         self.check()
@@ -161,8 +161,7 @@ class Binding:
 
     def place_gradients(self) -> None:
         """Have gradients placed as their weights are, before anything is added to them."""
-        if self._of_meshes:
-            shards.place_gradients(self._of_meshes)
+        shards.place_gradients(self.of_meshes)
 
     def remember(self) -> None:
         """Remember what takes part in the step that is under way."""

@@ -100,7 +100,8 @@ class Events:
         if self._unscale:
             assert self._optimizer is not None
             step_events.unscale_gradients(self._optimizer)
-        binding.place_gradients()  # at every step, for buffers that begin as a gradient's copy
+        if binding.of_meshes:  # at every step, for buffers that begin as a gradient's copy
+            binding.place_gradients()
         if "on_gradients" in calls.busy:
             calls.fire("on_gradients", session)
         if self._remembers and "after_step" in calls.busy:
