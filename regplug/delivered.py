@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from regplug.backend.copied import reduced_without
 from regplug.backend.groups import sign
 from regplug.backend.layouts import Layout
 from regplug.delivery import at_step, terms
@@ -71,14 +72,7 @@ class Delivered(Selective):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # Copies and pickles make a kernel of their own: this one is bound to the original.
-        reduced: Any = super().__reduce_ex__(protocol)
-        make, arguments, *more = reduced
-        state = more[0] if more else None
-        if isinstance(state, tuple) and isinstance(state[0], dict):  # with what is in slots
-            more[0] = (_without_kernel(state[0]), *state[1:])
-        elif isinstance(state, dict):
-            more[0] = _without_kernel(state)
-        return (make, arguments, *more)
+        return reduced_without("_formula_kernel", super().__reduce_ex__(protocol))
 
     # --- settings -------------------------------------------------------------------------
 
@@ -297,10 +291,6 @@ class Delivered(Selective):
         """Return by what kernels, where a compiler serves; nothing where torch does it, as ever."""
         covered = session.coverage(self._selection).trainable
         return executed_by(self._formula_kernel, self._settled or "auto", covered)
-
-
-def _without_kernel(state: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in state.items() if name != "_formula_kernel"}
 
 
 def _is_own(plugin: Delivered, event: str) -> bool:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from regplug.backend import shards, step_events, wrapped, wrappers
 from regplug.backend.groups import Group
-from regplug.errors import SpecError
+from regplug.errors import SpecError, UnsupportedError
 from regplug.selection.coverage import Coverage, cover, shared
 from regplug.selection.where import Selection
 from regplug.session import composition
@@ -82,6 +82,11 @@ class Binding:
         Raises:
             SpecError: ``lr`` is no learning rate.
         """
+        if self._optimizer is not None:
+            raise UnsupportedError(
+                "this session has an optimizer, whose step() fires the events by itself; "
+                "session.step() is for loops without one: attach(model, plugins=…)"
+            )
         if lr is not None and not _is_rate(lr):
             raise SpecError(f"lr must be a finite number that is not negative, got {lr!r}")
         self._by_hand = {"params": list(self._model.parameters()), "lr": lr}

@@ -13,7 +13,7 @@ from regplug.backend import captured, step_events, wrapped, wrappers
 from regplug.backend.blocks import keep_freed_memory
 from regplug.backend.eager import eagerly
 from regplug.backend.precision import as_outside, autocast_is_on, without_autocast
-from regplug.errors import RegplugError, SpecError, StateError, UnsupportedError
+from regplug.errors import RegplugError, SpecError, StateError
 from regplug.plugin import Plugin
 from regplug.session import accelerate, attachments, composition, engines
 from regplug.session.agreement import Ranks
@@ -133,8 +133,7 @@ class Session(Asked):
     def loss(self, loss: torch.Tensor) -> torch.Tensor:
         """Return the loss with the penalties of this session in it: the textbook form.
 
-        Penalties that are delivered at the step or by their proximal operator add nothing here.
-        Call it right before ``backward()``.
+        Call it right before ``backward()``. Penalties of other deliveries add nothing here.
 
         Args:
             loss: a 0-d tensor.
@@ -183,11 +182,6 @@ class Session(Asked):
         >>> session.steps
         1
         """
-        if self.optimizer is not None:
-            raise UnsupportedError(
-                "this session has an optimizer, whose step() fires the events by itself; "
-                "session.step() is for loops without one: attach(model, plugins=…)"
-            )
         parameters = self._binding.by_hand(lr)
         captured.refuse_captured_step(self._binding.groups)
         real = not self._detached and any(p.grad is not None for p in parameters)
@@ -203,11 +197,10 @@ class Session(Asked):
 
         Penalties give ``value`` (strength included), ``strength`` and ``zeros``, the share of the
         covered weights that are exactly 0; dropout gives ``rate``. Nothing is computed before it
-        is asked for. The result is the same on all ranks, and takes one collective per process
-        group if parameters are sharded: call it on every rank, and put only the logging of it
-        under ``if is_main_process``. A session that was given a name puts it before each key,
-        ``<name>/<plugin name>/<what>``, so that several may be logged together; a single figure
-        may be asked for without it.
+        is asked for. It is the same on all ranks, and one collective per process group if
+        parameters are sharded: call it on every rank, with only the logging under ``if
+        is_main_process``. The name that a session was given comes before each key; a figure may be
+        asked for without it.
 
         Raises:
             PluginError: a plugin raised.
@@ -264,17 +257,15 @@ class Session(Asked):
     def detach(self) -> None:
         """Take everything off the loop again: hooks, dropout rates, weight_decay, modules.
 
-        May be called twice, and again after Ctrl-C has interrupted it. Every plugin is asked to
-        restore, also when one before it fails. ``state_dict()``, ``metrics()`` and ``describe()``
-        go on to tell how things were.
+        May be called twice, and again after Ctrl-C. Every plugin is asked to restore, also when one
+        before it fails. What reports goes on to tell how things were.
 
         Raises:
             PluginError: a plugin failed to restore; the others have been asked all the same.
         """
         words: dict[str, str] = {}
-        if not self._detached:
-            with suppress(Exception):  # what fails here is no reason to stay attached
-                words = self._silence.last_words(self)
+        with suppress(Exception):  # what fails here is no reason to stay attached
+            words = {} if self._detached else self._silence.last_words(self)
         self._leave()
         self._silence.tell(words)
 
