@@ -81,9 +81,7 @@ def _scalars(
     known: dict[str, Any] = {}
     for name in rule.numbers:
         values = [state[name] for state in states]
-        if not isinstance(values[0], torch.Tensor):
-            known[name] = values[0]
-        elif values[0].device == device:
+        if isinstance(values[0], torch.Tensor) and values[0].device == device:
             scalars[name] = values
         elif len(set(numbers := [float(value) for value in values])) == 1:
             # Kept by the host, as Adam keeps its step counts unless it is fused or capturable: a
@@ -92,7 +90,8 @@ def _scalars(
         else:
             from regplug.kernels.packed import sent
 
-            scalars[name] = list(sent(torch.tensor(numbers), device).unbind())
+            sent_there = sent(torch.tensor(numbers, dtype=torch.float64), device)
+            scalars[name] = list(sent_there.unbind())
     lr = group["lr"]
     if isinstance(lr, torch.Tensor) and not lr.is_cpu:
         scalars["lr"] = [lr] * len(states)
