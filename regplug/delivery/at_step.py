@@ -84,9 +84,7 @@ def _add_separable(
             wide = [widened(w) for w in ws]
             kernel.add_gradients(gs, wide, factor, *companions)
 
-    left = kernel.choice.apply(added, columns, 0, by_torch)
-    if left:
-        by_torch([[column[row] for row in left] for column in columns])
+    kernel.choice.execute(added, columns, by_torch)
 
 
 def _add_to_rows(

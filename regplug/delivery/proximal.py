@@ -58,11 +58,7 @@ def _apply_one_step(kernel: Kernel, columns: Sequence[Sequence[torch.Tensor]], s
         for pieces, *companions in batches(columns):
             kernel.proximal_(pieces, step, *companions)
 
-    if not kernel.choice.pays(columns[0]):
-        by_torch(columns)
-        return
-    if left := kernel.choice.apply(moved, columns, 0, by_torch, scalars):
-        by_torch([[column[row] for row in left] for column in columns])
+    kernel.choice.execute(moved, columns, by_torch, scalars)
 
 
 def _moved(

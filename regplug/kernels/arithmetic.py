@@ -11,15 +11,14 @@ from regplug.kernels.symbols import (
     refuse_out,
 )
 
-__all__ = ["ARITHMETIC", "swapped"]
+__all__ = ["ARITHMETIC"]
 
 
 def _is_total(x: Any) -> bool:
     return type(x) is Symbol and x.kind == "total"
 
 
-def swapped(operation: Operation) -> Operation:
-    """Return the operation that is called with its two operands the other way round."""
+def _swapped(operation: Operation) -> Operation:
     return lambda tracing, x, y: operation(tracing, y, x)
 
 
@@ -89,11 +88,6 @@ def _neg(tracing: Tracing, x: Symbol, *, out: Any = None) -> Symbol:
     )
 
 
-def _square(tracing: Tracing, x: Any, *, out: Any = None) -> Symbol:
-    refuse_out(out)
-    return tracing.result("square", tracing.place(x))
-
-
 def _pow(tracing: Tracing, x: Any, exponent: Any, *, out: Any = None) -> Symbol:
     refuse_out(out)
     if type(exponent) is not Symbol:
@@ -135,22 +129,21 @@ ARITHMETIC: dict[str, Operation] = {
     "add": _sum_of("add"),
     "sub": _sum_of("sub"),
     "subtract": _sum_of("sub"),
-    "__radd__": swapped(_sum_of("add")),
-    "__rsub__": swapped(_sum_of("sub")),
-    "rsub": swapped(_sum_of("sub")),
+    "__radd__": _swapped(_sum_of("add")),
+    "__rsub__": _swapped(_sum_of("sub")),
+    "rsub": _swapped(_sum_of("sub")),
     "mul": _mul,
     "multiply": _mul,
     "__rmul__": _mul,
     "div": _div,
     "divide": _div,
     "true_divide": _div,
-    "__rdiv__": swapped(_div),
-    "__rtruediv__": swapped(_div),
+    "__rdiv__": _swapped(_div),
+    "__rtruediv__": _swapped(_div),
     "neg": _neg,
     "negative": _neg,
-    "square": _square,
     "pow": _pow,
-    "__rpow__": swapped(_pow),
+    "__rpow__": _swapped(_pow),
     "addcmul": _addc("mul"),
     "addcdiv": _addc("div"),
     "lerp": _lerp,

@@ -101,6 +101,26 @@ class Choice:
                 return False
         return self.engine.why_not is None
 
+    def execute(
+        self,
+        formula: "Formula",
+        columns: "Columns",
+        by_torch: "Reference",
+        scalars: "Columns" = (),
+    ) -> None:
+        """Write what a formula gives to the first column: by a kernel, and what it leaves by torch.
+
+        Args:
+            formula: see :meth:`Engine.apply`.
+            columns: see :meth:`Engine.apply`.
+            by_torch: does the same by torch's own operations, to any rows of the columns.
+            scalars: see :meth:`Engine.apply`.
+        """
+        if not self.pays(columns[0]):
+            by_torch([list(column) for column in columns])
+        elif left := self.apply(formula, columns, 0, by_torch, scalars):
+            by_torch([[column[row] for row in left] for column in columns])
+
     def apply(
         self,
         formula: "Formula",

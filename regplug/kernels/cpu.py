@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from regplug.kernels.emitted import Dialect, lines_of
+from regplug.kernels.emitted import SAID_ALIKE, Dialect, bounded, lines_of
 from regplug.kernels.expression import SLOW, Expression
 from regplug.kernels.sources import executed
 from regplug.kernels.tables import Table
@@ -26,39 +26,23 @@ _log = logging.getLogger("regplug")
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
-_LOGICAL = {
-    **dict.fromkeys(("gt",), "{0} > {1}"),
-    "ge": "{0} >= {1}",
-    "lt": "{0} < {1}",
-    "le": "{0} <= {1}",
-    "eq": "{0} == {1}",
-    "ne": "{0} != {1}",
-    "and": "{0} & {1}",
-    "or": "{0} | {1}",
+_WHERE = "{1} if {0} else {2}"
+
+_SAID = {
+    **SAID_ALIKE,
+    **bounded(_WHERE),
     "not": "not {0}",
-    "isnan": "{0} != {0}",
-    "where": "{1} if {0} else {2}",
-    "add": "{0} + {1}",
-    "sub": "{0} - {1}",
-    "mul": "{0} * {1}",
-    "div": "{0} / {1}",
-    "neg": "-{0}",
+    "where": _WHERE,
     "abs": "abs({0})",
-    "square": "{0} * {0}",
     "sqrt": "math.sqrt({0})",
     "pow": "{0} ** {1}",
-    # Either argument that is not a number is the result.
-    "at_least": "{0} if ({0} > {1}) | ({0} != {0}) else {1}",
-    "at_most": "{0} if ({0} < {1}) | ({0} != {0}) else {1}",
-    "maximum": "{0} if ({0} > {1}) | ({0} != {0}) else {1}",
-    "minimum": "{0} if ({0} < {1}) | ({0} != {0}) else {1}",
     **{name: f"math.{name}({{0}})" for name in SLOW - {"sigmoid", "pow"}},
 }
 
 
 def _templates(one: str, zero: str) -> dict[str, str]:
     return {
-        **_LOGICAL,
+        **_SAID,
         "sign": f"({one} if {{0}} > {zero} else {zero}) - ({one} if {{0}} < {zero} else {zero})",
         "rsqrt": f"{one} / math.sqrt({{0}})",
         "reciprocal": f"{one} / {{0}}",

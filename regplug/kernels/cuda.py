@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from regplug.kernels.emitted import Dialect, lines_of
+from regplug.kernels.emitted import SAID_ALIKE, Dialect, bounded, lines_of
 from regplug.kernels.expression import Expression
 from regplug.kernels.packed import BLOCK, Packed
 from regplug.kernels.sources import executed
@@ -35,37 +35,21 @@ DTYPES = {
 FROM_LIBRARY = frozenset(["expm1", "log1p", "tanh", "sin", "cos", "sinh", "cosh", "pow"])
 """Operations that come from the device's library, which Triton's interpreter has not."""
 
+_WHERE = "tl.where({0}, {1}, {2})"
+
 _COMMON = {
-    "gt": "{0} > {1}",
-    "ge": "{0} >= {1}",
-    "lt": "{0} < {1}",
-    "le": "{0} <= {1}",
-    "eq": "{0} == {1}",
-    "ne": "{0} != {1}",
-    "and": "{0} & {1}",
-    "or": "{0} | {1}",
+    **SAID_ALIKE,
+    **bounded(_WHERE),
     "not": "{0} == 0",
-    "isnan": "{0} != {0}",
     "isfinite": "({0} - {0}) == 0",
-    "where": "tl.where({0}, {1}, {2})",
+    "where": _WHERE,
     "number_of": "tl.where({0}, one, zero)",
-    "add": "{0} + {1}",
-    "sub": "{0} - {1}",
-    "mul": "{0} * {1}",
-    "div": "{0} / {1}",
-    "neg": "-{0}",
     "abs": "tl.abs({0})",
-    "square": "{0} * {0}",
     "reciprocal": "one / {0}",
     "sign": "tl.where({0} > 0, one, zero) - tl.where({0} < 0, one, zero)",
     "sigmoid": "one / (one + tl.exp(-{0}))",
     "exp": "tl.exp({0})",
     "log": "tl.log({0})",
-    # Either argument that is not a number is the result.
-    "at_least": "tl.where(({0} > {1}) | ({0} != {0}), {0}, {1})",
-    "at_most": "tl.where(({0} < {1}) | ({0} != {0}), {0}, {1})",
-    "maximum": "tl.where(({0} > {1}) | ({0} != {0}), {0}, {1})",
-    "minimum": "tl.where(({0} < {1}) | ({0} != {0}), {0}, {1})",
     **{name: f"library.{name}({{0}})" for name in FROM_LIBRARY - {"pow"}},
     "pow": "library.pow({0}, {1})",
 }

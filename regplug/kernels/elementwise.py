@@ -55,14 +55,8 @@ class Elementwise:
                 for row in zip(*batch, strict=True):
                     row[0].copy_(formula(*map(widened, row), *scalars))
 
-        if not columns[0]:
-            return
-        if not self._choice.pays(columns[0]):
-            by_torch(columns)
-            return
         numbers = [[scalar] * len(columns[0]) for scalar in scalars]
-        if left := self._choice.apply(formula, columns, 0, by_torch, numbers):
-            by_torch([[column[row] for row in left] for column in columns])
+        self._choice.execute(formula, columns, by_torch, numbers)
 
     def describe(
         self, formula: Callable[..., Any], columns: int, tensors: Sequence[torch.Tensor]

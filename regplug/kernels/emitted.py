@@ -5,7 +5,38 @@ from dataclasses import dataclass
 
 from regplug.kernels.expression import Expression, arguments
 
-__all__ = ["Dialect", "Lines", "lines_of"]
+__all__ = ["SAID_ALIKE", "Dialect", "Lines", "bounded", "lines_of"]
+
+SAID_ALIKE: Mapping[str, str] = {
+    "gt": "{0} > {1}",
+    "ge": "{0} >= {1}",
+    "lt": "{0} < {1}",
+    "le": "{0} <= {1}",
+    "eq": "{0} == {1}",
+    "ne": "{0} != {1}",
+    "and": "{0} & {1}",
+    "or": "{0} | {1}",
+    "isnan": "{0} != {0}",
+    "add": "{0} + {1}",
+    "sub": "{0} - {1}",
+    "mul": "{0} * {1}",
+    "div": "{0} / {1}",
+    "neg": "-{0}",
+    "square": "{0} * {0}",
+}
+"""Operations for which every language here has Python's operators."""
+
+
+def bounded(where: str) -> dict[str, str]:
+    """Return templates of bounds and extrema, in which either argument that is NaN is the result.
+
+    Args:
+        where: a template of a choice: ``{0}`` a condition, then what it chooses from.
+    """
+    greater, less = (
+        where.format(f"({{0}} {sign} {{1}}) | ({{0}} != {{0}})", "{0}", "{1}") for sign in "><"
+    )
+    return {"at_least": greater, "at_most": less, "maximum": greater, "minimum": less}
 
 
 @dataclass(frozen=True)

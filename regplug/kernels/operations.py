@@ -104,7 +104,7 @@ def _flat(tracing: Tracing, x: Symbol, *args: Any) -> Symbol:
     return x
 
 
-_UNARY = (SLOW - {"pow"}) | {"abs", "sign", "sqrt", "rsqrt", "reciprocal"}
+_UNARY = (SLOW - {"pow"}) | {"abs", "sign", "sqrt", "rsqrt", "reciprocal", "square"}
 
 OPERATIONS: dict[str, Operation] = {
     **ARITHMETIC,
