@@ -12,32 +12,7 @@ from torch import nn
 
 import regplug
 from regplug_builtins import L2, GradientNoise
-
-SPEC = "l2(0.25, where='all', delivery='step')"
-DECAY = 0.5
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()
-
-
-def backward(model: nn.Module, step: int = 0) -> None:
-    generator = torch.Generator().manual_seed(step)
-    model(torch.randn(16, 4, generator=generator, dtype=torch.float64)).square().mean().backward()
-
-
-def train(model: nn.Module, optimizer: Any, steps: int = 4) -> list[torch.Tensor]:
-    for step in range(steps):
-        optimizer.zero_grad()
-        backward(model, step)
-        optimizer.step()
-    return [p.detach().clone() for p in model.parameters()]
-
-
-def close(found: Any, expected: Any, rtol: float = 1e-11) -> None:
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=rtol, atol=rtol)
+from tests.shelf.left_to_torch import DECAY, SPEC, backward, close, network, train
 
 
 def norm(model: nn.Module) -> float:

@@ -9,9 +9,7 @@ import torch
 from torch import nn
 
 import regplug
-
-SPEC = "l2(0.25, where='all', delivery='step')"
-DECAY = 0.5  # 2·0.25, as torch names it
+from tests.shelf.left_to_torch import DECAY, SPEC, backward, close, network, train
 
 Make = Callable[..., torch.optim.Optimizer]
 
@@ -29,30 +27,6 @@ COUPLED: dict[str, Make] = {
     "RMSprop": lambda p, **k: torch.optim.RMSprop(p, lr=0.05, momentum=0.5, **k),
 }
 FUSED = ("SGD", "SGD momentum", "Adam", "Adam amsgrad", "Adagrad")
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()
-
-
-def backward(model: nn.Module, step: int) -> None:
-    generator = torch.Generator().manual_seed(step)
-    x = torch.randn(16, 4, generator=generator, dtype=torch.float64)
-    model(x.to(next(model.parameters()))).square().mean().backward()
-
-
-def train(model: nn.Module, optimizer: Any, steps: int = 5) -> list[torch.Tensor]:
-    for step in range(steps):
-        optimizer.zero_grad()
-        backward(model, step)
-        optimizer.step()
-    return [p.detach().clone() for p in model.parameters()]
-
-
-def close(found: Any, expected: Any, rtol: float = 1e-11) -> None:
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=rtol, atol=rtol)
 
 
 def shows_it(model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
