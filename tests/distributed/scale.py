@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from math import ceil
 from typing import NamedTuple
 
@@ -126,7 +127,7 @@ class Weight(NamedTuple):
 
 def weights_of(sizes: Sequence[int]) -> list[Weight]:
     """Return those of the net that is counted: columns, rows, columns."""
-    pairs = zip(sizes, sizes[1:], strict=False)
+    pairs = pairwise(sizes)
     return [Weight(r, c, across=i == 1) for i, (c, r) in enumerate(pairs)]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -110,7 +111,7 @@ UNEVEN = (6, 7, 3, 1)
 def make(sizes: Sequence[int]) -> nn.Sequential:
     torch.manual_seed(0)
     layers: list[nn.Module] = []
-    for columns, rows in zip(sizes, sizes[1:], strict=False):
+    for columns, rows in pairwise(sizes):
         layers += [nn.Linear(columns, rows), nn.Tanh()]
     return nn.Sequential(*layers[:-1], nn.Dropout(0.5))
 
