@@ -295,6 +295,5 @@ class Session(Asked):
             self.detach()
         else:
             self._leave()
-        # What other ranks see of a rank that failed is a lost connection.
-        if isinstance(error, RuntimeError) and (words := self._ranks.heard()) is not None:
-            raise RegplugError(f"session {self.name!r}: {words}") from error
+        if (explained := self._ranks.explained(error)) is not None:
+            raise explained from error
