@@ -233,14 +233,13 @@ class Session(Asked):
         names = ", ".join(plugin.name for plugin in self.plugins)
         return f"<regplug.Session {self.name!r}: {names or 'no plugins'}; {self.steps} steps>"
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, sharded: bool = False) -> dict[str, Any]:
         """Return what a resumed run needs: the step count, and each plugin's state by its name.
 
-        Plain types and tensors alone, so ``torch.load(weights_only=True)`` reads it.
+        Plain types and tensors alone, so ``torch.load(weights_only=True)`` reads it. What plugins
+        keep as ``DTensor`` is whole, by a collective, or with ``sharded`` as they keep it.
         """
-        plugins, calls = self._states.answering()
-        states = {p.name: dict(calls.mapping(p, "on_state", self)) for p in plugins}
-        return {"steps": self.steps, "plugins": states}
+        return self._states.saved(self, self.steps, sharded=sharded)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state. If that fails, nothing has changed.
