@@ -8,8 +8,9 @@
     checkpoint.load(state, checkpoint_id=folder)    # attach first; any mesh, any number of ranks
 
 What plugins keep as ``DTensor``, or of a whole model as tensors of each weight's name and shape,
-torch saves as it does the weights: each rank its part. The rest, which is little, goes as bytes. Hand over ``stateful(session)``, not the session: torch would take that for a
-dictionary of tensors alike on all ranks, and drop what is empty in it.
+torch saves as it does the weights: each rank its part. The rest, which is little, goes as bytes.
+Hand over ``stateful(session)``, not the session: torch would take that for a dictionary of tensors
+alike on all ranks, and drop what is empty in it.
 """
 
 import hashlib
