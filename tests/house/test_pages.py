@@ -48,6 +48,8 @@ def test_every_block_is_of_a_kind_that_is_checked(name: str) -> None:
             assert block.language in CHECKED, f"{name}, line {block.line}"
 
 
+# Torch's own, where inductor is imported.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 @pytest.mark.parametrize(
     "name", [n for n, p in PAGES.items() if any(b.language == "python" for b in p.blocks)]
 )
