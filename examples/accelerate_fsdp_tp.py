@@ -35,7 +35,7 @@ VARIANTS = {
     "plain": [],
     "weight decay": ["weight_decay(0.05)"],
     "l1, exact zeros": ["l1(linear(0, 2e-3, steps=16), delivery='proximal')"],
-    "whole units": ["group_lasso(1e-3, delivery='proximal')"],
+    "bounded units": ["max_norm(0.6)"],
 }
 BATCH = 128
 

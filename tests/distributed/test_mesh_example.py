@@ -52,7 +52,7 @@ def same_weights(found: Path, wanted: Path) -> None:
 
 
 def test_four_processes_show_the_table_of_one(four: Pair, tmp_path: Path) -> None:
-    quick = ("--epochs", "2", "--save")
+    quick = ("--epochs", "1", "--save")
     alone = told(0, *quick, str(tmp_path / "one.pt"))
     first, *others = four.run(told, *quick, str(tmp_path / "four.pt"))
     same_table(first, alone)
