@@ -198,8 +198,9 @@ class L2SP(Penalty):
         loaded = {}
         for name, anchor in self._anchors.items():
             own = saved[name].to(device=anchor.device, dtype=anchor.dtype)
-            same = _placed(own) == _placed(anchor)
-            loaded[name] = own if same else like(part(full(own), anchor), anchor)
+            if _placed(own)[0] is None or _placed(own) != _placed(anchor):
+                own = like(part(full(own), anchor), anchor)
+            loaded[name] = own
         self._anchors = loaded
         self._waiting = {name: anchor for name, anchor in saved.items() if name in lazy}
 
