@@ -83,7 +83,7 @@ def test_a_formula_that_cannot_be_traced_goes_on_as_ever_and_is_named():
 def test_a_kernel_that_differs_from_torch_is_thrown_away_with_a_warning(monkeypatch):
     from regplug.kernels import cpu
 
-    monkeypatch.setitem(cpu._DIALECT.elements, "sign", "one if {0} > zero else zero")
+    monkeypatch.setitem(cpu.DIALECT.elements, "sign", "one if {0} > zero else zero")
     cpu.compiled.cache_clear()
     model, stepping, session = attached(L1(0.5, delivery="step"))
     with session:
