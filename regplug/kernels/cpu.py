@@ -24,7 +24,16 @@ if TYPE_CHECKING:
     from regplug.kernels.row_symbols import RowExpression
     from regplug.kernels.row_tables import RowRun
 
-__all__ = ["DIALECT", "DTYPES", "Numba", "compiled", "is_installed", "source_of", "takes"]
+__all__ = [
+    "DIALECT",
+    "DTYPES",
+    "Numba",
+    "block",
+    "compiled",
+    "is_installed",
+    "source_of",
+    "takes",
+]
 
 _log = logging.getLogger("regplug")
 
@@ -123,6 +132,11 @@ def takes(dtypes: Sequence[torch.dtype]) -> bool:
     return dtypes[0] in DTYPES and all(dtype == dtypes[0] for dtype in dtypes)
 
 
+def block(lines: Sequence[str], indent: int) -> str:
+    """Return lines as a block of a program."""
+    return "\n".join(" " * indent + line for line in lines)
+
+
 def source_of(
     expression: Expression, dtype: torch.dtype, scalars: Sequence[torch.dtype] = ()
 ) -> str:
@@ -130,9 +144,6 @@ def source_of(
     lines = lines_of(expression, DIALECT)
     name, columns = DTYPES[dtype], expression.columns - len(scalars)
     sums = expression.target is None
-
-    def block(lines: Sequence[str], indent: int) -> str:
-        return "\n".join(" " * indent + line for line in lines)
 
     return _MODULE.format(
         dtype=name,

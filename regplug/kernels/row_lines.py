@@ -68,8 +68,12 @@ class RowLines:
         return self.dialect.elements[step[0]].format(*map(self.name, arguments(step)))
 
     def fixed(self) -> list[int]:
-        """Write what is the same for all rows of a tensor; return the places of it."""
+        """Write what is the same for all rows of a tensor; return the places that rows read."""
         places = [place for place in self.needed if not self.levels[place]]
+        read = {self.expression.result}
+        for place in self.needed:
+            if self.levels[place]:
+                read.update(arguments(self.steps[place]))
         for place in places:
             name, *rest = self.steps[place]
             if name == "number":
@@ -81,9 +85,11 @@ class RowLines:
             else:
                 value = self.dialect.uniform[name].format(*(f"u{argument}" for argument in rest))
             self.write(f"u{place} = {value}")
-            narrow = f"u{place}" if name in TRUTHS else self.dialect.narrowed.format(f"u{place}")
-            self.write(f"n{place} = {narrow}")
-        return places
+            if place in read:
+                wide = f"u{place}"
+                narrow = wide if name in TRUTHS else self.dialect.narrowed.format(wide)
+                self.write(f"n{place} = {narrow}")
+        return [place for place in places if place in read]
 
     def rows(self) -> None:
         """Write all that each row has one of."""
