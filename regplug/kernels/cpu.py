@@ -39,6 +39,8 @@ _log = logging.getLogger("regplug")
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
+_address = torch.Tensor.data_ptr
+
 _WHERE = "{1} if {0} else {2}"
 
 _SAID = {
@@ -228,7 +230,7 @@ class Numba:
         ) -> float:
             addresses = table.addresses
             if scalars:
-                addresses = addresses + [[s.data_ptr() for s in column] for column in scalars]
+                addresses = addresses + [list(map(_address, column)) for column in scalars]
             if table.changed or table.packed is None or table.packed[0] != addresses:
                 packed = numpy.array([*addresses, table.sizes], dtype=numpy.int64)
                 table.packed = addresses, packed

@@ -23,6 +23,8 @@ from regplug.kernels.threads import bounds, run
 
 __all__ = ["launching"]
 
+_address = torch.Tensor.data_ptr
+
 _log = logging.getLogger("regplug")
 
 _TOGETHER, _COPIED = 16, 1 << 15
@@ -282,7 +284,7 @@ def launching(
                 lie.clear()
             rows = [_own(geometry) + geometry for geometry in geometries]
             shapes = lie[geometries] = numpy.array(rows, dtype=numpy.int64).T
-        addresses = [[tensor.data_ptr() for tensor in column] for column in (*columns, *scalars)]
+        addresses = [list(map(_address, column)) for column in (*columns, *scalars)]
         table = numpy.concatenate([numpy.array(addresses, dtype=numpy.int64), shapes])
         run(function, table, numbers, functools.partial(_cut_rows, columns=len(addresses)))
 
