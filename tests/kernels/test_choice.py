@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -150,14 +151,15 @@ def test_a_process_that_forked_has_threads_of_its_own():
         return float(table[-1].sum())
 
     table = numpy.array([[0], [200_000]])
+    cut = partial(threads.cut_elements, columns=1, itemsize=4)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        assert threads.run(work, table, (), 1, 4) == 200_000
+        assert threads.run(work, table, (), cut) == 200_000
         child = os.fork()
         if child == 0:
             signal.alarm(20)
-            os._exit(0 if threads.run(work, table, (), 1, 4) == 200_000 else 1)
+            os._exit(0 if threads.run(work, table, (), cut) == 200_000 else 1)
         assert os.waitpid(child, 0)[1] == 0
     finally:
         torch.set_num_threads(before)
