@@ -1,22 +1,20 @@
 """The kernels of formulas of rows or columns: traced, compared with torch, launched."""
 
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 
 from regplug.backend.layouts import Layout
 from regplug.kernels import backends
-from regplug.kernels.backends import Backend
+from regplug.kernels.backends import Backend, Columns
 from regplug.kernels.proof import Prover
 from regplug.kernels.row_samples import disagreement_on_rows
 from regplug.kernels.row_symbols import RowExpression, RowTracing, traced_rows
 from regplug.kernels.row_tables import TABLES, RowRun, are_plain, axis_of, geometry_of
+from regplug.kernels.traced import Formula
 
 __all__ = ["RowEngine"]
-
-Columns: TypeAlias = Sequence[Sequence[torch.Tensor]]
-Formula: TypeAlias = Callable[..., Any]
 
 
 class _Kind:
