@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from regplug import errors, schedules, sessions
+    from regplug.adaptive import Adaptive
     from regplug.backend import lent
     from regplug.backend.blocks import scratch
     from regplug.backend.captured import refuse_capture
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from regplug.backend.marks import is_hook
     from regplug.backend.precision import HALVES, widened
     from regplug.backend.shards import full, like, local, part
-    from regplug.backend.sums import Sum
+    from regplug.backend.sums import Sum, summed, total
     from regplug.delivery.terms import zeros
     from regplug.hookspecs import hookimpl, hookspec
     from regplug.kernels.elementwise import Elementwise
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HALVES",
+    "Adaptive",
     "Coverage",
     "Elementwise",
     "Layout",
@@ -70,6 +72,8 @@ __all__ = [
     "schedules",
     "scratch",
     "sessions",
+    "summed",
+    "total",
     "widened",
     "zeros",
 ]
@@ -80,6 +84,7 @@ __version__ = "0.1.0"
 # no session, and a command that lists what is installed needs neither.
 _HOMES = {
     "HALVES": "regplug.backend.precision",
+    "Adaptive": "regplug.adaptive",
     "Coverage": "regplug.selection.coverage",
     "Elementwise": "regplug.kernels.elementwise",
     "Layout": "regplug.backend.layouts",
@@ -105,6 +110,8 @@ _HOMES = {
     "local": "regplug.backend.shards",
     "part": "regplug.backend.shards",
     "scratch": "regplug.backend.blocks",
+    "summed": "regplug.backend.sums",
+    "total": "regplug.backend.sums",
     "widened": "regplug.backend.precision",
     "zeros": "regplug.delivery.terms",
 }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from regplug_builtins.activity import Activity
+    from regplug_builtins.cpr import CPR
     from regplug_builtins.drop_path import DropPath
     from regplug_builtins.dropout import Dropout
     from regplug_builtins.elastic_net import ElasticNet
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
     from regplug_builtins.non_negative import NonNegative
     from regplug_builtins.orthogonal import Orthogonal
     from regplug_builtins.spectral_norm import SpectralNorm
+    from regplug_builtins.target_sparsity import TargetSparsity
     from regplug_builtins.unit_norm import UnitNorm
     from regplug_builtins.weight_decay import WeightDecay
 
 __all__ = [
+    "CPR",
     "L1",
     "L2",
     "L2SP",
@@ -41,12 +44,14 @@ __all__ = [
     "NonNegative",
     "Orthogonal",
     "SpectralNorm",
+    "TargetSparsity",
     "UnitNorm",
     "WeightDecay",
 ]
 
 _MODULES = {
     "Activity": "activity",
+    "CPR": "cpr",
     "DropPath": "drop_path",
     "Dropout": "dropout",
     "ElasticNet": "elastic_net",
@@ -61,6 +66,7 @@ _MODULES = {
     "NonNegative": "non_negative",
     "Orthogonal": "orthogonal",
     "SpectralNorm": "spectral_norm",
+    "TargetSparsity": "target_sparsity",
     "UnitNorm": "unit_norm",
     "WeightDecay": "weight_decay",
 }

@@ -28,7 +28,7 @@ FLOORS = (
     {"discovery"},
     {"penalty"},
     {"delivered"},
-    {"selective"},
+    {"adaptive", "selective"},
     {"plugin"},
     {"delivery"},
     {"kernels"},
