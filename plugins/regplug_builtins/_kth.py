@@ -10,6 +10,7 @@ __all__ = ["kth_smallest"]
 
 _BITS = 16
 _BINS = 1 << _BITS
+_PARTS = 1 << 30  # of a share: products with 2³³ weights are within 64 bits
 
 
 def kth_smallest(
@@ -40,7 +41,7 @@ def kth_smallest(
         kind, whole = part.dtype, torch.int32 if part.dtype == torch.float32 else torch.int64
         kept.append((parameter, part.contiguous().view(whole).flatten()))
     size = torch.finfo(kind).bits
-    infinite = torch.tensor(torch.inf, dtype=kind, device="cpu").view(whole).item()
+    infinite = torch.tensor(torch.inf, dtype=kind, device="cpu").view(whole)
     device = kept[0][0].device
     prefix = torch.zeros(1, dtype=torch.int64, device=device)
     for shift in range(size - _BITS, -1, -_BITS):
@@ -48,10 +49,10 @@ def kth_smallest(
         counts = total((p, _counted(bits, shift, None if first else prefix)) for p, bits in kept)
         counts = counts[:_BINS]
         if first:
-            finite = counts[: infinite >> shift].sum(0, keepdim=True)
-            exact = torch.float32 if device.type == "mps" else torch.float64
-            # Less a rounding error: 0.1·10 of a share that was computed is 1, not a little more.
-            rank = wanted = (finite.to(exact) * share - 1e-6).ceil().to(torch.int64)
+            finite = counts[: int(infinite) >> shift].sum(0, keepdim=True)
+            # In whole numbers: not every device has float64. And rounded down before it is rounded
+            # up: 0.1·10 of a share that was computed is 1, not a little more.
+            rank = wanted = -(-finite * int(share * _PARTS + 1e-6) // _PARTS)
         below = counts.cumsum(0)
         place = torch.searchsorted(below, rank).clamp(max=_BINS - 1)
         rank = rank - (below - counts).gather(0, place)

@@ -178,7 +178,7 @@ class CPR(Adaptive, Selective):
     ) -> None:
         if self.init == "warm_start":
             # λ is 0 until then, so the parameter is what was measured.
-            own["bounds"] = torch.where(own["taken"] == self.kappa, sizes, own["bounds"])
+            own["bounds"] = torch.where(own["taken"].eq(self.kappa or 0), sizes, own["bounds"])
         elif self.init == "inflection":
             slope = sizes - own["last"]
             bends = (slope < own["slope"]) & own["bounds"].isinf()
@@ -190,6 +190,8 @@ class CPR(Adaptive, Selective):
         if rows == tuple(range(len(self._known["names"]))):
             return None
         if rows not in self._masks:
+            if len(self._masks) > _MOST:  # as where a router draws its experts
+                self._masks.clear()
             self._masks[rows] = torch.tensor(rows, device=device)
         return self._masks[rows]
 
@@ -229,6 +231,7 @@ class CPR(Adaptive, Selective):
         return found
 
 
+_MOST = 256
 _VECTORS = ("multipliers", "bounds", "last", "slope", "taken")
 
 
