@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from regplug.backend.sums import Sum, summed, total
     from regplug.delivery.terms import zeros
     from regplug.hookspecs import hookimpl, hookspec
+    from regplug.joint import JointPenalty
     from regplug.kernels.elementwise import Elementwise
     from regplug.kernels.iterated import iterated
     from regplug.kernels.rows import RowKernel
@@ -44,6 +45,7 @@ __all__ = [
     "Adaptive",
     "Coverage",
     "Elementwise",
+    "JointPenalty",
     "Layout",
     "Patterns",
     "Penalty",
@@ -87,6 +89,7 @@ _HOMES = {
     "Adaptive": "regplug.adaptive",
     "Coverage": "regplug.selection.coverage",
     "Elementwise": "regplug.kernels.elementwise",
+    "JointPenalty": "regplug.joint",
     "Layout": "regplug.backend.layouts",
     "Patterns": "regplug.selection.patterns",
     "Penalty": "regplug.penalty",

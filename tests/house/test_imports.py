@@ -26,7 +26,7 @@ FLOORS = (
     {"session"},
     {"sessions"},
     {"discovery"},
-    {"penalty"},
+    {"joint", "penalty"},
     {"delivered"},
     {"adaptive", "selective"},
     {"plugin"},
