@@ -62,6 +62,7 @@ class JointPenalty(Delivered):
     separable = False
     orientation = None
     elementwise_steps = False
+    composition = None
 
     _groups: Sequence[tuple[torch.Tensor, ...]] = ()
     _bound: object = None

@@ -16,6 +16,7 @@ from regplug.backend.marks import PROJECT, is_hook, is_spec
 from regplug.backend.precision import as_outside
 from regplug.errors import PluginError
 from regplug.plugin import Plugin, failure
+from regplug.session import traced
 from regplug.view import SessionView
 
 __all__ = ["Calls", "described", "is_number", "is_scalar"]
@@ -53,11 +54,20 @@ class Calls:
         self._callers: dict[str, pluggy.HookCaller] = {
             event: caller for event, caller in callers.items() if caller.get_hookimpls()
         }
+        if traced.wanted():
+            self._trace()
         # The functions to call for an event, where they are called directly: see settle().
         self._functions: dict[str, list[Callable[..., Any]]] = {}
         self.silent = False
         self.busy = set(self._callers)
         self.at_steps = True
+
+    def _trace(self) -> None:
+        for event, caller in self._callers.items():
+            for impl in caller.get_hookimpls():
+                if not (impl.wrapper or impl.hookwrapper):  # those are generators
+                    told = traced.Traced(impl.function, impl.argnames, event, impl.plugin.name)
+                    impl.function = told  # type: ignore[misc]
 
     def settle(self, session: SessionView) -> None:
         """Leave out the plugins in the events in which they say that they have nothing to do.
