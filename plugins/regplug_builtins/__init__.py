@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from regplug_builtins.l1_ball import L1Ball
     from regplug_builtins.l2 import L2
     from regplug_builtins.l2_sp import L2SP
+    from regplug_builtins.label_smoothing import LabelSmoothing
     from regplug_builtins.lora_l2 import LoraL2
     from regplug_builtins.max_norm import MaxNorm
     from regplug_builtins.non_negative import NonNegative
@@ -41,6 +42,7 @@ __all__ = [
     "GroupLasso",
     "HardThreshold",
     "L1Ball",
+    "LabelSmoothing",
     "LoraL2",
     "MaxNorm",
     "NonNegative",
@@ -64,6 +66,7 @@ _MODULES = {
     "L1Ball": "l1_ball",
     "L2": "l2",
     "L2SP": "l2_sp",
+    "LabelSmoothing": "label_smoothing",
     "LoraL2": "lora_l2",
     "MaxNorm": "max_norm",
     "NonNegative": "non_negative",

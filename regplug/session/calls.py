@@ -66,7 +66,8 @@ class Calls:
         for event, caller in self._callers.items():
             for impl in caller.get_hookimpls():
                 if not (impl.wrapper or impl.hookwrapper):  # those are generators
-                    told = traced.Traced(impl.function, impl.argnames, event, impl.plugin.name)
+                    who = getattr(impl.plugin, "name", "?")
+                    told = traced.Traced(impl.function, impl.argnames, event, who)
                     impl.function = told  # type: ignore[misc]
 
     def settle(self, session: SessionView) -> None:

@@ -9,8 +9,8 @@ import warnings
 from collections.abc import Sequence
 from itertools import combinations
 
-from regplug.errors import UnsupportedError
 from regplug.delivered import Delivered
+from regplug.errors import UnsupportedError
 from regplug.plugin import Plugin
 from regplug.view import SessionView
 

@@ -135,7 +135,7 @@ def test_what_is_wrong_is_said(
 
 def test_a_folder_of_that_name_is_no_file(here: Path) -> None:
     (here / "folder.py").mkdir()
-    with pytest.raises(PluginError, match="folder.py can't be read: Is a directory"):
+    with pytest.raises(PluginError, match=r"folder.py can't be read: Is a directory"):
         attached("folder.py(1)")
 
 

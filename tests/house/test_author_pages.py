@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.criterions import hide_those_left
+
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ["adaptive.md", "several_parameters.md"]
+PAGES = ["adaptive.md", "several_parameters.md", "one_file.md"]
 FENCE = re.compile(r"^```(\w+)(?: title=(\S+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -24,6 +26,7 @@ def test_its_code_runs_and_prints_what_stands_below(
 ) -> None:
     """Blocks of one page share their names; a file with a title is written for what comes next."""
     monkeypatch.chdir(tmp_path)
+    hide_those_left(monkeypatch)
     page = (DOCS / name).read_text(encoding="utf-8")
     namespace: dict[str, object] = {"__name__": "page"}
     printed, compared = None, 0

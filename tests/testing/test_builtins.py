@@ -20,6 +20,7 @@ SPECS = {
     "l1_ball": ["l1_ball(1.0)"],
     "l2": ["l2(linear(0, 1e-2, steps=4))"],
     "l2_sp": ["l2_sp(1e-2)"],
+    "label_smoothing": ["label_smoothing(0.2)", "label_smoothing(linear(0.3, 0, steps=9))"],
     "lora_l2": [f"lora_l2(1e-2, delivery={how!r})" for how in ("auto", "step", "loss")],
     "max_norm": ["max_norm(1.0)"],
     "non_negative": ["non_negative()"],
