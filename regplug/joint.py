@@ -23,8 +23,9 @@ import torch
 
 from regplug.backend.groups import sign
 from regplug.backend.precision import widened
-from regplug.backend.shards import full, is_spread, like, local, part
+from regplug.backend.shards import full, local, part
 from regplug.delivered import Delivered
+from regplug.delivery import jointly
 from regplug.errors import PluginError, RegplugError, SelectionError, SpecError, UnsupportedError
 from regplug.hookspecs import hookimpl
 from regplug.schedules import ScheduleLike
@@ -161,29 +162,13 @@ class JointPenalty(Delivered):
             for group in self._known(session)
         ]
 
-    def _values(self, group: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _checked(self, *group: torch.Tensor) -> torch.Tensor:
         """Return the value of a group of plain, whole tensors."""
         found = self.value(*group)
         if not isinstance(found, torch.Tensor) or found.ndim:
             shape = tuple(found.shape) if isinstance(found, torch.Tensor) else found
             raise PluginError(f"{self.name}: value(*ws) must return a 0-d tensor, got {shape!r}")
         return found
-
-    def _gradients(
-        self, group: Sequence[torch.Tensor], taking: Collection[int]
-    ) -> dict[int, torch.Tensor]:
-        """Return the gradient of a group's value, whole, for its members of these ids."""
-        with torch.enable_grad():
-            leaves = {
-                id(w): widened(full(w).detach()).detach().requires_grad_(id(w) in taking)
-                for w in group
-            }
-            value = self._values([leaves[id(w)] for w in group])
-            wanted = {key: leaf for key, leaf in leaves.items() if leaf.requires_grad}
-            if not value.requires_grad:
-                return {}
-            found = torch.autograd.grad(value, list(wanted.values()), allow_unused=True)
-        return {key: g for key, g in zip(wanted, found, strict=True) if g is not None}
 
     # --- events ---------------------------------------------------------------------------
 
@@ -210,7 +195,7 @@ class JointPenalty(Delivered):
             return None
         covered = {id(e.parameter) for e in session.coverage(self._selection).trainable}
         terms = [
-            strength * factor * _of_whole(self, group, covered)
+            strength * factor * jointly.value(self.name, self._checked, group, covered)
             for factor, group in self._terms(session)
             if any(id(w) in covered for w in group)
         ]
@@ -232,7 +217,7 @@ class JointPenalty(Delivered):
             if not any(id(w) in taking for w in group):
                 continue
             scale = strength * factor * session.gradient_scale
-            for key, gradient in self._gradients(group, taking).items():
+            for key, gradient in jointly.gradients(self._checked, group, taking).items():
                 w, g = taking[key]
                 local(g).add_(part(gradient, w), alpha=scale)
 
@@ -274,7 +259,7 @@ class JointPenalty(Delivered):
         with torch.no_grad():
             for factor, group in terms:
                 whole = [widened(full(w).detach()) for w in group]
-                values.append(factor * self._values(whole))
+                values.append(factor * self._checked(*whole))
         return torch.stack([v.to(values[0]) for v in values]).sum() if values else 0.0
 
     @hookimpl
@@ -307,43 +292,3 @@ class JointPenalty(Delivered):
         """Return how many groups there are, and that autograd does it."""
         count = len(self._known(session))
         return [f"{count} group{'' if count == 1 else 's'} of parameters that belong together"]
-
-
-def _of_whole(
-    penalty: JointPenalty, group: Sequence[torch.Tensor], covered: Collection[int]
-) -> torch.Tensor:
-    """Return the value of a group, differentiable by what is covered of it."""
-    if any(is_spread(w) for w in group):
-        of = {id(w): w for w in group if id(w) in covered}
-        found: torch.Tensor = _Gathered.apply(penalty, group, *of.values())  # type: ignore[no-untyped-call]
-        return found
-    given = [widened(w) if id(w) in covered else widened(w.detach()) for w in group]
-    return penalty._values(given)
-
-
-class _Gathered(torch.autograd.Function):
-    """The value of a group of which each rank has parts; its gradients are placed as they are."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, penalty: JointPenalty, group: Sequence[torch.Tensor], *covered: torch.Tensor
-    ) -> torch.Tensor:
-        ctx.penalty, ctx.group, ctx.of = penalty, group, covered
-        return penalty._values([widened(full(w).detach()) for w in group])
-
-    @staticmethod
-    def backward(ctx: Any, *outputs: torch.Tensor) -> Any:
-        (upstream,) = outputs
-        if torch.is_grad_enabled():
-            raise UnsupportedError(
-                f"{ctx.penalty.name}: a loss of sharded weights that belong together can't be "
-                "differentiated twice: use delivery='step'"
-            )
-        found = ctx.penalty._gradients(ctx.group, {id(w) for w in ctx.of})
-        gradients = []
-        for w in ctx.of:
-            whole = found.get(id(w))
-            whole = torch.zeros(w.shape, device=w.device) if whole is None else whole
-            mine = part(whole * upstream.to(whole), w).to(w.dtype)
-            gradients.append(like(mine, w))
-        return None, None, *gradients
