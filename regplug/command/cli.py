@@ -72,7 +72,13 @@ def _add_check(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="examine plugins",
         description="Let plugins sit the whole exam; exit with 0 if they pass and with 1 if not.",
     )
-    parser.add_argument("specs", nargs="+", metavar="SPEC", help="such as 'name(1e-3)'")
+    parser.add_argument(
+        "specs",
+        nargs="+",
+        metavar="SPEC",
+        help="such as 'name(1e-3)', or './file.py:Class(1e-3)' for a class in a file of your own, "
+        "which is executed",
+    )
     parser.add_argument(
         "--only", metavar="ID,…", help="only these checks, by their ids, with commas between"
     )

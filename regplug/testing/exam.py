@@ -72,6 +72,7 @@ def check_plugin(
     expected = dict(expected_failures or {})
     _wanted(list(expected))
     usual = Bench()
+    model = Subject(spec, usual).plugin.exam_model if model is None else model
     bench = Bench(usual.model if model is None else model, usual.batch if batch is None else batch)
     subject = Subject(spec, bench)
     started = time.monotonic()
