@@ -5,14 +5,14 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from regplug.backend.copied import reduced_without
 from regplug.backend.groups import sign
 from regplug.backend.layouts import Layout
-from regplug.delivery import at_step, terms
+from regplug.delivery import at_step, by_parts, terms
 from regplug.delivery.executed import executed_by
 from regplug.delivery.proximal import apply_elementwise_steps, apply_one_step
 from regplug.errors import RegplugError, SpecError, UnsupportedError
@@ -23,6 +23,9 @@ from regplug.plugin import Scheduled
 from regplug.selection.coverage import Coverage
 from regplug.selective import Selective
 from regplug.view import SessionView, Update
+
+if TYPE_CHECKING:
+    from regplug.delivery.together import Share
 
 __all__ = ["DELIVERIES", "Delivered"]
 
@@ -37,6 +40,7 @@ class Delivered(Selective):
 
     scaled_gradients = True
     reads_gradients = False
+    by_pattern = True
     _may_hand_over = False  # whether hands_over() is to be asked
 
     separable: bool
@@ -50,6 +54,7 @@ class Delivered(Selective):
     _warned_of_rounding = False
     _switched = True  # whether a subclass says itself when it is active; known once attached
     _kernels = "auto"
+    _known_shares: "tuple[Coverage, dict[int, float], Mapping[torch.Tensor, Share]] | None" = None
 
     # --- what a formula gives -------------------------------------------------------------
 
@@ -179,8 +184,32 @@ class Delivered(Selective):
     def _term(self, session: SessionView, strength: float) -> terms.Term:
         """Return λ, with the sign that each group's objective gives it, and the coverage."""
         groups, coverage = session.groups, session.coverage(self._selection)
+        if self._mapped:
+            signs = tuple([sign(groups[i]) for i in coverage.by_group])
+            return terms.Term(self._formula_kernel, coverage, signs, self._shares(session))
         factors = tuple([strength * sign(groups[i]) for i in coverage.by_group])
         return terms.Term(self._formula_kernel, coverage, factors)
+
+    def _shares(self, session: SessionView) -> "Mapping[torch.Tensor, Share]":
+        """Return the share of each weight in the objective, where strengths are by pattern."""
+        coverage = session.coverage(self._selection)
+        factors = self._factors_by_part(session)
+        known = self._known_shares
+        if known is None or known[0] is not coverage or known[1] != factors:
+            weights = (entry.parameter for entry in coverage)
+            strengths = self.strengths_by_part(session)
+            found = by_parts.shares_of(self._formula_kernel, strengths, factors, weights)
+            self._known_shares = known = coverage, factors, found
+        return known[2]
+
+    def _factors_by_part(self, session: SessionView) -> dict[int, float]:
+        """Return λ in each part that has something to do now."""
+        strengths, found = self.strengths_by_part(session), {}
+        for part in range(len(strengths.parts.settings)):
+            with strengths.at(part):
+                if factor := self._strength_now():
+                    found[part] = factor
+        return found
 
     @hookimpl
     def on_gradients(self, session: SessionView) -> None:
@@ -191,7 +220,7 @@ class Delivered(Selective):
             return
         together: at_step.Together = {}
         for update in session.updates(self._selection):
-            if self._may_hand_over and self.hands_over(session, update):
+            if self._may_hand_over and self._hands_over(session, update):
                 continue
             index, weights, gradients = update
             first = weights[0]
@@ -203,15 +232,19 @@ class Delivered(Selective):
         if not together:
             return
         kernel = self._formula_kernel
-        scale = strength * session.gradient_scale
+        scale = (strength if not self._mapped else 1.0) * session.gradient_scale
         layouts = self._layouts(session) if kernel.orientation else NO_LAYOUTS
         for (direction, *_), (weights, gradients) in together.items():
             factor = scale * direction
             if not self._warned_of_rounding:
                 self._warned_of_rounding = True
-                at_step.warn_of_rounding(kernel, gradients, weights, factor)
+                least = factor * strength if self._mapped else factor
+                at_step.warn_of_rounding(kernel, gradients, weights, least)
             try:
-                at_step.add_gradients(kernel, gradients, weights, factor, layouts)
+                if self._mapped:
+                    self._add_by_parts(session, gradients, weights, factor)
+                else:
+                    at_step.add_gradients(kernel, gradients, weights, factor, layouts)
             except RuntimeError as error:
                 if any(g.layout != torch.strided for g in gradients):
                     raise UnsupportedError(
@@ -219,6 +252,28 @@ class Delivered(Selective):
                         "added: exclude that parameter, or use delivery='proximal'"
                     ) from error
                 raise
+
+    def _add_by_parts(
+        self,
+        session: SessionView,
+        gradients: list[torch.Tensor],
+        weights: list[torch.Tensor],
+        scale: float,
+    ) -> None:
+        kernel, strengths = self._formula_kernel, self.strengths_by_part(session)
+        factors = {part: f * scale for part, f in self._factors_by_part(session).items()}
+        layouts = self._layouts(session) if kernel.orientation else NO_LAYOUTS
+        by_parts.add_gradients(kernel, strengths, gradients, weights, factors, layouts)
+
+    def _hands_over(self, session: SessionView, update: Update) -> bool:
+        if not self._mapped:
+            return self.hands_over(session, update)
+        strengths = self.strengths_by_part(session)
+        part, *others = strengths.parts.rows(update[1])
+        if others:
+            return False
+        with strengths.at(part):
+            return not self._strength_now() or self.hands_over(session, update)
 
     def hands_over(self, session: SessionView, update: Update) -> bool:
         """Return whether a gradient reaches this update by another way, as none does here."""
@@ -238,9 +293,22 @@ class Delivered(Selective):
             return
         kernel, rule, groups = self._formula_kernel, session.update_rule(), session.groups
         layouts = self._layouts(session) if kernel.orientation else NO_LAYOUTS
+        active: dict[int, float] = self._factors_by_part(session) if self._mapped else {}
         for index, weights, gradients in session.updates(self._selection):
             group = groups[index]
-            if rule.elementwise:
+            if self._mapped:
+                by_parts.apply_proximal(
+                    kernel,
+                    self.strengths_by_part(session),
+                    active,
+                    rule,
+                    group,
+                    session.stateful.state,
+                    weights,
+                    gradients,
+                    layouts,
+                )
+            elif rule.elementwise:
                 states = session.stateful.state
                 apply_elementwise_steps(kernel, rule, group, states, weights, gradients, layouts)
             else:
@@ -260,7 +328,13 @@ class Delivered(Selective):
         used = in_use(coverage)
         # Companions belong to the parameters themselves.
         valued = coverage if self._formula_kernel.has_companions else used
-        value = terms.value(self._formula_kernel, valued, factor=strengths.get("strength", 1.0))
+        if self._mapped:
+            of = self._shares(session)
+            shares = {e.parameter: of[o] for e in valued if (o := e.original) in of}
+            value = terms.value(self._formula_kernel, valued, 1.0, shares)
+            strengths = {**strengths, **self.figures_by_part(session)}
+        else:
+            value = terms.value(self._formula_kernel, valued, factor=strengths.get("strength", 1.0))
         return {"value": value, **strengths, "zeros": terms.zeros(used, self._kernels)}
 
     def _settle(self, session: SessionView) -> str:

@@ -10,7 +10,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from regplug import schedules
+from regplug import schedules, strengths
 from regplug.backend.words import nearest
 from regplug.discovery.arguments import misfit
 from regplug.errors import SpecError
@@ -27,7 +27,7 @@ _SHORT = re.compile(r"\s*([A-Za-z_]\w*)\s*=(?!=)(.*\S.*)", re.DOTALL)
 _SCHEDULES = {
     name: getattr(schedules, name)
     for name in ("constant", "linear", "cosine", "exponential", "piecewise", "warmup")
-}
+} | {"per_layer": strengths.per_layer}
 
 
 def parse(spec: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:

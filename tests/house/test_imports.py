@@ -36,6 +36,7 @@ FLOORS = (
     {"view"},
     {"selection"},
     {"backend"},
+    {"strengths"},
     {"installed", "schedules", "table"},
     {"values"},
     {"errors"},
