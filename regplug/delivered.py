@@ -4,18 +4,26 @@
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 
 from regplug.backend.copied import reduced_without
 from regplug.backend.groups import sign
 from regplug.backend.layouts import Layout
-from regplug.delivery import at_step, by_parts, terms
+from regplug.delivery import at_step, terms
 from regplug.delivery.executed import executed_by
+from regplug.delivery.parted import Parted
 from regplug.delivery.proximal import apply_elementwise_steps, apply_one_step
-from regplug.errors import RegplugError, SpecError, UnsupportedError
+from regplug.delivery.refused import (
+    refuse_apart,
+    refuse_elementwise_steps,
+    refuse_silent_loss,
+    refuse_sparse,
+    refuse_sparse_gradients,
+)
+from regplug.errors import SpecError
 from regplug.hookspecs import hookimpl
 from regplug.kernels.kernel import Kernel
 from regplug.kernels.pieces import NO_LAYOUTS
@@ -23,9 +31,6 @@ from regplug.plugin import Scheduled
 from regplug.selection.coverage import Coverage
 from regplug.selective import Selective
 from regplug.view import SessionView, Update
-
-if TYPE_CHECKING:
-    from regplug.delivery.together import Share
 
 __all__ = ["DELIVERIES", "Delivered"]
 
@@ -54,7 +59,7 @@ class Delivered(Selective):
     _warned_of_rounding = False
     _switched = True  # whether a subclass says itself when it is active; known once attached
     _kernels = "auto"
-    _known_shares: "tuple[Coverage, dict[int, float], Mapping[torch.Tensor, Share]] | None" = None
+    _known_parts: Parted | None = None
 
     # --- what a formula gives -------------------------------------------------------------
 
@@ -140,35 +145,17 @@ class Delivered(Selective):
             self._settle_apart()
         if self._settled == "proximal":
             self._check_has_operator()
-            self._check_effective_step(session)
+            apart = not self.separable and not self.elementwise_steps
+            if session.update_rule().elementwise and apart:
+                refuse_elementwise_steps(self.name, session.optimizer)
             return
-        for entry in coverage:
-            if getattr(entry.module, "sparse", False) is True:
-                raise UnsupportedError(
-                    f"{self.name}: {entry.name} has sparse gradients ({type(entry.module).__name__}"
-                    "(sparse=True)), to which no dense gradient can be added: use sparse=False, "
-                    f"delivery='proximal', or exclude it with where=[…, '!{entry.name}']"
-                )
+        refuse_sparse(self.name, coverage)
 
     def _settle_apart(self) -> None:
         """Leave the loss alone where what is trained is not what the model computes with."""
         if self._settled == "loss":
-            raise UnsupportedError(
-                f"{self.name}: DeepSpeed's ZeRO trains weights apart from the model's, of which "
-                "each rank has a part, and no gradient of a loss reaches them but through its own "
-                "reduction: use delivery='step', which is λ exactly, clipping or not"
-            )
+            refuse_apart(self.name)
         self._settled = self._settled or "step"
-
-    def _check_effective_step(self, session: SessionView) -> None:
-        rule = session.update_rule()
-        if rule.elementwise and not self.separable and not self.elementwise_steps:
-            raise UnsupportedError(
-                f"{self.name}: {type(session.optimizer).__name__} takes a step of its own for each "
-                "element, for which the proximal operator of a penalty that is not separable has "
-                "no closed form: use SGD, or delivery='step' (if it does act element by element, "
-                "say separable = True)"
-            )
 
     @hookimpl
     def on_loss(self, session: SessionView) -> terms.Term | None:
@@ -186,30 +173,19 @@ class Delivered(Selective):
         groups, coverage = session.groups, session.coverage(self._selection)
         if self._mapped:
             signs = tuple([sign(groups[i]) for i in coverage.by_group])
-            return terms.Term(self._formula_kernel, coverage, signs, self._shares(session))
+            return terms.Term(
+                self._formula_kernel, coverage, signs, self._parted(session).shares(coverage)
+            )
         factors = tuple([strength * sign(groups[i]) for i in coverage.by_group])
         return terms.Term(self._formula_kernel, coverage, factors)
 
-    def _shares(self, session: SessionView) -> "Mapping[torch.Tensor, Share]":
-        """Return the share of each weight in the objective, where strengths are by pattern."""
-        coverage = session.coverage(self._selection)
-        factors = self._factors_by_part(session)
-        known = self._known_shares
-        if known is None or known[0] is not coverage or known[1] != factors:
-            weights = (entry.parameter for entry in coverage)
-            strengths = self.strengths_by_part(session)
-            found = by_parts.shares_of(self._formula_kernel, strengths, factors, weights)
-            self._known_shares = known = coverage, factors, found
-        return known[2]
-
-    def _factors_by_part(self, session: SessionView) -> dict[int, float]:
-        """Return λ in each part that has something to do now."""
-        strengths, found = self.strengths_by_part(session), {}
-        for part in range(len(strengths.parts.settings)):
-            with strengths.at(part):
-                if factor := self._strength_now():
-                    found[part] = factor
-        return found
+    def _parted(self, session: SessionView) -> Parted:
+        """Return the parts of a penalty whose strengths are by pattern."""
+        kernel, strengths = self._formula_kernel, self.strengths_by_part(session)
+        known = self._known_parts
+        if known is None or known.kernel is not kernel or known.strengths is not strengths:
+            self._known_parts = known = Parted(kernel, strengths, self._strength_now)
+        return known
 
     @hookimpl
     def on_gradients(self, session: SessionView) -> None:
@@ -219,8 +195,9 @@ class Delivered(Selective):
         if not (strength := self._strength_now()):
             return
         together: at_step.Together = {}
+        parted = self._parted(session) if self._mapped else None
         for update in session.updates(self._selection):
-            if self._may_hand_over and self._hands_over(session, update):
+            if self._may_hand_over and self._hands_over(session, update, parted):
                 continue
             index, weights, gradients = update
             first = weights[0]
@@ -232,48 +209,25 @@ class Delivered(Selective):
         if not together:
             return
         kernel = self._formula_kernel
-        scale = (strength if not self._mapped else 1.0) * session.gradient_scale
-        layouts = self._layouts(session) if kernel.orientation else NO_LAYOUTS
+        scale = session.gradient_scale
+        layouts = self._layouts(session)
         for (direction, *_), (weights, gradients) in together.items():
-            factor = scale * direction
+            factor = strength * scale * direction
             if not self._warned_of_rounding:
                 self._warned_of_rounding = True
-                least = factor * strength if self._mapped else factor
-                at_step.warn_of_rounding(kernel, gradients, weights, least)
+                at_step.warn_of_rounding(kernel, gradients, weights, factor)
             try:
-                if self._mapped:
-                    self._add_by_parts(session, gradients, weights, factor)
-                else:
+                if parted is None:
                     at_step.add_gradients(kernel, gradients, weights, factor, layouts)
+                else:
+                    parted.add_gradients(gradients, weights, scale * direction, layouts)
             except RuntimeError as error:
-                if any(g.layout != torch.strided for g in gradients):
-                    raise UnsupportedError(
-                        f"{self.name}: a gradient is sparse, to which no dense gradient can be "
-                        "added: exclude that parameter, or use delivery='proximal'"
-                    ) from error
+                refuse_sparse_gradients(self.name, gradients, error)
                 raise
 
-    def _add_by_parts(
-        self,
-        session: SessionView,
-        gradients: list[torch.Tensor],
-        weights: list[torch.Tensor],
-        scale: float,
-    ) -> None:
-        kernel, strengths = self._formula_kernel, self.strengths_by_part(session)
-        factors = {part: f * scale for part, f in self._factors_by_part(session).items()}
-        layouts = self._layouts(session) if kernel.orientation else NO_LAYOUTS
-        by_parts.add_gradients(kernel, strengths, gradients, weights, factors, layouts)
-
-    def _hands_over(self, session: SessionView, update: Update) -> bool:
-        if not self._mapped:
-            return self.hands_over(session, update)
-        strengths = self.strengths_by_part(session)
-        part, *others = strengths.parts.rows(update[1])
-        if others:
-            return False
-        with strengths.at(part):
-            return not self._strength_now() or self.hands_over(session, update)
+    def _hands_over(self, session: SessionView, update: Update, parted: Parted | None) -> bool:
+        hand = partial(self.hands_over, session, update)
+        return hand() if parted is None else parted.hands_over(update[1], hand)
 
     def hands_over(self, session: SessionView, update: Update) -> bool:
         """Return whether a gradient reaches this update by another way, as none does here."""
@@ -292,22 +246,13 @@ class Delivered(Selective):
         if self._settled != "proximal" or not self.active:
             return
         kernel, rule, groups = self._formula_kernel, session.update_rule(), session.groups
-        layouts = self._layouts(session) if kernel.orientation else NO_LAYOUTS
-        active: dict[int, float] = self._factors_by_part(session) if self._mapped else {}
+        layouts = self._layouts(session)
+        parted = self._parted(session) if self._mapped else None
         for index, weights, gradients in session.updates(self._selection):
             group = groups[index]
-            if self._mapped:
-                by_parts.apply_proximal(
-                    kernel,
-                    self.strengths_by_part(session),
-                    active,
-                    rule,
-                    group,
-                    session.stateful.state,
-                    weights,
-                    gradients,
-                    layouts,
-                )
+            if parted is not None:
+                states = session.stateful.state
+                parted.apply_proximal(rule, group, states, weights, gradients, layouts)
             elif rule.elementwise:
                 states = session.stateful.state
                 apply_elementwise_steps(kernel, rule, group, states, weights, gradients, layouts)
@@ -316,7 +261,8 @@ class Delivered(Selective):
                 apply_one_step(kernel, weights, step, layouts)
 
     def _layouts(self, session: SessionView) -> Mapping[torch.Tensor, Layout]:
-        return session.coverage(self._selection).layouts
+        oriented = self._formula_kernel.orientation
+        return session.coverage(self._selection).layouts if oriented else NO_LAYOUTS
 
     @hookimpl
     def on_metrics(self, session: SessionView) -> Mapping[str, Any]:
@@ -329,8 +275,7 @@ class Delivered(Selective):
         # Companions belong to the parameters themselves.
         valued = coverage if self._formula_kernel.has_companions else used
         if self._mapped:
-            of = self._shares(session)
-            shares = {e.parameter: of[o] for e in valued if (o := e.original) in of}
+            shares = self._parted(session).shares_in_use(coverage, valued)
             value = terms.value(self._formula_kernel, valued, 1.0, shares)
             strengths = {**strengths, **self.figures_by_part(session)}
         else:
@@ -341,10 +286,7 @@ class Delivered(Selective):
         if self._settled is None:
             self._settled = "loss" if session.gradients_through_loss else "step"
         elif self._settled == "loss" and not session.gradients_through_loss:
-            raise RegplugError(
-                f"{self.name} has delivery='loss', but no gradient came through the loss event: "
-                "write `loss = session.loss(loss)` before `loss.backward()`, or use delivery='step'"
-            )
+            refuse_silent_loss(self.name)
         return self._settled
 
     def agreement(self, session: SessionView) -> Mapping[str, Any]:

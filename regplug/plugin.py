@@ -148,12 +148,10 @@ class Plugin:
     that says it, for the hooks that it has: not for those that a subclass writes."""
 
     by_pattern: bool = False
-    """Whether its scheduled attributes may be mappings of patterns to strengths. Then whatever reads
-    one does it part by part (:meth:`regplug.Selective.by_part`)."""
+    """Whether its scheduled attributes may be mappings of patterns to strengths. Then it reads them
+    part by part (:meth:`regplug.Selective.by_part`)."""
 
-    ways_by_pattern: str = (
-        "attach the plugin once for each, with where= and a name= of its own"
-    )
+    ways_by_pattern: str = "attach the plugin once for each, with where= and a name= of its own"
     """What a message says to do where :attr:`by_pattern` is False."""
 
     stochastic: bool = False

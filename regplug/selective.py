@@ -1,12 +1,12 @@
 """Plugins that act on selected parameters: :class:`Selective`."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from regplug.backend.names import named_parameters
 from regplug.errors import NeverSetError
 from regplug.plugin import Plugin, Scheduled
-from regplug.selection.coverage import Coverage
 from regplug.selection.parts import Keys, Narrowing, Parts, Strengths
 from regplug.selection.where import Selection, Where, matches
 from regplug.view import SessionView, Update
@@ -22,7 +22,7 @@ class Selective(Plugin):
     """
 
     _selection = Selection()
-    _strengths: tuple[Coverage, Strengths] | None = None
+    _strengths: Strengths | None = None
 
     @property
     def where(self) -> Where:
@@ -56,13 +56,13 @@ class Selective(Plugin):
     def strengths_by_part(self, session: SessionView) -> Strengths:
         """Return the strengths of the parts of what is covered, where they are by pattern."""
         coverage = session.coverage(self._selection)
-        if self._strengths is None or self._strengths[0] is not coverage:
+        if self._strengths is None or self._strengths.of is not coverage:
             covered = [(e.named, e.parameter) for e in coverage if e.named is not None]
             order = [named.name for named in named_parameters(session.model)]
             mappings = self.mappings
             parts = Parts(mappings, covered, order, matches)
-            self._strengths = coverage, Strengths(parts, mappings, lambda name: getattr(self, name))
-        return self._strengths[1]
+            self._strengths = Strengths(parts, mappings, partial(getattr, self), coverage)
+        return self._strengths
 
     def by_part(self, session: SessionView) -> Iterator[Update]:
         """Yield what takes part in this step, as ``session.updates`` does, part by part.
@@ -79,6 +79,10 @@ class Selective(Plugin):
                 with strengths.at(part):
                     yield index, [weights[row] for row in rows], [gradients[row] for row in rows]
 
+    def is_uniform(self, session: SessionView, weights: Sequence[Any]) -> bool:
+        """Return whether covered weights have the same strengths."""
+        return not self._mapped or len(self.strengths_by_part(session).parts.rows(weights)) < 2
+
     def figures_by_part(self, session: SessionView) -> Mapping[str, float]:
         """Return each strength by pattern under its name: ``strength/encoder.*``."""
         if not self._mapped:
@@ -87,7 +91,8 @@ class Selective(Plugin):
         found = {}
         for part, labels in enumerate(strengths.parts.labels):
             with strengths.at(part):
-                found.update({f"{name}/{label}": getattr(self, name) for name, label in labels.items()})
+                for name, label in labels.items():
+                    found[f"{name}/{label}"] = getattr(self, name)
         return found
 
     # --- what a session asks --------------------------------------------------------------

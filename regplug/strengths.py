@@ -117,10 +117,11 @@ class ByPattern(Schedule):
             what = argument if self.alone else f"{argument}[{pattern!r}]"
             if isinstance(value, Mapping):
                 raise SpecError(f"{what} must be a number or a schedule, got a mapping: {value!r}")
+            top = value
             if isinstance(value, per_layer):
                 self.decays[pattern] = value.decay
-                value = value.value
-            self.entries[pattern] = as_schedule(value, what, low=low, high=high)
+                top = value.value
+            self.entries[pattern] = as_schedule(top, what, low=low, high=high)
         self.argument, self.low, self.high = argument, low, high
         self.now: Setting | None = None
         self.instead: Any = None
@@ -202,8 +203,10 @@ def layers_above(names: Iterable[str]) -> dict[str, tuple[str, int]]:
     {'first.weight': ('first', 1), 'first.bias': ('first', 1), 'second.weight': ('second', 0)}
     """
     names = list(names)
-    numbered = [name[: found.end()].rstrip(".") if (found := _NUMBER.search(name)) else None
-                for name in names]
+    numbered = [
+        name[: found.end()].rstrip(".") if (found := _NUMBER.search(name)) else None
+        for name in names
+    ]
     if not any(numbered):
         own = [name.rpartition(".")[0] for name in names]
     else:

@@ -7,8 +7,7 @@ pays, each part is delivered as a plugin of its own would be.
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
@@ -29,7 +28,11 @@ from regplug.selection.parts import Strengths
 if TYPE_CHECKING:
     from regplug.backend.update_rules import UpdateRule
 
-__all__ = ["ByRow", "add_gradients", "apply_proximal", "shares_of"]
+__all__ = ["ByRow", "Shares", "add_gradients", "apply_proximal", "shares_of"]
+
+
+Shares: TypeAlias = dict[torch.Tensor, Share]
+"""The share of each weight in an objective."""
 
 
 class ByRow:
@@ -255,7 +258,7 @@ def shares_of(
     strengths: Strengths,
     factors: Mapping[int, float],
     weights: Iterable[torch.Tensor],
-) -> dict[torch.Tensor, Share]:
+) -> Shares:
     """Return the share of each weight in an objective; what has no factor has none.
 
     Args:

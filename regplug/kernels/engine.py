@@ -23,8 +23,8 @@ from regplug.kernels.traced import Formula, traced, why_untraceable
 
 __all__ = ["Columns", "Engine", "Formula", "Reference"]
 
-Reference: TypeAlias = Callable[[list[list[torch.Tensor]]], Any]
-"""Does the same to columns by torch's own operations, in place."""
+Reference: TypeAlias = Callable[..., Any]
+"""Given lists of tensors, one for each column: does the same by torch's own operations, in place."""
 
 _TABLES = 64  # as many loops over other tensors are remembered
 
@@ -155,9 +155,7 @@ class Engine:
             table = self._table(own, target)
             done = None
             if table.read(own):
-                done = self._run(
-                    table, own, few, formula, target, partial(compare, row=alike[0])
-                )
+                done = self._run(table, own, few, formula, target, partial(compare, row=alike[0]))
             if done is None:
                 left += alike
             else:

@@ -183,12 +183,20 @@ class Strengths:
         parts: what has which.
         mappings: the plugin's own, by attribute.
         read: returns the value of an attribute of the plugin.
+        of: what the parts are of.
     """
 
     def __init__(
-        self, parts: Parts, mappings: Mapping[str, ByPattern], read: Callable[[str], float]
+        self,
+        parts: Parts,
+        mappings: Mapping[str, ByPattern],
+        read: Callable[[str], float],
+        of: object,
     ) -> None:
-        self.parts, self._mappings, self._read = parts, dict(mappings), read
+        self.parts, self._mappings, self._read, self.of = parts, dict(mappings), read, of
+
+    def __reduce__(self) -> Any:
+        return type(None), ()  # of no use to a copy of the plugin, which finds its own
 
     @property
     def names(self) -> tuple[str, ...]:
