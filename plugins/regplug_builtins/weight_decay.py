@@ -1,6 +1,6 @@
 """Decoupled weight decay, w ← (1 − lr·λ)·w, in each of its conventions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -116,9 +116,8 @@ class WeightDecay(Selective):
         self._handed: list[int] = []
         self._lent: list[lent.Loan] = []
         self._loans: dict[int, lent.Loan] = {}
-        self._undo: list[Callable[[], None]] = []
         self._sessions = -1
-        self._coarse = self._first = False
+        self._coarse = False
 
     @hookimpl
     def on_attach(self, session: SessionView) -> None:
@@ -126,16 +125,7 @@ class WeightDecay(Selective):
         self._run = None
         self._scale.begin(session)
         self._take_over(session)
-        optimizer = session.optimizer
-        if optimizer is not None and self.existing != "add":
-            self._first = True
-            self._undo = [
-                lent.keep_in_states(optimizer),
-                # Loading an optimizer's state replaces its groups, and brings the old values back.
-                optimizer.register_load_state_dict_post_hook(
-                    lambda optimizer: self._take_over(session)
-                ).remove,
-            ]
+        self._own.attach(session, self._take_over)
 
     def _take_over(self, session: SessionView) -> None:
         self._checked = coverage = session.coverage(self._selection)
@@ -193,13 +183,10 @@ class WeightDecay(Selective):
     @hookimpl
     def on_detach(self, session: SessionView) -> None:
         """Give the optimizer its own weight_decay back."""
-        while self._undo:
-            self._undo[-1]()
-            self._undo.pop()
         self._take_back()
         self._handed, self._before, self._loans = [], [], {}
-        self._own.give_back()
-        self._checked, self._first = None, False
+        self._own.detach()
+        self._checked = None
 
     @hookimpl
     def before_step(self, session: SessionView) -> None:
@@ -210,11 +197,9 @@ class WeightDecay(Selective):
         coverage = session.coverage(self._selection)
         if coverage is not self._checked:
             self._take_over(session)
-        elif self.existing != "add":
+        else:
             self._own.go_on(session.groups, coverage.by_group, self, session.optimizer)
-        if self._first and session.optimizer is not None:
-            self._first = False
-            self._undo += map(lent.keep_in_states, lent.around(session.optimizer))
+        self._own.step(session)
         if self.strength == 0:
             return
         if self._sessions != sessions.changes():
@@ -288,9 +273,8 @@ class WeightDecay(Selective):
             self._hand_over(session)
         if self._handed and len(self._handed) == len(session.coverage(self._selection).by_group):
             return f"the update of {type(session.optimizer).__name__} itself"
-        took = {f"{lent.own(group['weight_decay']):g}" for group in self._own.taken}
         when = "after_step, cautiously" if self.cautious else "before_step"
-        return when + (f", replacing {', '.join(sorted(took))}" if took else "")
+        return when + self._own.said()
 
 
 def _cautious(w: torch.Tensor, old: torch.Tensor, decay: Any) -> torch.Tensor:

@@ -24,7 +24,7 @@ from regplug.kernels.traced import Formula, traced, why_untraceable
 __all__ = ["Columns", "Engine", "Formula", "Reference"]
 
 Reference: TypeAlias = Callable[..., Any]
-"""Given lists of tensors, one for each column: does the same by torch's own operations, in place."""
+"""Given a list of tensors for each column: does the same by torch's own operations, in place."""
 
 _TABLES = 64  # as many loops over other tensors are remembered
 
