@@ -166,6 +166,23 @@ class ByPattern(Schedule):
             ends += [end * factor for end in schedule.bounds() for factor in factors]
         return min(ends), max(ends)
 
+    def each(
+        self, change: Callable[[Callable[[int], float]], ScheduleLike]
+    ) -> "per_layer | dict[str, ScheduleLike | per_layer]":
+        """Return what this was made of, with each schedule changed.
+
+        >>> ByPattern({"a": 1.0, "*": per_layer(2.0, 0.5)}, "strength").each(lambda s: s(0) / 2)
+        {'a': 0.5, '*': per_layer(1, decay=0.5)}
+        """
+        changed: dict[str, ScheduleLike | per_layer] = {
+            text: per_layer(change(schedule), self.decays[text])
+            if text in self.decays
+            else change(schedule)
+            for text, schedule in self.entries.items()
+        }
+        alone = changed["*"] if self.alone else None
+        return alone if isinstance(alone, per_layer) else changed
+
     @property
     def constant(self) -> bool:
         """Whether no strength ever changes."""

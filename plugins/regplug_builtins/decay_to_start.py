@@ -63,6 +63,7 @@ class DecayToStart(Anchored):
 
     reads_gradients = False
     by_pattern = True
+    order_matters = True  # another that changes the weights before the step moves w − w₀
     strength = Scheduled()
 
     def __init__(

@@ -4,11 +4,10 @@ A kernel reads the strength of each tensor from a column of its table. Where non
 pays, each part is delivered as a plugin of its own would be.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
-from weakref import WeakKeyDictionary
 
 import torch
 
@@ -28,7 +27,7 @@ from regplug.selection.parts import Strengths
 if TYPE_CHECKING:
     from regplug.backend.update_rules import UpdateRule
 
-__all__ = ["ByRow", "Shares", "add_gradients", "apply_proximal", "shares_of"]
+__all__ = ["ByRow", "Shares", "add_gradients", "apply_proximal", "kernel_of_part"]
 
 
 Shares: TypeAlias = dict[torch.Tensor, Share]
@@ -231,7 +230,7 @@ def _move_in_one_launch(
     return kernel.choice.apply(moved, columns, 0, by_torch, scalars, by_row=True)
 
 
-def _kernel_of_part(kernel: Kernel, strengths: Strengths, part: int) -> Kernel:
+def kernel_of_part(kernel: Kernel, strengths: Strengths, part: int) -> Kernel:
     """Return the kernel of the formula as it is in a part."""
 
     def within(formula: Any) -> Any:
@@ -251,28 +250,3 @@ def _kernel_of_part(kernel: Kernel, strengths: Strengths, part: int) -> Kernel:
         proximal_=within(kernel.proximal_),
         choice=kernel.choice.other(("part", part)),
     )
-
-
-def shares_of(
-    kernel: Kernel,
-    strengths: Strengths,
-    factors: Mapping[int, float],
-    weights: Iterable[torch.Tensor],
-) -> Shares:
-    """Return the share of each weight in an objective; what has no factor has none.
-
-    Args:
-        kernel: of the penalty.
-        strengths: of the parts.
-        factors: of each part that is active.
-        weights: what is covered.
-    """
-    known = _kernels.setdefault(kernel, {})
-    for part in factors:
-        if part not in known:
-            known[part] = _kernel_of_part(kernel, strengths, part)
-    numbers = ((w, strengths.parts.number(w)) for w in weights)
-    return {w: (known[part], factors[part]) for w, part in numbers if part in factors}
-
-
-_kernels: WeakKeyDictionary[Kernel, dict[int, Kernel]] = WeakKeyDictionary()

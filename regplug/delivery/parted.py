@@ -30,6 +30,7 @@ class Parted:
 
     def __init__(self, kernel: Kernel, strengths: Strengths, now: Callable[[], float]) -> None:
         self.kernel, self.strengths, self._now = kernel, strengths, now
+        self._kernels: dict[int, Kernel] = {}  # of each part
         self._known: tuple[dict[int, float], Shares] | None = None
 
     def __reduce__(self) -> Any:
@@ -46,10 +47,12 @@ class Parted:
 
     def shares(self, coverage: Coverage) -> Shares:
         """Return the share of each weight in an objective, but for the sign of its group."""
-        factors = self.factors()
+        factors, number = self.factors(), self.strengths.parts.number
         if self._known is None or self._known[0] != factors:
-            weights = (entry.parameter for entry in coverage)
-            shares = by_parts.shares_of(self.kernel, self.strengths, factors, weights)
+            for part in factors.keys() - self._kernels.keys():
+                self._kernels[part] = by_parts.kernel_of_part(self.kernel, self.strengths, part)
+            parts = ((entry.parameter, number(entry.parameter)) for entry in coverage)
+            shares = {w: (self._kernels[p], factors[p]) for w, p in parts if p in factors}
             self._known = factors, shares
         return self._known[1]
 
