@@ -93,7 +93,7 @@ class Scheduled:
             if not instance.by_pattern:
                 raise SpecError(
                     f"{instance.name}: {self.name} is one for all, and can't be given by pattern "
-                    f"(got {value!r}): {instance.ways_by_pattern}"
+                    f"(got {value!r}): attach the plugin once for each, with where= and a name="
                 )
             found = ByPattern(value, self.name, self.low, self.high)
         else:
@@ -150,9 +150,6 @@ class Plugin:
     by_pattern: bool = False
     """Whether its scheduled attributes may be mappings of patterns to strengths. Then it reads them
     part by part (:meth:`regplug.Selective.by_part`)."""
-
-    ways_by_pattern: str = "attach the plugin once for each, with where= and a name= of its own"
-    """What a message says to do where :attr:`by_pattern` is False."""
 
     stochastic: bool = False
     """Whether it draws at random. Then the exam compares distributed runs by their statistics."""
@@ -246,6 +243,9 @@ class Plugin:
     def mappings(self) -> Mapping[str, ByPattern]:
         """The scheduled attributes that are strengths by pattern."""
         return {k: v for k, v in vars(self).items() if type(v) is ByPattern}
+
+    def settle_patterns(self, session: SessionView) -> None:
+        """Find out what strengths by pattern come to in a session's model."""
 
     def changed_patterns(self) -> None:
         """Take note that strengths by pattern were set, or are no more."""

@@ -64,6 +64,15 @@ class Selective(Plugin):
             self._strengths = Strengths(parts, mappings, partial(getattr, self), coverage)
         return self._strengths
 
+    def settle_patterns(self, session: SessionView) -> None:
+        """Find out what strengths by pattern come to in a session's model.
+
+        Raises:
+            SpecError: a strength leaves its range in some layer.
+        """
+        if self._mapped:
+            self.strengths_by_part(session)
+
     def by_part(self, session: SessionView) -> Iterator[Update]:
         """Yield what takes part in this step, as ``session.updates`` does, part by part.
 

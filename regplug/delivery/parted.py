@@ -52,7 +52,8 @@ class Parted:
             for part in factors.keys() - self._kernels.keys():
                 self._kernels[part] = by_parts.kernel_of_part(self.kernel, self.strengths, part)
             parts = ((entry.parameter, number(entry.parameter)) for entry in coverage)
-            shares = {w: (self._kernels[p], factors[p]) for w, p in parts if p in factors}
+            shares: Shares = {}
+            shares.update((w, (self._kernels[p], factors[p])) for w, p in parts if p in factors)
             self._known = factors, shares
         return self._known[1]
 
