@@ -197,7 +197,11 @@ class Delivered(Selective):
         together: at_step.Together = {}
         parted = self._parted(session) if self._mapped else None
         for update in session.updates(self._selection):
-            if self._may_hand_over and self._hands_over(session, update, parted):
+            if self._may_hand_over and (
+                self.hands_over(session, update)
+                if parted is None
+                else parted.hands_over(update[1], partial(self.hands_over, session, update))
+            ):
                 continue
             index, weights, gradients = update
             first = weights[0]
@@ -210,7 +214,7 @@ class Delivered(Selective):
             return
         kernel = self._formula_kernel
         scale = session.gradient_scale
-        layouts = self._layouts(session)
+        layouts = self._layouts(session) if kernel.orientation else NO_LAYOUTS
         for (direction, *_), (weights, gradients) in together.items():
             factor = strength * scale * direction
             if not self._warned_of_rounding:
@@ -224,10 +228,6 @@ class Delivered(Selective):
             except RuntimeError as error:
                 refuse_sparse_gradients(self.name, gradients, error)
                 raise
-
-    def _hands_over(self, session: SessionView, update: Update, parted: Parted | None) -> bool:
-        hand = partial(self.hands_over, session, update)
-        return hand() if parted is None else parted.hands_over(update[1], hand)
 
     def hands_over(self, session: SessionView, update: Update) -> bool:
         """Return whether a gradient reaches this update by another way, as none does here."""
@@ -246,12 +246,12 @@ class Delivered(Selective):
         if self._settled != "proximal" or not self.active:
             return
         kernel, rule, groups = self._formula_kernel, session.update_rule(), session.groups
-        layouts = self._layouts(session)
+        layouts = self._layouts(session) if kernel.orientation else NO_LAYOUTS
         parted = self._parted(session) if self._mapped else None
         for index, weights, gradients in session.updates(self._selection):
             group = groups[index]
             if parted is not None:
-                states = session.stateful.state
+                states = session.stateful.state if rule.elementwise else {}
                 parted.apply_proximal(rule, group, states, weights, gradients, layouts)
             elif rule.elementwise:
                 states = session.stateful.state
@@ -261,8 +261,7 @@ class Delivered(Selective):
                 apply_one_step(kernel, weights, step, layouts)
 
     def _layouts(self, session: SessionView) -> Mapping[torch.Tensor, Layout]:
-        oriented = self._formula_kernel.orientation
-        return session.coverage(self._selection).layouts if oriented else NO_LAYOUTS
+        return session.coverage(self._selection).layouts
 
     @hookimpl
     def on_metrics(self, session: SessionView) -> Mapping[str, Any]:
