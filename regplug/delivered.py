@@ -11,7 +11,7 @@ import torch
 
 from regplug.backend.copied import reduced_without
 from regplug.backend.groups import sign
-from regplug.backend.layouts import Layout
+from regplug.backend.marks import is_own
 from regplug.delivery import at_step, terms
 from regplug.delivery.executed import executed_by
 from regplug.delivery.parted import Parted
@@ -122,7 +122,7 @@ class Delivered(Selective):
             others = ["on_gradients", "on_closure", "after_step"]
         else:  # "auto" has not settled, or it is to be seen whether the loss event ever fires
             others = ["after_step"]
-        return [event for event in others if not _is_own(self, event)]
+        return [event for event in others if not is_own(self, event, Delivered)]
 
     def waits_for_loss(self, session: SessionView) -> bool:
         """Return whether it is delivered in the loss, and not at strength 0."""
@@ -141,8 +141,10 @@ class Delivered(Selective):
         self._switched = type(self).active is not Delivered.active
         coverage = session.coverage(self._selection)
         self._settle_formula(coverage)
-        if coverage.apart:
-            self._settle_apart()
+        if coverage.apart:  # what is trained is not what the model computes with
+            if self._settled == "loss":
+                refuse_apart(self.name)
+            self._settled = self._settled or "step"
         if self._settled == "proximal":
             self._check_has_operator()
             apart = not self.separable and not self.elementwise_steps
@@ -150,12 +152,6 @@ class Delivered(Selective):
                 refuse_elementwise_steps(self.name, session.optimizer)
             return
         refuse_sparse(self.name, coverage)
-
-    def _settle_apart(self) -> None:
-        """Leave the loss alone where what is trained is not what the model computes with."""
-        if self._settled == "loss":
-            refuse_apart(self.name)
-        self._settled = self._settled or "step"
 
     @hookimpl
     def on_loss(self, session: SessionView) -> terms.Term | None:
@@ -183,7 +179,7 @@ class Delivered(Selective):
         """Return the parts of a penalty whose strengths are by pattern."""
         kernel, strengths = self._formula_kernel, self.strengths_by_part(session)
         known = self._known_parts
-        if known is None or known.kernel is not kernel or known.strengths is not strengths:
+        if known is None or (known.kernel, known.strengths) != (kernel, strengths):
             self._known_parts = known = Parted(kernel, strengths, self._strength_now)
         return known
 
@@ -214,7 +210,7 @@ class Delivered(Selective):
             return
         kernel = self._formula_kernel
         scale = session.gradient_scale
-        layouts = self._layouts(session) if kernel.orientation else NO_LAYOUTS
+        layouts = session.coverage(self._selection).layouts if kernel.orientation else NO_LAYOUTS
         for (direction, *_), (weights, gradients) in together.items():
             factor = strength * scale * direction
             if not self._warned_of_rounding:
@@ -246,22 +242,19 @@ class Delivered(Selective):
         if self._settled != "proximal" or not self.active:
             return
         kernel, rule, groups = self._formula_kernel, session.update_rule(), session.groups
-        layouts = self._layouts(session) if kernel.orientation else NO_LAYOUTS
+        layouts = session.coverage(self._selection).layouts if kernel.orientation else NO_LAYOUTS
         parted = self._parted(session) if self._mapped else None
+        elementwise = rule.elementwise
+        states = session.stateful.state if elementwise else {}
         for index, weights, gradients in session.updates(self._selection):
             group = groups[index]
             if parted is not None:
-                states = session.stateful.state if rule.elementwise else {}
                 parted.apply_proximal(rule, group, states, weights, gradients, layouts)
-            elif rule.elementwise:
-                states = session.stateful.state
+            elif elementwise:
                 apply_elementwise_steps(kernel, rule, group, states, weights, gradients, layouts)
             else:
                 step = rule.step(group, {}, gradients[0])
                 apply_one_step(kernel, weights, step, layouts)
-
-    def _layouts(self, session: SessionView) -> Mapping[torch.Tensor, Layout]:
-        return session.coverage(self._selection).layouts
 
     @hookimpl
     def on_metrics(self, session: SessionView) -> Mapping[str, Any]:
@@ -306,9 +299,3 @@ class Delivered(Selective):
         """Return by what kernels, where a compiler serves; nothing where torch does it, as ever."""
         covered = session.coverage(self._selection).trainable
         return executed_by(self._formula_kernel, self._settled or "auto", covered)
-
-
-def _is_own(plugin: Delivered, event: str) -> bool:
-    """Whether ``plugin`` has a hook of its own for an event."""
-    hook = getattr(plugin, event)
-    return getattr(hook, "__func__", hook) is not getattr(Delivered, event)

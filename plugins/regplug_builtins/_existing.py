@@ -22,6 +22,7 @@ class Existing:
 
     Attributes:
         taken: the groups whose decay is replaced.
+        first: whether :meth:`step` has still to look.
     """
 
     def __init__(self, mode: str) -> None:
@@ -30,7 +31,7 @@ class Existing:
         self.mode = mode
         self.taken: list[Group] = []
         self._warned = False
-        self._first = False
+        self.first = False
         self._undo: list[Callable[[], None]] = []
 
     def attach(self, session: SessionView, take_over: Callable[[SessionView], None]) -> None:
@@ -42,7 +43,7 @@ class Existing:
         """
         optimizer = session.optimizer
         if optimizer is not None and self.mode != "add":
-            self._first = True
+            self.first = True
             self._undo += [
                 lent.keep_in_states(optimizer),
                 optimizer.register_load_state_dict_post_hook(
@@ -52,8 +53,8 @@ class Existing:
 
     def step(self, session: SessionView) -> None:
         """Look at the first step for what has been put around the optimizer by then."""
-        if self._first and session.optimizer is not None:
-            self._first = False
+        if self.first and session.optimizer is not None:
+            self.first = False
             self._undo += map(lent.keep_in_states, lent.around(session.optimizer))
 
     def detach(self) -> None:
@@ -61,7 +62,7 @@ class Existing:
         while self._undo:
             self._undo[-1]()
             self._undo.pop()
-        self._first = False
+        self.first = False
         self.give_back()
 
     def said(self) -> str:

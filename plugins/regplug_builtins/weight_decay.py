@@ -199,17 +199,21 @@ class WeightDecay(Selective):
             self._take_over(session)
         else:
             self._own.go_on(session.groups, coverage.by_group, self, session.optimizer)
-        self._own.step(session)
-        if self.strength == 0:
+        if self._own.first:
+            self._own.step(session)
+        if (strength := self.strength) == 0:
             return
         if self._sessions != sessions.changes():
             self._hand_over(session)
         together: list[torch.Tensor] = []
         shares: list[float] = []
-        for index, weights, _ in self.by_part(session):
-            if (strength := self.strength) == 0:
+        mapped, plain = self._mapped, self.scale == "lr"
+        updates = self.by_part(session) if mapped else session.updates(self._selection)
+        for index, weights, _ in updates:
+            if mapped and (strength := self.strength) == 0:
                 continue
-            decay = self._scale.of(session, index, strength)
+            lr = session.learning_rate(index) if plain else 1.0
+            decay = lr * strength if plain else self._scale.of(session, index, strength)
             if self._coarse:
                 self._coarse = not rounds_away(self.name, weights, float(decay))  # once is enough
             if index in self._handed and self._lends(session, index, weights, strength):
@@ -217,7 +221,7 @@ class WeightDecay(Selective):
             parts = [local(w) for w in weights]
             if self.cautious:
                 self._before.append((parts, [w.clone() for w in parts], decay))
-            elif self._mapped and isinstance(decay, float):
+            elif mapped and isinstance(decay, float):
                 together += parts
                 shares += [1 - decay] * len(parts)
             else:
