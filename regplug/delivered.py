@@ -262,8 +262,7 @@ class Delivered(Selective):
         from regplug.selection.in_use import in_use  # not before somebody asks
 
         coverage = session.coverage(self._selection)
-        strengths = self.strengths()
-        used = in_use(coverage)
+        strengths, used = self.strengths(), in_use(coverage)
         # Companions belong to the parameters themselves.
         valued = coverage if self._formula_kernel.has_companions else used
         if self._mapped:
@@ -271,7 +270,7 @@ class Delivered(Selective):
             value = terms.value(self._formula_kernel, valued, 1.0, shares)
             strengths = {**strengths, **self.figures_by_part(session)}
         else:
-            value = terms.value(self._formula_kernel, valued, factor=strengths.get("strength", 1.0))
+            value = terms.value(self._formula_kernel, valued, strengths.get("strength", 1.0))
         return {"value": value, **strengths, "zeros": terms.zeros(used, self._kernels)}
 
     def _settle(self, session: SessionView) -> str:
