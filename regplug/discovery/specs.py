@@ -95,9 +95,9 @@ class Template:
     def by_pattern(cls, text: str) -> tuple["Template", tuple[str, ...]]:
         """Return the template of a spec with a placeholder for each of some patterns, and these.
 
-        >>> template, patterns = Template.by_pattern("l1({'encoder.*': _, '*': _})")
+        >>> template, patterns = Template.by_pattern("plugin({'encoder.*': _, '*': _})")
         >>> patterns, template.filled_by([0.1, 0.2])
-        (('encoder.*', '*'), "l1({'encoder.*': 0.1, '*': 0.2})")
+        (('encoder.*', '*'), "plugin({'encoder.*': 0.1, '*': 0.2})")
 
         Raises:
             SpecError: it is no spec, holds a placeholder elsewhere, or two for one pattern.
@@ -121,7 +121,7 @@ class Template:
         if not patterns or any(isinstance(n, ast.Name) and n.id == "_" for n in ast.walk(call)):
             raise SpecError(
                 f"{quoted(text)} must hold a placeholder _ for each pattern of a mapping, and "
-                "nowhere else, as in \"l1({'encoder.*': _, '*': _})\""
+                "nowhere else, as in \"plugin({'encoder.*': _, '*': _})\""
             )
         return cls(ast.unparse(call)), tuple(patterns)
 

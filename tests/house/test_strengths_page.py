@@ -22,7 +22,7 @@ def told():
     names, pairs = {"__name__": "page"}, []
     torch.manual_seed(0)
     for code, said in re.findall(
-        r"^```python\n(.*?)^```\n(?:\n```\n(.*?)^```$)?", PAGE, re.DOTALL | re.MULTILINE
+        r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```$)?", PAGE, re.DOTALL | re.MULTILINE
     ):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
