@@ -81,7 +81,7 @@ def test_every_plugin_of_a_strength_is_in_its_table():
 
 
 def test_its_grid_is_one():
-    (grid,) = re.findall(r"grid=(\{.*?\}\})\)", PAGE)
+    (grid,) = re.findall(r"StrengthCV\(train, (\{.*?\}\})\)", PAGE)
     made = Grid(eval(grid))
     assert len(made.candidates) == 4
     assert made.specs(made.candidates[1]) == ["l1({'encoder.*': 1e-05, '*': 0.01})"]
