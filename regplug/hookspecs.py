@@ -166,6 +166,9 @@ def on_state(session: SessionView) -> "Mapping[str, Any] | None":
     Returns what the plugin must remember to go on after a restart: numbers, strings, tensors,
     and lists and dicts of them (what ``torch.load(weights_only=True)`` accepts), or None.
     Strength schedules need nothing: the session saves the step count.
+
+    What is kept of a sharded weight is best returned as a ``DTensor`` like it (``regplug.like``):
+    it is saved whole, or as it is by ``torch.distributed.checkpoint``, and loads on other meshes.
     """
 
 
@@ -173,7 +176,8 @@ def on_state(session: SessionView) -> "Mapping[str, Any] | None":
 def on_load_state(session: SessionView, state: "Mapping[str, Any]") -> None:
     """Fires at each ``session.load_state_dict()``, after ``session.steps`` was set.
 
-    ``state`` is what ``on_state`` returned, an empty mapping for None. If any plugin raises, the
+    ``state`` is what ``on_state`` returned, an empty mapping for None. What was a ``DTensor`` is
+    whole now, or placed as this run's are: ``regplug.full`` takes either. If any plugin raises, the
     attributes of all are put back as they were, and it fires once more with what ``on_state`` then
     returns. Nothing is returned.
     """

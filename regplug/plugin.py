@@ -43,9 +43,8 @@ __all__ = [
 class Scheduled:
     """An attribute that is set to a number or a schedule and read as its value now.
 
-    "Now" is the step that the session is in; before a plugin is attached it is step 0. Where the
-    plugin takes strengths by pattern (:attr:`Plugin.by_pattern`) it may be set to a mapping of
-    patterns, too, and is read as the largest of them, but while parts are worked on one by one.
+    "Now" is the step that the session is in; before a plugin is attached it is step 0. With
+    :attr:`Plugin.by_pattern` it may be a mapping of patterns, too, and is read as the largest.
 
     Args:
         low: the smallest value allowed.
@@ -152,8 +151,7 @@ class Plugin:
     that says it, for the hooks that it has: not for those that a subclass writes."""
 
     by_pattern: bool = False
-    """Whether its scheduled attributes may be mappings of patterns to strengths. Then it reads them
-    part by part (:meth:`regplug.Selective.by_part`)."""
+    """Whether strengths may be mappings of patterns: read in :meth:`regplug.Selective.by_part`."""
 
     stochastic: bool = False
     """Whether it draws at random. Then the exam compares distributed runs by their statistics."""

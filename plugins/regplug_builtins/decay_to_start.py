@@ -132,7 +132,7 @@ class DecayToStart(Anchored):
 
     @hookimpl
     def on_state(self, session: SessionView) -> Mapping[str, Any]:
-        """Return the anchors, whole, and the learning rates that λ is measured by."""
+        """Return the anchors, and the learning rates that λ is measured by."""
         references = {"reference_lr": dict(self._references)} if self._references else {}
         return {**super().on_state(session), **references}
 

@@ -22,8 +22,9 @@ class L2SP(Anchored, Penalty):
     2λ·(w − w₀), its proximal operator (w + 2·step·λ·w₀)/(1 + 2·step·λ).
 
     The anchors w₀ cost one copy of the covered weights, sharded as they are, and are part of the
-    session's state: a resumed run keeps its starting point. In that state they are whole, so they
-    load on another number of processes; saving it is a collective for sharded weights.
+    session's state: a resumed run keeps its starting point, on another number of processes, too. In
+    that state they are whole, by a collective for sharded weights, unless it is saved by
+    ``torch.distributed.checkpoint`` (``regplug.integrations.checkpoint``).
 
     Args:
         strength: λ, a finite number ≥ 0 or a schedule of the step count.

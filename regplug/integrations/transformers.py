@@ -47,8 +47,7 @@ class RegplugArguments:
     regplug: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "regularizers, such as 'l1(1e-5)' 'weight_decay(0.1)'; `regplug plugins` "
-            "lists what is installed",
+            "help": "regularizers, a spec each; `regplug plugins` lists what is installed",
             "nargs": "*",
         },
     )
@@ -103,7 +102,7 @@ class RegplugCallback(TrainerCallback):
         given = values["regplug"]
         plugins = [given] if isinstance(given, str) else given or []
         if not isinstance(plugins, Iterable) or not all(isinstance(p, str) for p in plugins):
-            raise SpecError(f"regplug takes specs, such as 'l1(1e-5)', got {given!r}")
+            raise SpecError(f"regplug takes one spec or several, got {given!r}")
         folder = values.get("resume_from_checkpoint")
         return cls(plugins, resume_from=folder if isinstance(folder, str | Path) else None)
 

@@ -87,15 +87,24 @@ class Ranks:
         except Exception:  # the store may be gone, and the error itself is what matters
             return
 
-    def heard(self) -> str | None:
-        """Return what another rank failed with, if one left word. Never raises."""
-        if not self.members or self._failed:
+    def explained(self, error: BaseException | None) -> RegplugError | None:
+        """Return what to raise instead where another rank failed first, if it left word.
+
+        All that is seen of that rank is a lost connection, in the loop or in a plugin's hook, which
+        is not to blame. Where all ranks fail alike there is nothing to explain. Never raises.
+        """
+        lost = (error, getattr(error, "__cause__", None))
+        if not self.members or not any(isinstance(each, RuntimeError) for each in lost):
             return None
         try:
             store = self._store()
-            return store.get("failed").decode() if store.check(["failed"]) else None
+            words: str = store.get("failed").decode() if store.check(["failed"]) else ""
         except Exception:
             return None
+        if not words or words.endswith(f" failed: {type(error).__name__}: {error}"):
+            return None
+        kind = type(error) if isinstance(error, RegplugError) else RegplugError
+        return kind(f"session {self.name!r}: {words}")
 
     def compare(self, session: SessionView) -> None:
         """Compare with the other ranks, if it is known by now that there are any.

@@ -50,6 +50,8 @@ def test_every_block_is_of_a_kind_that_is_checked(name: str) -> None:
 
 # Torch's own, where inductor is imported.
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+# Torch tells that a checkpoint is of one process.
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 @pytest.mark.parametrize(
     "name", [n for n, p in PAGES.items() if any(b.language == "python" for b in p.blocks)]
 )
