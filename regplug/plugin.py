@@ -87,14 +87,13 @@ class Scheduled:
         return self.at(instance, instance._step)
 
     def __set__(self, instance: "Plugin", value: StrengthLike) -> None:
-        found: Callable[[int], float]
         if isinstance(value, Mapping | per_layer):
             if not instance.by_pattern:
                 raise SpecError(
                     f"{instance.name}: {self.name} is one for all, and can't be given by pattern "
                     f"(got {value!r}): attach the plugin once for each, with where= and a name="
                 )
-            found = ByPattern(value, self.name, self.low, self.high)
+            found: Callable[[int], float] = ByPattern(value, self.name, self.low, self.high)
         else:
             found = as_schedule(value, self.name, low=self.low, high=self.high)
         instance.__dict__[self.name] = found
