@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from regplug_builtins.activity import Activity
     from regplug_builtins.cpr import CPR
+    from regplug_builtins.decay_to_start import DecayToStart
     from regplug_builtins.drop_path import DropPath
     from regplug_builtins.dropout import Dropout
     from regplug_builtins.elastic_net import ElasticNet
@@ -35,6 +36,7 @@ __all__ = [
     "L2",
     "L2SP",
     "Activity",
+    "DecayToStart",
     "DropPath",
     "Dropout",
     "ElasticNet",
@@ -56,6 +58,7 @@ __all__ = [
 _MODULES = {
     "Activity": "activity",
     "CPR": "cpr",
+    "DecayToStart": "decay_to_start",
     "DropPath": "drop_path",
     "Dropout": "dropout",
     "ElasticNet": "elastic_net",

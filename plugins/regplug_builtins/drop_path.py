@@ -124,7 +124,7 @@ class DropPath(ScheduledRates):
     @hookimpl
     def on_metrics(self, session: SessionView) -> Mapping[str, float]:
         """Return the rate of the deepest block."""
-        return {"rate": self.rate}
+        return {"rate": self.rate, **self.figures_by_pattern()}
 
 
 def is_stochastic_depth(module: nn.Module) -> bool:

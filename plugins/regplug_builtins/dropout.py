@@ -157,9 +157,10 @@ class Dropout(ScheduledRates):
     def on_metrics(self, session: SessionView) -> Mapping[str, float]:
         """Return the rate, or with ``relative`` the mean rate of the modules."""
         if not self.relative:
-            return {"rate": self.rate}
+            return {"rate": self.rate, **self.figures_by_pattern()}
         mean = sum(target.own for target in self._targets) / max(len(self._targets), 1)
-        return {"rate": self.factor * mean, "factor": self.factor}
+        by_pattern = self.figures_by_pattern()
+        return {"rate": self.factor * mean, "factor": self.factor, **by_pattern}
 
 
 def _attributes(module: nn.Module) -> Iterator[str]:

@@ -78,7 +78,9 @@ def _foreign(subject: Subject, setup: Setup) -> None:
 
 def _unselected(subject: Subject, setup: Setup) -> None:
     name = subject.touched(setup)[0]
-    only = Setup(setup.source, setup.delivery, {**setup.values, "where": name})
+    # Of strengths by pattern, those of other weights would have nothing left to match.
+    alike = {key: subject.steady()[key] for key in subject.plugin.mappings}
+    only = Setup(setup.source, setup.delivery, {**setup.values, **alike, "where": name})
     found, plain = subject.rig(only).run(1), subject.rig(None).run(1)
     for other, weight in plain.weights.items():
         if other != name and not torch.equal(weight, found.weights[other]):

@@ -112,11 +112,35 @@ class Subject:
 
     def steady(self) -> Mapping[str, float]:
         """Return a constant that does something for every scheduled attribute."""
-        values = {}
-        for name, attribute in self.scheduled.items():
-            at = [attribute.at(self.plugin, step) for step in _LATER]
-            values[name] = next((value for value in at if value != attribute.off), at[0])
-        return values
+        return {
+            name: _steady(attribute.schedule(self.plugin), attribute.off)
+            for name, attribute in self.scheduled.items()
+        }
+
+    def by_pattern(
+        self, values: Mapping[str, float], change: Callable[[float], Any] = lambda value: value
+    ) -> dict[str, Any]:
+        """Return values for all attributes, and where strengths are by pattern their mappings.
+
+        Args:
+            values: the largest of each attribute.
+            change: what is made of each value.
+        """
+        found: dict[str, Any] = {name: change(value) for name, value in values.items()}
+        for name, mapping in self.plugin.mappings.items():
+            if name not in values:
+                continue
+            off = self.scheduled[name].off
+            largest = _steady(mapping, off)
+            scale = values[name] / largest if largest else 1.0
+
+            def changed(
+                schedule: Callable[[int], float], off: float | None = off, scale: float = scale
+            ) -> Any:
+                return change(_steady(schedule, off) * scale)
+
+            found[name] = mapping.each(changed)
+        return found
 
     def loud(self, delivery: str | None) -> Setup:
         """Return it with constant strengths, those of a penalty no weaker than can be measured."""
@@ -125,7 +149,7 @@ class Subject:
             for name, attribute in self.scheduled.items():
                 if attribute.off == 0 and attribute.high >= _LOUD:
                     values[name] = max(values[name], _LOUD)
-        return Setup(self.source, delivery, values)
+        return Setup(self.source, delivery, self.by_pattern(values))
 
     def setups(self) -> list[Setup]:
         """Return one loud setup for each delivery."""
@@ -148,6 +172,11 @@ class Subject:
         if not self._touched[setup.delivery]:
             raise Skip("it changed no weight in the first step here")
         return self._touched[setup.delivery]
+
+
+def _steady(schedule: Callable[[int], float], off: float | None) -> float:
+    at = [schedule(step) for step in _LATER]
+    return next((value for value in at if value != off), at[0])
 
 
 def same(

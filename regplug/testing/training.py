@@ -80,7 +80,8 @@ def zero_strength(subject: Subject) -> Iterable[Case]:
 
     def run(delivery: str | None) -> None:
         options = {"dtype": torch.float32, "calm": False, "edit": silence}
-        found = subject.rig(Setup(subject.source, delivery, off), **options).run(3)
+        setup = Setup(subject.source, delivery, subject.by_pattern(off))
+        found = subject.rig(setup, **options).run(3)
         expected = subject.rig(None, **options).run(3)
         same(found, expected, "with " + _listed(off), rtol=0, atol=0)
         for name, weight in expected.weights.items():

@@ -36,13 +36,20 @@ FLOORS = (
     {"view"},
     {"selection"},
     {"backend"},
+    {"strengths"},
     {"installed", "schedules", "table"},
     {"values"},
     {"errors"},
 )
 
 # What plugins may import of the core, as anyone else's would.
-PUBLIC_MODULES = ("regplug", "regplug.errors", "regplug.schedules", "regplug.sessions")
+PUBLIC_MODULES = (
+    "regplug",
+    "regplug.errors",
+    "regplug.schedules",
+    "regplug.sessions",
+    "regplug.strengths",
+)
 
 PUBLIC_NAMES = {
     "regplug": {"attach", "Session", "Plugin", "Penalty", "hookimpl", "hookspec"},
@@ -56,6 +63,7 @@ PUBLIC_NAMES = {
         "UnsupportedError",
     },
     "regplug.sessions": {"on"},
+    "regplug.strengths": {"per_layer"},
     "regplug.schedules": {"constant", "linear", "cosine", "exponential", "piecewise", "warmup"},
 }
 
