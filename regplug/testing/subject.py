@@ -42,6 +42,14 @@ class Subject:
         self.workers_results: dict[Any, Any] = {}
         self._touched: dict[str | None, list[str]] = {}
 
+    def settle(self) -> None:
+        """Attach the plugin once, before any question is asked.
+
+        Raises:
+            RegplugError: it can't be made, or can't be attached to the model.
+        """
+        self.rig(self.given(None)).detach()
+
     @property
     def title(self) -> str:
         """The spec, or the plugin's name."""
@@ -70,6 +78,11 @@ class Subject:
     def implements(self, hook: str) -> bool:
         """Tell whether the plugin has this hook."""
         return is_hook(getattr(type(self.plugin), hook, None))
+
+    @cached_property
+    def remembers(self) -> bool:
+        """Whether it may act otherwise in each step: it has a state, or draws at random."""
+        return self.implements("on_state") or self.plugin.stochastic
 
     @cached_property
     def adds_to_loss(self) -> bool:

@@ -18,10 +18,10 @@ from regplug.testing.subject import Failure, Skip, Subject, same
 __all__: list[str] = []
 
 
-@check("every-batch")
+@check("every-batch", after=("acts",))
 def every_batch(subject: Subject) -> Iterable[Case]:
     """From the same weights and data it does in batch 2, 3, … what it did in batch 1."""
-    has_memory = subject.implements("on_state") or subject.plugin.stochastic
+    has_memory = subject.remembers
 
     def run(setup: Setup) -> None:
         with_it, without = subject.rig(setup), subject.rig(None)
@@ -61,7 +61,7 @@ def every_batch(subject: Subject) -> Iterable[Case]:
         yield setup.regime, partial(run, setup)
 
 
-@check("zero-strength")
+@check("zero-strength", after=("adds",))
 def zero_strength(subject: Subject) -> Iterable[Case]:
     """Turned off, it leaves the very bits that a loop without it leaves."""
     off = {
@@ -172,7 +172,7 @@ class _Companion(Plugin):
                     p.mul_(0.99)
 
 
-@check("order")
+@check("order", after=("adds",))
 def order(subject: Subject) -> Iterable[Case]:
     """Before or after another plugin it does the same, unless it declares ``order_matters``."""
     if subject.plugin.order_matters:
