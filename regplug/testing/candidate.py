@@ -100,7 +100,8 @@ def _message(error: BaseException) -> str:
         return str(error)
     at = place_of(error)
     if not isinstance(error, Exception):
-        return f"it ends the process: {type(error).__name__}: {error} (at {at})"
+        said = f": {error}" if str(error) else ""
+        return f"it ends the process: {type(error).__name__}{said} (at {at})"
     if isinstance(error, RegplugError):
         return str(error) if error.__cause__ is None else f"{error} (at {at})"
     return f"{type(error).__name__}: {error} (at {at})"

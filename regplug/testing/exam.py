@@ -28,6 +28,7 @@ from regplug.testing.processes import start_processes
 from regplug.testing.registry import CHECKS, RUNS, Check, registered
 from regplug.testing.report import NOT_JUDGED, Report, Result
 from regplug.testing.subject import Source
+from regplug.testing.warming import warm
 
 __all__ = ["check_plugin"]
 
@@ -122,9 +123,7 @@ class _Exam:
 
     def sit(self) -> Iterator[Result]:
         """Yield the results of all checks, in their order."""
-        if any(check.id == "compile" for check in self._wanted):
-            # Seconds, which each copy of this process would need again.
-            import torch._dynamo  # noqa: F401
+        warm([check.id for check in self._wanted])
         wanted = list(self._wanted)
         try:
             self._sit_down()
