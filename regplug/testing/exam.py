@@ -12,10 +12,12 @@ from regplug.errors import SpecError
 from regplug.testing import (  # noqa: F401 - each registers its checks
     acting,
     compiling,
+    costs,
     coverage,
     distributed,
     failing,
     formula,
+    growing,
     restoring,
     saving,
     steps,
