@@ -221,7 +221,7 @@ class _Storages(TorchDispatchMode):
         self.peak = max(self.peak, self.alive)
 
 
-@check("memory")
+@check("memory", after=("cost",))
 def memory(subject: Subject) -> Iterable[Case]:
     """A step needs no memory of the model's size beyond what it keeps."""
 

@@ -19,6 +19,7 @@ RUNS = "runs"
 CHECKS = (
     RUNS,
     "acts",
+    "cost",
     "differentiable",
     "gradient",
     "finite-difference",
@@ -42,7 +43,6 @@ CHECKS = (
     "resume",
     "restore",
     "leak",
-    "cost",
     "memory",
     "growth",
     "order",
