@@ -42,13 +42,12 @@ class Subject:
         self.workers_results: dict[Any, Any] = {}
         self._touched: dict[str | None, list[str]] = {}
 
-    def settle(self) -> None:
-        """Attach the plugin once, before any question is asked.
-
-        Raises:
-            RegplugError: it can't be made, or can't be attached to the model.
-        """
-        self.rig(self.given(None)).detach()
+    def sits_on(self, bench: Bench) -> None:
+        """Let it be tried on another model from now on."""
+        self.bench = bench
+        self.workers_results.clear()
+        self._touched.clear()
+        self.__dict__.pop("deliveries", None)
 
     @property
     def title(self) -> str:
