@@ -17,6 +17,8 @@ __all__ = ["choose_bench"]
 STEPS = 12
 # Of the weights: penalties act anywhere, constraints on large weights or on small ones alone.
 SCALES = (1.0, 10.0, 0.1, 1000.0)
+# Whether dropout is off, and the scale of the weights.
+CIRCUMSTANCES = [(calm, scale) for calm in (True, False) for scale in SCALES]
 
 
 def choose_bench(subject: Subject) -> None:
@@ -49,9 +51,9 @@ def _at_once(subject: Subject) -> bool:
     setup = subject.loud(subject.deliveries[0])
     try:
         return any(
-            next(_acted(subject, setup, scale, calm=calm))
-            for calm in (True, False)
-            for scale in SCALES
+            next(_acted(subject, moment, scale, calm=calm))
+            for moment in subject.moments(setup)
+            for calm, scale in CIRCUMSTANCES
         )
     except Exception:
         return True
@@ -83,9 +85,9 @@ def acts(subject: Subject) -> Iterable[Case]:
 
 def _seen(subject: Subject, setup: Setup) -> None:
     late: str | None = None
-    for calm in (True, False):
-        for scale in SCALES:
-            acted = _acted(subject, setup, scale, calm=calm)
+    for moment in subject.moments(setup):
+        for calm, scale in CIRCUMSTANCES:
+            acted = _acted(subject, moment, scale, calm=calm)
             for step, seen in enumerate(acted):
                 if not seen:
                     continue

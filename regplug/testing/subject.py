@@ -1,6 +1,6 @@
 """Who sits the exam: one plugin, and what can be known of it before the first question."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -138,6 +138,19 @@ class Subject:
                 if attribute.off == 0 and attribute.high >= _LOUD:
                     values[name] = max(values[name], _LOUD)
         return Setup(self.source, delivery, values)
+
+    def moments(self, setup: Setup) -> Iterator[Setup]:
+        """Yield a setup, and the same with the values that its schedules come to later.
+
+        A share of what is there does nothing at 1, as a strength at 0.
+        """
+        yield setup
+        told = [dict(setup.values)]
+        for step in _LATER:
+            values = {n: a.at(self.plugin, step) for n, a in self.scheduled.items()}
+            if values not in told:
+                told.append(values)
+                yield Setup(setup.source, setup.delivery, values)
 
     def setups(self) -> list[Setup]:
         """Return one loud setup for each delivery."""
