@@ -28,7 +28,9 @@ def choose_bench(subject: Subject) -> None:
         RegplugError: it can't be made, or can't be attached to any of the models.
     """
     usual = subject.bench
-    grown = [Bench(kind, usual.batch) for kind in GROWN] if usual.model is Sample else []
+    grown = (
+        [Bench(kind, usual.batch, usual.loss) for kind in GROWN] if usual.model is Sample else []
+    )
     refusal: RegplugError | None = None
     fitting: Bench | None = None
     for bench in (usual, *grown):

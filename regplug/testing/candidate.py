@@ -5,9 +5,9 @@ import os
 import pickle
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
@@ -20,7 +20,16 @@ from regplug.testing.processes import ProcessesError, Ranks, use
 from regplug.testing.registry import Check, registered
 from regplug.testing.subject import Failure, Skip, Subject
 
-__all__ = ["ATTACH", "EVERYWHERE", "Answer", "Paper", "answers", "attachable", "own_settings", "serve"]
+__all__ = [
+    "ATTACH",
+    "EVERYWHERE",
+    "Answer",
+    "Paper",
+    "answers",
+    "attachable",
+    "own_settings",
+    "serve",
+]
 
 EVERYWHERE = "–"
 ATTACH = "to attach"
@@ -32,6 +41,7 @@ class Paper:
 
     source: Any
     bench: Bench
+    values: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -40,7 +50,7 @@ class Paper:
 
     def subject(self) -> Subject:
         """Return the plugin under exam, new."""
-        return Subject(self.source, self.bench)
+        return Subject(self.source, self.bench, self.values)
 
 
 @dataclass(frozen=True)

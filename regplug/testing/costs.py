@@ -84,9 +84,7 @@ class _Elements(TorchDispatchMode):
         super().__init__()
         self.count = 0
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)]
         self.count += sum(t.numel() for t in tensors)
@@ -205,9 +203,7 @@ class _Storages(TorchDispatchMode):
         self.alive, self.peak = 0, 0
         self._seen: dict[int, Any] = {}
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = {
             t.untyped_storage().data_ptr()
             for t in tree_leaves((args, kwargs))

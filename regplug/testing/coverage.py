@@ -92,8 +92,10 @@ def _tied(subject: Subject, setup: Setup) -> None:
         raise Skip("the model is another than the exam's usual one")
     if _hooked(subject, setup):
         raise Skip("it watches modules, and one that is called twice is not two modules")
-    without = type(subject.bench)(partial(Sample, tied=False), subject.bench.batch)
-    once = Subject(subject.source, without)
+    without = type(subject.bench)(
+        partial(Sample, tied=False), subject.bench.batch, subject.bench.loss
+    )
+    once = Subject(subject.source, without, subject.values)
     same(
         subject.rig(setup).run(3),
         once.rig(setup).run(3),

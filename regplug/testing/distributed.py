@@ -48,7 +48,7 @@ class _Half(Bench):
 
 def train(rank: int, bench: Bench, setup: Setup | None, wrapper: str) -> dict[str, Any]:
     """Train on this rank and return what it holds and reports at the end. Runs in a worker."""
-    rig = _Sharded(_Half(bench.model, bench.batch), setup, wrap=WRAPPERS[wrapper])
+    rig = _Sharded(_Half(bench.model, bench.batch, bench.loss), setup, wrap=WRAPPERS[wrapper])
     try:
         snapshot = rig.run(STEPS)
         session = rig.session
@@ -134,7 +134,6 @@ def _spread(found: Snapshot, expected: Snapshot) -> float:
 @check("collective", distributed=True)
 def collective(subject: Subject) -> Iterable[Case]:
     """On two ranks it comes to an end: neither leaves, or waits for one that does not come."""
-
     found: list[str] = []
 
     def run(setup: Setup, wrapper: str) -> None:

@@ -19,7 +19,16 @@ import torch.distributed as dist
 
 from regplug.testing.places import place_in, place_of, redirected
 
-__all__ = ["RANKS", "Processes", "ProcessesError", "Ranks", "processes", "start_processes", "stop_processes", "use"]
+__all__ = [
+    "RANKS",
+    "Processes",
+    "ProcessesError",
+    "Ranks",
+    "processes",
+    "start_processes",
+    "stop_processes",
+    "use",
+]
 
 RANKS = 2
 START_SECONDS = 180.0
@@ -184,7 +193,7 @@ def _loopback() -> str | None:
 def _work(rank: int, port: int, pipe: Any, trace: str) -> None:
     """Serve jobs until the pipe is closed; leave the place of a crash or a wait in ``trace``."""
     # What a plugin prints must not come between the lines of a report.
-    with open(trace, "w", encoding="utf-8") as file, redirected(tempfile.TemporaryFile()):  # noqa: PTH123, SIM115
+    with open(trace, "w", encoding="utf-8") as file, redirected(tempfile.TemporaryFile()):  # noqa: PTH123
         faulthandler.enable(file)
         _serve(rank, port, pipe, file)
         faulthandler.disable()

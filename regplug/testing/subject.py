@@ -35,10 +35,13 @@ class Subject:
     Args:
         source: a spec, an instance (copied for each use), or a callable that returns a new one.
         bench: the model and data to try it on.
+        values: attributes that are set on each instance, such as ``where``.
     """
 
-    def __init__(self, source: Source, bench: Bench) -> None:
-        self.source, self.bench = source, bench
+    def __init__(
+        self, source: Source, bench: Bench, values: Mapping[str, Any] | None = None
+    ) -> None:
+        self.source, self.bench, self.values = source, bench, dict(values or {})
         self.workers_results: dict[Any, Any] = {}
         self._touched: dict[str | None, list[str]] = {}
 
@@ -57,7 +60,7 @@ class Subject:
     @cached_property
     def plugin(self) -> Plugin:
         """An instance to look at, never attached."""
-        plugin = Setup(self.source).make()
+        plugin = Setup(self.source, None, self.values).make()
         if not isinstance(plugin, Plugin):
             raise PluginError(f"{plugin!r} is no instance of regplug.Plugin")
         return plugin
@@ -113,14 +116,14 @@ class Subject:
 
     def _attaches(self, delivery: str | None) -> bool:
         try:
-            Rig(self.bench, Setup(self.source, delivery)).detach()
+            Rig(self.bench, self.given(delivery)).detach()
         except RegplugError:
             return False
         return True
 
     def given(self, delivery: str | None) -> Setup:
         """Return the plugin as its author specified it."""
-        return Setup(self.source, delivery)
+        return Setup(self.source, delivery, self.values)
 
     def steady(self) -> Mapping[str, float]:
         """Return a constant that does something for every scheduled attribute."""
@@ -132,7 +135,7 @@ class Subject:
 
     def loud(self, delivery: str | None) -> Setup:
         """Return it with constant strengths, those of a penalty no weaker than can be measured."""
-        values = dict(self.steady())
+        values = {**self.values, **self.steady()}
         if isinstance(self.plugin, Penalty):
             for name, attribute in self.scheduled.items():
                 if attribute.off == 0 and attribute.high >= _LOUD:
@@ -150,7 +153,7 @@ class Subject:
             values = {n: a.at(self.plugin, step) for n, a in self.scheduled.items()}
             if values not in told:
                 told.append(values)
-                yield Setup(setup.source, setup.delivery, values)
+                yield Setup(setup.source, setup.delivery, {**self.values, **values})
 
     def setups(self) -> list[Setup]:
         """Return one loud setup for each delivery."""

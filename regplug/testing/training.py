@@ -81,7 +81,9 @@ def zero_strength(subject: Subject) -> Iterable[Case]:
 
     def run(delivery: str | None) -> None:
         options = {"dtype": torch.float32, "calm": False, "edit": silence}
-        found = subject.rig(Setup(subject.source, delivery, off), **options).run(3)
+        found = subject.rig(
+            Setup(subject.source, delivery, {**subject.values, **off}), **options
+        ).run(3)
         expected = subject.rig(None, **options).run(3)
         same(found, expected, "with " + _listed(off), rtol=0, atol=0)
         for name, weight in expected.weights.items():
@@ -170,7 +172,7 @@ def _within(subject: Subject, w: torch.Tensor, kind: torch.dtype) -> Plugin:
     }
     if total > most and not weaker:
         raise Skip(f"its true value, {total:.3g}, is beyond {_name(kind)}")
-    return Setup(subject.source, None, {**weaker}).make()
+    return Setup(subject.source, None, {**subject.values, **weaker}).make()
 
 
 def _name(kind: torch.dtype) -> str:

@@ -33,7 +33,11 @@ def line_of(cls, text):
         (wrong_runs.ExitsAtOnce, "it ends the process: os._exit(3)", "os._exit(3)"),
         (wrong_runs.Crashes, "it ends the process, by SIGSEGV", "string_at"),
         (wrong_runs.ExitsInMetrics, "it ends the process: os._exit(0)", "os._exit(0)"),
-        (wrong_runs.Interrupts, "it ends the process: KeyboardInterrupt", "raise KeyboardInterrupt"),
+        (
+            wrong_runs.Interrupts,
+            "it ends the process: KeyboardInterrupt",
+            "raise KeyboardInterrupt",
+        ),
         (wrong_runs.RaisesAlways, "has no attribute 'sine'", "sine"),
     ],
 )
