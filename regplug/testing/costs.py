@@ -81,7 +81,7 @@ class _Elements(TorchDispatchMode):
     """Counts the elements of all tensors that operations read and write."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -199,7 +199,7 @@ class _Storages(TorchDispatchMode):
     """Follows the memory of tensors that are made while it is on."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.alive, self.peak = 0, 0
         self._seen: dict[int, Any] = {}
 

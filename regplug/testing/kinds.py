@@ -1,5 +1,7 @@
 """Models for plugins that ask for a kind of layer that the exam's small model has not."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -33,7 +35,8 @@ class _Grown(Sample):
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         x = super().features(x)
-        return x + self.squash(self.more(x))
+        out: torch.Tensor = x + self.squash(self.more(x))
+        return out
 
 
 class Convolutional(_Grown):
@@ -84,7 +87,7 @@ class Normalized(_Grown):
 
 class _Recurrent(_Grown):
     name: str
-    kind: type[nn.RNNBase]
+    kind: Callable[..., nn.Module]
 
     def grow(self) -> None:
         self.add_module(self.name, self.kind(1, 3, num_layers=2, dropout=0.1, batch_first=True))

@@ -1,4 +1,4 @@
-"""Plugins that cost too much: time, memory, or more of either with each step; and some that don't."""
+"""Plugins that cost too much: time, memory, more of either with each step; and some that don't."""
 
 import collections
 import tempfile
@@ -165,7 +165,7 @@ class OneThread(Acts):
     @hookimpl
     def on_attach(self, session):
         self._stop = threading.Event()
-        self._file = tempfile.TemporaryFile()
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115
         self._thread = threading.Thread(target=self._stop.wait, daemon=True)
         self._thread.start()
 
