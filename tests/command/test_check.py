@@ -62,8 +62,8 @@ def test_progress_is_a_bar_on_a_terminal():
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "regplug", "check", "l1(1e-3)", "--only", "runs,acts"]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, check=False, timeout=300)
+    shown = os.read(ours, 100_000).decode()  # while the other end is open
     os.close(theirs)
-    shown = os.read(ours, 100_000).decode()
     os.close(ours)
     assert done.returncode == 0
     assert "l1(1e-3):" in shown
