@@ -201,12 +201,19 @@ class Rig:
             [p for name, p in self.parameters.items() if owned is None or owned(name)],
             **{"lr": 0.02, **options},
         )
-        self.plugin = None if setup is None else setup.make()
+        self.plugin: Plugin | None = None
         self.session: regplug.Session | None = None
-        if self.plugin is not None:
-            plugins = [self.plugin, *others] if first else [*others, self.plugin]
-            self.session = regplug.attach(self.forward, self.optimizer, plugins)
+        if setup is not None:
+            self.attach(setup.make(), others, first=first)
         torch.manual_seed(1)
+
+    def attach(
+        self, plugin: Plugin, others: tuple[Plugin, ...] = (), *, first: bool = True
+    ) -> None:
+        """Attach a plugin, with others after or before it."""
+        self.plugin = plugin
+        plugins = [plugin, *others] if first else [*others, plugin]
+        self.session = regplug.attach(self.forward, self.optimizer, plugins)
 
     def data(self, step: int, n: int = 8) -> torch.Tensor:
         """Return the inputs of a step in the model's dtype."""

@@ -11,14 +11,24 @@ from torch import nn
 from regplug.backend.words import nearest
 from regplug.errors import RegplugError, SpecError
 from regplug.testing import (  # noqa: F401 - each registers its checks
+    arguments,
     compiling,
     coverage,
+    delivering,
     distributed,
+    extremes,
     failing,
     formula,
+    instances,
+    loss_event,
+    pure,
     restoring,
     saving,
+    selecting,
+    shapes,
     steps,
+    strides,
+    strengths,
     training,
 )
 from regplug.testing.bench import Bench

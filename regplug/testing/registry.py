@@ -10,9 +10,20 @@ __all__ = ["CHECKS", "Case", "Check", "check", "registered"]
 
 # The order in which an exam asks: the formula first, then one step, then whole runs.
 CHECKS = (
+    "arguments",
+    "pure",
     "differentiable",
     "gradient",
     "finite-difference",
+    "extremes",
+    "memory-order",
+    "where",
+    "loss-event",
+    "delivery",
+    "strength",
+    "schedule",
+    "shapes",
+    "attach-again",
     "every-batch",
     "zero-strength",
     "untouched",
