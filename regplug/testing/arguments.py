@@ -153,14 +153,17 @@ def _unknown(recipe: Recipe) -> None:
 def _left_alone(subject: Subject, recipe: Recipe) -> None:
     changes: dict[str, Any] = {}
     if recipe.takes("where") and _has(subject, "where"):
-        changes["where"] = list(subject.touched(subject.loud(subject.deliveries[0])))
+        parameters = subject.rig(None).parameters
+        changes["where"] = [name for name, p in parameters.items() if p.ndim > 1]
     given = {**{k: v for k, v in recipe.given.items() if _may_change(v)}, **changes}
     if not given:
         raise Skip("it was given nothing that could be changed")
     before = copy.deepcopy(given)
-    make = recipe.but(**given)
     rig = subject.rig(None)
-    rig.attach(make())
+    try:
+        rig.attach(recipe.but(**given)())
+    except RegplugError as error:
+        raise Skip(f"it can't be attached with {given}: {error}") from error
     rig.run(2)
     rig.detach()
     for argument, value in given.items():

@@ -63,9 +63,17 @@ def _changed(found: Snapshot, plain: Snapshot) -> set[str]:
     return weights | {n for n, x in plain.numbers.items() if found.numbers.get(n) != x}
 
 
+def _touched(subject: Subject, setup: Setup) -> list[str]:
+    plain = subject.rig(None).move().run(1)
+    changed = _changed(subject.rig(setup).move().run(1), plain)
+    if not (names := [name for name in plain.weights if name in changed]):
+        raise Skip("it changed no weight in the first step here")
+    return names
+
+
 def _one(subject: Subject, recipe: Recipe, setup: Setup) -> None:
-    everywhere = _changed(subject.rig(setup).run(2), subject.rig(None).run(2))
-    plain = subject.rig(None).run(1)
+    everywhere = _changed(subject.rig(setup).move().run(2), subject.rig(None).move().run(2))
+    plain = subject.rig(None).move().run(1)
     by_weights = [n for n in plain.weights if n in everywhere]
     numbers = [n for n in plain.numbers if n in everywhere]
     if not by_weights and not numbers:
@@ -80,7 +88,7 @@ def _one(subject: Subject, recipe: Recipe, setup: Setup) -> None:
 
 def _alone(subject: Subject, rig: Rig, selection: str, belongs: Callable[[str], bool]) -> None:
     # Whatever else is changed by the second step may follow from what was changed in the first.
-    found, plain = rig.run(1), subject.rig(None).run(1)
+    found, plain = rig.move().run(1), subject.rig(None).move().run(1)
     changed = _changed(found, plain)
     for name in sorted(changed):
         if not belongs(name):
@@ -90,12 +98,12 @@ def _alone(subject: Subject, rig: Rig, selection: str, belongs: Callable[[str], 
 
 
 def _but_one(subject: Subject, recipe: Recipe, setup: Setup) -> None:
-    name, *others = subject.touched(setup)
+    name, *others = _touched(subject, setup)
     if not others:
         raise Skip("it acts on one weight here")
     selection = ["weights", f"!{name}"]
     rig = _attached(subject, recipe, setup, selection)
-    found, plain = rig.run(1), subject.rig(None).run(1)
+    found, plain = rig.move().run(1), subject.rig(None).move().run(1)
     changed = _changed(found, plain)
     if name in changed:
         raise Failure(f"with where={selection!r} it changed {name}")
@@ -104,7 +112,7 @@ def _but_one(subject: Subject, recipe: Recipe, setup: Setup) -> None:
 
 
 def _callable(subject: Subject, recipe: Recipe, setup: Setup) -> None:
-    first = subject.touched(setup)[0]
+    first = _touched(subject, setup)[0]
 
     def chosen(name: str, parameter: Any = None, module: Any = None) -> bool:
         return name == first
@@ -123,7 +131,7 @@ def _modules(subject: Subject, recipe: Recipe, setup: Setup) -> None:
             rig = _attached(subject, recipe, setup, path)
         except Skip:
             continue
-        found.append((path, rig.run(1)))
+        found.append((path, rig.move().run(1)))
         if len(found) == 2:
             break
     if len(found) < 2:

@@ -32,6 +32,7 @@ def _moment(rig: Rig, step: int) -> Moment:
 
 
 def _moments(rig: Rig, steps: int = CHANGE + 2) -> list[Moment]:
+    rig.move()
     return [_moment(rig, step) for step in range(steps)]
 
 
@@ -71,25 +72,23 @@ def strength(subject: Subject) -> Iterable[Case]:
             yield f"{regime}, set later", partial(_set_later, subject, setup, attribute)
 
 
-def _gradients(subject: Subject, setup: Setup | None) -> dict[str, torch.Tensor]:
-    rig = subject.rig(setup)
-    rig.step(0)
-    return {name: p.grad.clone() for name, p in rig.parameters.items() if p.grad is not None}
-
-
 def _linear(subject: Subject, setup: Setup) -> None:
     base = setup.values["strength"]
-    plain = _gradients(subject, None)
-    once = {n: g - plain[n] for n, g in _gradients(subject, setup).items()}
-    if not any(bool(g.any()) for g in once.values()):
+    plain = subject.rig(None).move().pulls(0)
+
+    def added(strength: float) -> dict[str, torch.Tensor]:
+        found = subject.rig(_with(setup, "strength", strength)).move().pulls(0)
+        return {name: found[name] - pull for name, pull in plain.items()}
+
+    once = {name: pull for name, pull in added(base).items() if float(pull.abs().max()) > 1e-9}
+    if not once:
         raise Skip("it adds to no gradient in the first step here")
     for factor in (2.0, 0.3712, 20.0):
-        found = _gradients(subject, _with(setup, "strength", base * factor))
-        for name, g in once.items():
-            added = found[name] - plain[name]
-            scale = float(g.abs().max()) if g.numel() else 0.0
-            if not torch.allclose(added, factor * g, rtol=1e-6, atol=1e-6 * factor * scale + 1e-12):
-                ratio = float(added.norm() / g.norm())
+        found = added(base * factor)
+        for name, pull in once.items():
+            scale = float(pull.abs().max())
+            if not torch.allclose(found[name], factor * pull, rtol=1e-6, atol=1e-6 * factor * scale):
+                ratio = float(found[name].norm() / pull.norm())
                 raise Failure(
                     f"with {factor:g} times the strength ({base * factor:g}) what it adds to the "
                     f"gradient of {name} is {ratio:.4g} times as long: leave λ to the penalty, and "
@@ -126,7 +125,7 @@ def _set_later(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
     first, second = odd_numbers(subject, attribute)
     constant = _moments(subject.rig(_with(setup, attribute.name, first)))
     _acts(subject, setup, constant)
-    rig = subject.rig(_with(setup, attribute.name, first))
+    rig = subject.rig(_with(setup, attribute.name, first)).move()
     found = []
     for step in range(len(constant)):
         if step == CHANGE:
@@ -200,7 +199,7 @@ def _changes(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
     found = _moments(subject.rig(_with(setup, attribute.name, scheduled)))
     _follows(constant, found, attribute.name, first, second)
     if isinstance(subject.plugin, Penalty):
-        rig = subject.rig(_with(setup, attribute.name, first))
+        rig = subject.rig(_with(setup, attribute.name, first)).move()
         for step in range(CHANGE):
             rig.step(step)
         setattr(rig.plugin, attribute.name, second)
@@ -218,7 +217,7 @@ def _off_and_on(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
     constant = _moments(subject.rig(_with(setup, attribute.name, first)))
     _acts(subject, setup, constant)
     waking = schedules.piecewise({0: off, 1: first, CHANGE: off, CHANGE + 1: first})
-    rig = subject.rig(_with(setup, attribute.name, waking))
+    rig = subject.rig(_with(setup, attribute.name, waking)).move()
     silent = subject.rig(_with(setup, attribute.name, off))
     for step in range(CHANGE + 2):
         is_off = waking(step) == off
@@ -240,7 +239,7 @@ def _off_and_on(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
 
 
 def _first(subject: Subject) -> Moment:
-    return _moment(subject.rig(None), 0)
+    return _moment(subject.rig(None).move(), 0)
 
 
 def _argument(subject: Subject, argument: str, value: float) -> None:
