@@ -71,7 +71,7 @@ def differentiable(subject: Subject) -> Iterable[Case]:
     yield "value", run
 
 
-@check("gradient")
+@check("gradient", after=("differentiable",))
 def gradient(subject: Subject) -> Iterable[Case]:
     """Whatever states the gradient once more agrees with autograd of the value."""
     penalty = subject.penalty
@@ -108,7 +108,7 @@ def gradient(subject: Subject) -> Iterable[Case]:
             yield regime, torch.no_grad()(run)
 
 
-@check("finite-difference")
+@check("finite-difference", after=("differentiable",))
 def finite_difference(subject: Subject) -> Iterable[Case]:
     """Autograd of the value is the limit of its differences."""
     penalty = subject.penalty
@@ -127,7 +127,7 @@ def finite_difference(subject: Subject) -> Iterable[Case]:
     yield "value", run
 
 
-@check("proximal")
+@check("proximal", after=("strength",))
 def proximal(subject: Subject) -> Iterable[Case]:
     """The proximal operator minimises its objective; it is non-expansive if the value is convex."""
     penalty = subject.penalty

@@ -67,7 +67,7 @@ def _again(words: str, formula: Formula) -> None:
         with torch.enable_grad():
             recorded.append(formula(w.clone().requires_grad_()).detach().clone())
     for one, other, with_graph in zip(first, second, recorded, strict=True):
-        if not torch.equal(one, other):
+        if not torch.allclose(one, other, rtol=0, atol=0, equal_nan=True):
             raise Failure(
                 f"{words} of the same w is another one when it is called again: what it remembers "
                 "between calls belongs into hooks"

@@ -37,8 +37,14 @@ class Recipe:
         self._cls, self._positional = cls, positional
         self.given = dict(given)
         known = signature(cls).parameters.values()  # type: ignore[arg-type]
+        self._defaults = {p.name: p.default for p in known if p.default is not p.empty}
         self.parameters = [p.name for p in known if p.kind in _BY_NAME]
         self.takes_any = any(p.kind is p.VAR_KEYWORD for p in known)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What it is called with, defaults among it."""
+        return {**self._defaults, **self.given}
 
     def takes(self, name: str) -> bool:
         """Tell whether it may be called with this argument."""

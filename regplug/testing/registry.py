@@ -8,22 +8,23 @@ from regplug.testing.subject import Subject
 
 __all__ = ["CHECKS", "Case", "Check", "check", "registered"]
 
-# The order in which an exam asks: the formula first, then one step, then whole runs.
+# The order in which an exam asks: the formula first, then one step, then whole runs. What may be
+# the cause of another failure stands before it.
 CHECKS = (
-    "arguments",
     "pure",
+    "arguments",
     "differentiable",
+    "loss-event",
+    "attach-again",
     "gradient",
     "finite-difference",
     "extremes",
     "memory-order",
     "where",
-    "loss-event",
-    "delivery",
     "strength",
+    "delivery",
     "schedule",
     "shapes",
-    "attach-again",
     "every-batch",
     "zero-strength",
     "untouched",
@@ -48,6 +49,9 @@ CHECKS = (
     "compile",
 )
 """The ids of all checks, in the order of the exam."""
+
+FOUNDATIONS = ("pure", "loss-event", "attach-again")
+"""Checks without which none that comes later can be judged: loops are compared there with others."""
 
 Case: TypeAlias = tuple[str, Callable[[], object]]
 """A regime and what is done in it: raise a ``Failure`` or ``Skip``, or anything by accident."""
@@ -85,7 +89,8 @@ def check(
 
     def register(cases: Cases) -> Cases:
         assert id in CHECKS, id
-        _registered[id] = Check(id, cases, after, distributed)
+        before = [other for other in FOUNDATIONS if CHECKS.index(other) < CHECKS.index(id)]
+        _registered[id] = Check(id, cases, (*before, *after), distributed)
         return cases
 
     return register

@@ -110,6 +110,8 @@ def _arrives(
             f"value(w) fails for {words} ({expected}), and yet a step goes by without a word: let "
             "no except stand around a formula; refuse what it is not for in on_attach"
         )
+    if not w.numel() and not bool(loss.isfinite()):
+        raise Skip("value(w) of a weight without elements is no number")
     if not bool(loss.isfinite()):
         raise Failure(f"with {words} the loss is {float(loss):g}")
     # By the update, for what is as good as the optimizer's own decay may be left to it.

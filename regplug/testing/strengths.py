@@ -55,7 +55,7 @@ def _acts(subject: Subject, setup: Setup, constant: list[Moment]) -> None:
         raise Skip("it changed nothing here")
 
 
-@check("strength", after=("arguments", "delivery"))
+@check("strength", after=("arguments",))
 def strength(subject: Subject) -> Iterable[Case]:
     """Each strength is what it is set to: by the constructor, before attach, and between steps.
 
@@ -107,6 +107,13 @@ def _set(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
             f"with {attribute.name} = {first:g} it does to the bit what it does with {second:g}: "
             + _READ.format(name=attribute.name)
         )
+    if attribute.off == 0:  # not a share of a number of things, which comes in steps
+        little = _moments(subject.rig(_with(setup, attribute.name, first * 1.001)))
+        if all(_alike(a, b) for a, b in zip(one, little, strict=True)):
+            raise Failure(
+                f"with {attribute.name} = {first:.6g} and {first * 1.001:.6g} it does the same, to "
+                "the bit: round it nowhere"
+            )
     recipe = subject.recipe
     for argument in recipe.parameters:
         if attribute.name in (argument, scheduled_name(argument)):
@@ -138,7 +145,7 @@ def _set_later(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
         )
 
 
-@check("schedule", after=("arguments", "delivery", "strength"))
+@check("schedule", after=("arguments", "strength"))
 def schedule(subject: Subject) -> Iterable[Case]:
     """A schedule is followed in each step: not frozen, and neither a step early nor a step late.
 
@@ -160,7 +167,7 @@ def schedule(subject: Subject) -> Iterable[Case]:
 def _numbers(subject: Subject) -> dict[str, float]:
     """Return the arguments that were given as numbers or schedules."""
     found = {}
-    for argument, value in subject.recipe.given.items():
+    for argument, value in subject.recipe.values.items():
         if isinstance(value, schedules.Schedule):
             found[argument] = float(value(0)) or float(value(10_000))
         elif isinstance(value, float) or (argument == "strength" and isinstance(value, int)):
