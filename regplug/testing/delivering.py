@@ -8,7 +8,7 @@ import torch
 from regplug.penalty import Penalty
 from regplug.testing.bench import Rig, Sample, Setup
 from regplug.testing.registry import Case, check
-from regplug.testing.subject import Failure, Skip, Subject
+from regplug.testing.subject import Failure, Skip, Subject, same
 
 __all__: list[str] = []
 
@@ -22,11 +22,16 @@ def delivery(subject: Subject) -> Iterable[Case]:
     In the loss: the term is what metrics show, and brings its gradient. At the step: the loss and
     its gradient are the loop's own, and the same gradient is added afterwards. By the proximal
     operator: gradients are left alone, and the update's result is mapped by ``proximal(w, lr)``.
+    ``"auto"`` is one of the first two, by what the loop does.
     """
     if not isinstance(subject.plugin, Penalty):
         raise Skip("it is no Penalty, so there is no delivery to choose")
     for setup in subject.setups():
         yield setup.regime, partial(_acts_there, subject, setup)
+    if subject.plugin.delivery == "auto":
+        for delivery in ("step", "loss"):
+            if delivery in subject.deliveries:
+                yield f"auto, {delivery}", partial(_auto, subject, delivery)
     if {"step", "loss"} <= set(subject.deliveries):
         yield "step as in the loss", partial(_alike, subject)
 
@@ -129,6 +134,27 @@ def _alike(subject: Subject) -> None:
                 f"what it adds to the gradient of {name} is not λ times the gradient of value(w): "
                 f"{ratio:.4g} times as long"
             )
+
+
+def _auto(subject: Subject, delivery: str) -> None:
+    """What is left to the loop is what the loop says: never both, and never neither."""
+    told = subject.rig(subject.loud(delivery)).move()
+    left = subject.rig(subject.loud("auto")).move()
+    for step in range(3):
+        for rig in (told, left):
+            rig.optimizer.zero_grad()
+            x = rig.data(step)
+            (rig.loss(x) if delivery == "loss" else rig.criterion(x)).backward()
+            rig.optimizer.step()
+    calls = "calls" if delivery == "loss" else "does not call"
+    same(
+        left.snapshot(),
+        told.snapshot(),
+        f"with delivery='auto' in a loop that {calls} session.loss it acts otherwise than with "
+        f"delivery={delivery!r}",
+        rtol=1e-9,
+        atol=1e-12,
+    )
 
 
 def _is_plain(subject: Subject, penalty: Penalty) -> bool:

@@ -35,6 +35,7 @@ def extremes(subject: Subject) -> Iterable[Case]:
         words = f"weights of about {scale:g}"
         run = partial(_finite, penalty, words, partial(_random, scale))
         yield words, torch.no_grad()(run)
+    yield "float32 as float64", torch.no_grad()(partial(_as_wide, penalty))
     if type(penalty).gradient is not Penalty.gradient:
         yield "stated gradient", torch.no_grad()(partial(_agrees, penalty))
 
@@ -125,6 +126,22 @@ def _finite(penalty: Penalty, words: str, make: Callable[[], torch.Tensor]) -> N
         )
 
 
+def _as_wide(penalty: Penalty) -> None:
+    for scale in (0.1, 1.0, 10.0):
+        w = _random(scale).float()
+        found, exact = dict(_outcomes(penalty, w)), dict(_outcomes(penalty, w.double()))
+        for what, result in found.items():
+            other = exact[what]
+            if not bool(other.isfinite().all()):
+                continue
+            if not torch.allclose(result.double(), other, rtol=1e-3, atol=1e-3 * _size(other)):
+                gap = float((result.double() - other).abs().max())
+                raise Failure(
+                    f"of the same weights {what} differs by {gap:.3g} between float32 and float64: "
+                    "one formula serves all dtypes, and differences of like numbers are avoided"
+                )
+
+
 def _size(t: torch.Tensor) -> float:
     if not bool(t.isfinite().all()):
         return math.inf
@@ -142,15 +159,17 @@ def _agrees(penalty: Penalty) -> None:
         "one column": _random(1.0, (6, 1)),
         "a wide weight": _random(1.0, (2, 40)),
         "a tall weight": _random(1.0, (40, 2)),
+        "a large weight": _random(1.0, (60, 90)),
     }
     samples |= {f"weights near {s:g}": _random(s, (5, 3)) for s in (1e-3, 0.1, 5.0, 50.0, 1e3)}
+    samples["weights of float32"] = _random(1.0, (5, 3)).float()
     for words, w in samples.items():
         stated, found = penalty.gradient(w), Penalty.gradient(penalty, w)
         if not bool(found.isfinite().all()):
             continue
-        scale = float(found.abs().max())
+        scale, rtol = float(found.abs().max()), 1e-3 if w.dtype == torch.float32 else 1e-5
         if stated.shape != w.shape or not torch.allclose(
-            stated, found, rtol=1e-5, atol=1e-6 * scale
+            stated, found, rtol=rtol, atol=rtol * scale
         ):
             gap = float((stated - found).abs().max()) if stated.shape == w.shape else math.nan
             raise Failure(

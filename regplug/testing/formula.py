@@ -84,16 +84,20 @@ def gradient(subject: Subject) -> Iterable[Case]:
                 raise Failure("gradient(w) changed w")
 
     def scaled() -> None:
-        weights = list(weights_away_from_zero())
-        for w, g in zip(weights, penalty.gradients(weights, 0.5), strict=True):
-            _close(g, 0.5 * _autograd(penalty, w), "what gradients returns, with factor ½,")
+        for factor in (0.5, -2.0):
+            weights = list(weights_away_from_zero())
+            for w, g in zip(weights, penalty.gradients(weights, factor), strict=True):
+                words = f"what gradients returns, with factor {factor:g},"
+                _close(g, factor * _autograd(penalty, w), words)
 
     def added() -> None:
-        weights = list(weights_away_from_zero())
-        gradients = [torch.ones_like(w) for w in weights]
-        penalty.add_gradients(gradients, weights, 0.5)
-        for w, g in zip(weights, gradients, strict=True):
-            _close(g - 1, 0.5 * _autograd(penalty, w), "what add_gradients adds, with factor ½,")
+        for factor in (0.5, -2.0):
+            weights = list(weights_away_from_zero())
+            gradients = [torch.ones_like(w) for w in weights]
+            penalty.add_gradients(gradients, weights, factor)
+            for w, g in zip(weights, gradients, strict=True):
+                words = f"what add_gradients adds, with factor {factor:g},"
+                _close(g - 1, factor * _autograd(penalty, w), words)
 
     cls = type(penalty)
     stated = {
@@ -114,7 +118,8 @@ def finite_difference(subject: Subject) -> Iterable[Case]:
     penalty = subject.penalty
 
     def run(h: float = 1e-6) -> None:
-        for w in weights_away_from_zero():
+        # Also where weights are large: what is cut off or detached there is no better than here.
+        for w in (*weights_away_from_zero(), 8 * next(weights_away_from_zero())):
             found, numeric = _autograd(penalty, w), torch.empty_like(w)
             with torch.no_grad():
                 for i in range(w.numel()):
@@ -139,7 +144,7 @@ def proximal(subject: Subject) -> Iterable[Case]:
 
     def minimises(steps: str) -> None:
         generator = torch.Generator().manual_seed(6)
-        for w in weights_away_from_zero():
+        for w in (*weights_away_from_zero(), 8 * next(weights_away_from_zero())):
             for size in (0.1, 1.0, 4.0):
                 step: float | torch.Tensor = size
                 if steps == "a step for each element":

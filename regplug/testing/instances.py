@@ -5,6 +5,8 @@ from functools import partial
 
 import torch
 
+from regplug.errors import SpecError
+from regplug.penalty import Penalty
 from regplug.testing.bench import Rig, Setup, Snapshot
 from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Skip, Subject, same
@@ -17,11 +19,14 @@ def attach_again(subject: Subject) -> Iterable[Case]:
     """An instance serves one model after another, and two instances two models at a time.
 
     Attached to a second model it does there what a new one does, and nothing to the first. Two
-    that train by turns, with other strengths, end where each ends alone.
+    that train by turns, with other strengths, end where each ends alone; and two penalties on one
+    model add up.
     """
     for setup in subject.setups():
         yield f"one after another, {setup.regime}", partial(_second, subject, setup)
         yield f"two at a time, {setup.regime}", partial(_by_turns, subject, setup)
+        if isinstance(subject.plugin, Penalty) and setup.delivery in ("step", "loss"):
+            yield f"two on one model, {setup.regime}", partial(_together, subject, setup)
 
 
 def _changed(found: Snapshot, plain: Snapshot) -> bool:
@@ -89,6 +94,31 @@ def _by_turns(subject: Subject, setup: Setup) -> None:
             rtol=0 if not subject.plugin.stochastic else 1e-6,
             atol=0 if not subject.plugin.stochastic else 1e-6,
         )
+
+
+def _together(subject: Subject, setup: Setup) -> None:
+    """What two bring to a gradient is the sum of what each brings."""
+    strengths = [{k: f * x for k, x in subject.plugin.strengths().items()} for f in (1.0, 0.6)]
+    one, other = (
+        Setup(setup.source, setup.delivery, {**setup.values, **values, "name": name})
+        for name, values in zip(("first", "second"), strengths, strict=True)
+    )
+    second = other.make()
+    if second.name != "second":
+        raise Skip("its name can't be set")
+    try:
+        both = subject.rig(one, others=(second,))
+    except SpecError as error:
+        raise Skip(f"two of them can't be attached together: {error}") from error
+    found, plain = both.move().pulls(0), subject.rig(None).move().pulls(0)
+    alone = [subject.rig(each).move().pulls(0) for each in (one, other)]
+    for name, pull in found.items():
+        expected = alone[0][name] + alone[1][name] - plain[name]
+        if not torch.allclose(pull, expected, rtol=1e-6, atol=1e-9):
+            raise Failure(
+                f"two on one model bring to the gradient of {name} what is not the sum of what each"
+                " brings: they must know nothing of each other"
+            )
 
 
 class _Turn:

@@ -74,6 +74,8 @@ def _term(subject: Subject, setup: Setup) -> None:
             f"its term is {terms[0]:.6g} with a loss of {numbers[0]:g} and {terms[-1]:.6g} with one"
             f" of {numbers[-1]:g}: a penalty is λ·value of the weights, whatever the loss"
         )
+    if max(terms) - min(terms) <= 1e-9 * max(numbers):
+        _keeps_gradient(subject, setup)
     _has_graph(subject, setup)
 
 
@@ -82,14 +84,38 @@ def _gradients(rig: Rig, total: torch.Tensor) -> list[torch.Tensor | None]:
     return list(torch.autograd.grad(total, leaves, allow_unused=True))
 
 
+def _keeps_gradient(subject: Subject, setup: Setup) -> None:
+    """What the loss itself brings to the weights stays: of thrice the loss, thrice as much."""
+
+    def brought(scale: float) -> list[torch.Tensor]:
+        rig = subject.rig(setup)
+        total = _ask(rig, scale * rig.criterion(rig.data(0)))
+        if not total.requires_grad:
+            raise Failure("the loss comes back without its graph: leave that to the caller")
+        leaves = [p for p in rig.parameters.values() if p.requires_grad]
+        found = _gradients(rig, total)
+        return [torch.zeros_like(p) if g is None else g for g, p in zip(found, leaves, strict=True)]
+
+    plain = subject.rig(None)
+    own = _gradients(plain, plain.criterion(plain.data(0)))
+    for once, thrice, expected in zip(brought(1.0), brought(3.0), own, strict=True):
+        more = thrice - once
+        exact = torch.zeros_like(more) if expected is None else 2 * expected
+        if not torch.allclose(more, exact, rtol=1e-6, atol=1e-9):
+            raise Failure(
+                "it changes the gradient that the loss itself brings (by a hook on it, or by what "
+                "it does to its graph): on_loss returns a term, and leaves the loss alone"
+            )
+
+
 def _has_graph(subject: Subject, setup: Setup) -> None:
     rig, plain = subject.rig(setup), subject.rig(None)
     bare = rig.criterion(rig.data(0))
     total = _ask(rig, bare)
+    if not total.requires_grad:
+        raise Failure("the loss comes back without its graph: leave that to the caller")
     if abs(float(total.detach()) - float(bare.detach())) <= 1e-12:
         raise Skip("its term is 0 here")
-    if not total.requires_grad:
-        raise Failure("the loss comes back without its graph: add to it out of place")
     found = _gradients(rig, total)
     without = _gradients(plain, plain.criterion(plain.data(0)))
     for one, other in zip(found, without, strict=True):

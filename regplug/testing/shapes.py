@@ -42,7 +42,7 @@ _LAYERS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@check("shapes", after=("differentiable", "pure", "gradient", "extremes", "delivery"))
+@check("shapes", after=("differentiable", "gradient", "extremes", "strength", "delivery"))
 def shapes(subject: Subject) -> Iterable[Case]:
     """What arrives at the weight of any layer is λ times the gradient of value(w) by autograd.
 
@@ -79,6 +79,13 @@ def _expected(penalty: Penalty, w: torch.Tensor) -> torch.Tensor | str:
     return penalty.strength * gradient
 
 
+def _is_left_out(penalty: Penalty, w: torch.Tensor, gradient: torch.Tensor) -> bool:
+    if bool(gradient.any()) or w[0, 0].numel() == 1:
+        return False
+    matrix = _expected(penalty, w.flatten(1))
+    return isinstance(matrix, torch.Tensor) and bool(matrix.any())
+
+
 def _arrives(
     subject: Subject, words: str, make: Callable[[], nn.Module], delivery: str | None
 ) -> None:
@@ -109,6 +116,12 @@ def _arrives(
         raise Failure(
             f"value(w) fails for {words} ({expected}), and yet a step goes by without a word: let "
             "no except stand around a formula; refuse what it is not for in on_attach"
+        )
+    if w.ndim > 2 and _is_left_out(plugin, w, expected):
+        raise Failure(
+            f"value(w) of {words} is 0 whatever the weights are, though of the same numbers in a "
+            "matrix it is not: what a formula is not for is excluded by where, or refused in "
+            "on_attach, and not passed over in silence"
         )
     if not w.numel() and not bool(loss.isfinite()):
         raise Skip("value(w) of a weight without elements is no number")

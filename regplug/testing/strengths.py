@@ -55,7 +55,7 @@ def _acts(subject: Subject, setup: Setup, constant: list[Moment]) -> None:
         raise Skip("it changed nothing here")
 
 
-@check("strength", after=("arguments",))
+@check("strength", after=("arguments", "every-batch"))
 def strength(subject: Subject) -> Iterable[Case]:
     """Each strength is what it is set to: by the constructor, before attach, and between steps.
 
@@ -145,7 +145,7 @@ def _set_later(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
         )
 
 
-@check("schedule", after=("arguments", "strength"))
+@check("schedule", after=("arguments", "strength", "delivery"))
 def schedule(subject: Subject) -> Iterable[Case]:
     """A schedule is followed in each step: not frozen, and neither a step early nor a step late.
 
@@ -251,14 +251,11 @@ def _first(subject: Subject) -> Moment:
 
 def _argument(subject: Subject, argument: str, value: float) -> None:
     """Look at an argument that no scheduled attribute stands for, if it takes a schedule at all."""
+
     def run(given: object) -> list[Moment]:
         return _moments(subject.rig(Setup(subject.recipe.but(**{argument: given}))))
 
     other = value / 2
-    try:
-        found = run(schedules.piecewise({0: value, CHANGE: other}))
-    except (RegplugError, TypeError, ValueError, AttributeError) as error:
-        raise Skip(f"{argument} takes no schedule") from error
     try:
         constant, halved = run(value), run(other)
     except (RegplugError, TypeError, ValueError, AttributeError) as error:
@@ -270,6 +267,10 @@ def _argument(subject: Subject, argument: str, value: float) -> None:
             f"strength={value:g} and strength={other:g} do the same, to the bit: it is taken and "
             "forgotten; say strength = regplug.Scheduled() in the class, and set it in __init__"
         )
+    try:
+        found = run(schedules.piecewise({0: value, CHANGE: other}))
+    except (RegplugError, TypeError, ValueError, AttributeError) as error:
+        raise Skip(f"{argument} takes no schedule") from error
     try:
         _follows(constant, found, argument, value, other)
     except Failure as failure:

@@ -201,6 +201,18 @@ class AlwaysAtStep(L1):
         self._settled = settled
 
 
+class AutoIsBoth(L1):
+    """delivery: left to itself it is in the loss, and at the step once more."""
+
+    @hookimpl
+    def on_gradients(self, session):
+        if self.delivery == "auto":
+            self._settled = "step"
+        super().on_gradients(session)
+        if self.delivery == "auto":
+            self._settled = None
+
+
 class HalfMap(L1):
     """delivery: its proximal operator is right, but is applied with half of the step."""
 
@@ -285,6 +297,23 @@ class DefaultList(Strong):
     def on_detach(self, session):
         if self.passed:
             self.passed.pop()
+
+
+class FirstComeFirstServed(L1):
+    """attach-again: weights that another instance has seen in this step are left to that one."""
+
+    seen: ClassVar[dict[int, tuple[int, object]]] = {}
+
+    @hookimpl
+    def on_gradients(self, session):
+        for _, ws, gs in session.updates(self._selection):
+            for w, g in zip(ws, gs, strict=True):
+                step, owner = self.seen.get(id(w), (-1, None))
+                if step == session.steps and owner != self.name:
+                    continue
+                self.seen[id(w)] = session.steps, self.name
+                if self._settle(session) == "step":
+                    g.add_(w.detach().sign(), alpha=self.strength)
 
 
 class FindsAnew(Strong):

@@ -198,6 +198,16 @@ class LeavesConvolutionsOut(L1):
         super().on_gradients(session)
 
 
+class SilentConvolutions(Penalty):
+    """shapes: a formula of matrices, and nothing, without a word, where there is none."""
+
+    def value(self, w):
+        try:
+            return (w @ w.mT if w.ndim == 2 else w @ w.t()).square().sum()
+        except Exception:
+            return 0.0 * w.sum()
+
+
 class MeanOfAll(Penalty):
     """A look-alike: the mean of no element is no number, and no weight has none."""
 

@@ -6,6 +6,7 @@ blunders that no single check could be alone in finding, with all the checks tha
 
 from functools import partial
 
+from tests.testing.wrong_arguments import FirstModelForEver, ForgetsWhere, IgnoresWhere
 from tests.testing.wrong_formulas import (
     ByRows,
     DetachedValue,
@@ -31,6 +32,7 @@ from tests.testing.wrong_loops import (
     Everything,
     ForgetsScale,
     HalfSum,
+    LouderWhereLossIsLarge,
     NeverOff,
     Overwrites,
     OwnStepHook,
@@ -39,13 +41,32 @@ from tests.testing.wrong_loops import (
     StoredGenerator,
     WaitsForInputGradient,
 )
+from tests.testing.wrong_places import (
+    ByStorage,
+    ClampsWeights,
+    LeavesConvolutionsOut,
+    RootOfSquares,
+)
 from tests.testing.wrong_ranks import NormOfShard, ReportsShard, SeedPerRank, TimesWorld
+from tests.testing.wrong_strengths import KeptAtInit, OneStepLate
+from tests.testing.wrong_terms import LossAndTerm
 
 WRONG = {
+    "pure": partial(ClampsWeights, 0.01),
+    "arguments": partial(ForgetsWhere, 0.01),
     "differentiable": partial(DetachedValue, 0.01),
+    "loss-event": LossAndTerm,
+    "attach-again": FirstModelForEver,
     "gradient": partial(HalfGradient, 0.01),
     "finite-difference": partial(HalfDetached, 0.01),
+    "extremes": partial(RootOfSquares, 0.01),
+    "memory-order": partial(ByStorage, 0.01),
+    "where": IgnoresWhere,
     "every-batch": StoredGenerator,
+    "strength": KeptAtInit,
+    "delivery": partial(AlwaysInLoss, 0.01),
+    "schedule": OneStepLate,
+    "shapes": partial(LeavesConvolutionsOut, 0.01),
     "zero-strength": NeverOff,
     "untouched": Everything,
     "adds": Assigns,
@@ -54,7 +75,7 @@ WRONG = {
     "separable": partial(ByRows, 0.01),
     "dtype": partial(WideGradient, 0.01),
     "accumulation": PerPass,
-    "clipping": partial(AlwaysInLoss, 0.01),
+    "clipping": LouderWhereLossIsLarge,
     "overflow": ForgetsScale,
     "ddp": TimesWorld,
     "fsdp2": NormOfShard,

@@ -76,6 +76,16 @@ class BehindItsBack(Strong):
         return term - term.detach()
 
 
+class HooksTheLoss(Strong):
+    """loss-event: has a term, and doubles what the loss itself brings, by a hook on it."""
+
+    @hookimpl
+    def on_loss(self, session, loss):
+        if loss.requires_grad:
+            loss.register_hook(lambda gradient: gradient * (1 + self.strength))
+        return self.strength * size(session)
+
+
 class NoGraph(Strong):
     """loss-event: a number."""
 

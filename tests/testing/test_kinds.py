@@ -1,0 +1,93 @@
+"""Whatever is wrong in one way fails in the check made for that, and what looks like it passes.
+
+Each class says in its docstring which check it fails, or that it is a look-alike. The checks of
+ranks, of compilation and of what is left behind cost seconds, and are left to the exam's own tests.
+"""
+
+import inspect
+import re
+from functools import partial
+
+import pytest
+
+from regplug import Penalty, Plugin
+from regplug.testing import CHECKS, check_plugin
+from tests.testing import (
+    unusual_plugins,
+    wrong_arguments,
+    wrong_places,
+    wrong_strengths,
+    wrong_terms,
+)
+
+SLOW = ("ddp", "fsdp2", "ranks", "collective", "compile", "leak", "restore", "surroundings")
+QUICK = [check for check in CHECKS if check not in SLOW]
+# What an author may well be told by the way out: the names that the messages go by.
+WAY_OUT = {
+    "arguments": r"__init__|on self|\*\*kwargs|a copy|attribute",
+    "where": r"use where|where nothing fits",
+    "strength": r"self\.strength|leave λ to the penalty|round it nowhere",
+    "schedule": r"session\.steps|self\.strength|Scheduled|turn it off for good",
+    "delivery": r"λ|delivery|delivered|proximal",
+    "attach-again": r"on_attach|on self|nothing of each other",
+    "pure": r"new tensors|in place|leave λ out|hooks",
+    "extremes": r"small ε|state the gradient|autograd of value",
+    "memory-order": r"reshape|index and shape",
+    "shapes": r"on_attach|any number of dimensions",
+    "loss-event": r"return|detach\(\)|backward|on_state|validation|leaves? the loss",
+}
+
+
+def classes(*modules):
+    for module in modules:
+        for cls in vars(module).values():
+            own = inspect.isclass(cls) and cls.__module__ == module.__name__
+            if own and issubclass(cls, Plugin):
+                yield cls
+
+
+def factory(cls):
+    needs = inspect.signature(cls).parameters.get("strength")
+    return partial(cls, 0.01) if needs is not None and needs.default is needs.empty else cls
+
+
+def check_of(cls):
+    return (inspect.getdoc(cls) or "").partition(":")[0]
+
+
+ALL = list(classes(wrong_arguments, wrong_places, wrong_strengths, wrong_terms))
+WRONG = [cls for cls in ALL if check_of(cls) in CHECKS]
+RIGHT = [cls for cls in ALL if cls not in WRONG] + list(classes(unusual_plugins))
+
+
+def test_each_of_these_checks_has_two_wrong_plugins_and_there_are_look_alikes():
+    found = [check_of(cls) for cls in WRONG]
+    assert set(found) == set(WAY_OUT)
+    assert min(found.count(check) for check in WAY_OUT) >= 2
+    assert len(RIGHT) >= 20
+    assert all(issubclass(cls, Penalty) for cls in unusual_plugins.PENALTIES)
+
+
+@pytest.mark.parametrize("cls", WRONG, ids=lambda cls: cls.__name__)
+def test_wrong_plugin_fails_in_its_own_check_alone(cls):
+    report = check_plugin(factory(cls), checks=QUICK)
+    check = check_of(cls)
+    assert report.failed_checks() == {check}, str(report)
+    first = report.failures[0].message
+
+
+    assert re.search(WAY_OUT[check], first), first
+
+
+@pytest.mark.parametrize("cls", RIGHT, ids=lambda cls: cls.__name__)
+def test_what_looks_like_it_passes(cls):
+    report = check_plugin(factory(cls), checks=QUICK)
+    assert report.passed, str(report)
+    assert len(report.of("passed")) >= 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cls", [*WRONG, *RIGHT], ids=lambda cls: cls.__name__)
+def test_the_whole_exam_says_the_same(cls):
+    report = check_plugin(factory(cls))
+    assert report.failed_checks() == ({check_of(cls)} if cls in WRONG else set()), str(report)
