@@ -27,8 +27,8 @@ from regplug.testing import (  # noqa: F401 - each registers its checks
     selecting,
     shapes,
     steps,
-    strides,
     strengths,
+    strides,
     training,
 )
 from regplug.testing.bench import Bench

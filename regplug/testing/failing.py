@@ -49,11 +49,11 @@ def _acts_in(subject: Subject, setup: Setup, hook: str) -> bool:
 class _Fails(TorchDispatchMode):
     """Lets the first operation on tensors fail."""
 
-    failed = False
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.failed = False
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.failed = True
         raise _Injected("put in by the exam")
 

@@ -178,7 +178,13 @@ def proximal(subject: Subject) -> Iterable[Case]:
             _close(w, other, "proximal_([w, …], step), against proximal(w, step),")
 
     def non_expansive() -> None:
-        pairs = list(zip(weights_away_from_zero(), (w.flip(0) * 0.7 - 0.1 for w in weights_away_from_zero()), strict=True))
+        pairs = list(
+            zip(
+                weights_away_from_zero(),
+                (w.flip(0) * 0.7 - 0.1 for w in weights_away_from_zero()),
+                strict=True,
+            )
+        )
         for a, b in pairs:
             for t in (0.25, 0.5, 0.75):
                 chord = (1 - t) * penalty.value(a) + t * penalty.value(b)

@@ -231,9 +231,9 @@ def _kept(thing: Any, depth: int = 4) -> Iterator[torch.Tensor]:
                 yield from _kept(value, depth - 1)
     elif depth and hasattr(thing, "__dict__") and not isinstance(thing, torch.nn.Module):
         for value in [*vars(thing).values(), *vars(type(thing)).values()]:
-            if isinstance(value, torch.Tensor | dict | list | tuple | set) or depth == 4:
-                if not callable(value):
-                    yield from _kept(value, depth - 1)
+            holds = isinstance(value, torch.Tensor | dict | list | tuple | set) or depth == 4
+            if holds and not callable(value):
+                yield from _kept(value, depth - 1)
 
 
 def _nodes(kept: Iterator[torch.Tensor]) -> int:

@@ -51,7 +51,7 @@ CHECKS = (
 """The ids of all checks, in the order of the exam."""
 
 FOUNDATIONS = ("pure", "loss-event", "attach-again")
-"""Checks without which none that comes later can be judged: loops are compared there with others."""
+"""Checks without which none that comes later can be judged, where loops are compared."""
 
 Case: TypeAlias = tuple[str, Callable[[], object]]
 """A regime and what is done in it: raise a ``Failure`` or ``Skip``, or anything by accident."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from regplug.errors import RegplugError, SelectionError
+from regplug.errors import RegplugError
 from regplug.penalty import Penalty
 from regplug.testing.bench import Rig, Setup, Snapshot
 from regplug.testing.recipe import Recipe

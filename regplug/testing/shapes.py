@@ -37,7 +37,7 @@ _LAYERS: dict[str, Callable[[], nn.Module]] = {
     "a matrix with one column": lambda: nn.Linear(1, 5),
     "a vector": lambda: _One(5),
     "a vector with one element": lambda: _One(1),
-    "a number, 0-d": lambda: _One(),
+    "a number, 0-d": _One,
     "a weight without elements": lambda: _One(0, 3),
 }
 

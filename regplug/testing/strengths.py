@@ -1,6 +1,6 @@
 """Checks of the strength: a number is what it says, and a schedule is followed step by step."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -41,7 +41,9 @@ def _alike(one: Moment, other: Moment, rtol: float = 0.0) -> bool:
     if any(abs(numbers_2[name] - x) > 1e-7 for name, x in numbers.items()):
         return False
     if rtol:
-        return all(torch.allclose(weights_2[n], w, rtol=rtol, atol=1e-12) for n, w in weights.items())
+        return all(
+            torch.allclose(weights_2[n], w, rtol=rtol, atol=1e-12) for n, w in weights.items()
+        )
     return all(torch.equal(weights_2[name], w) for name, w in weights.items())
 
 
@@ -87,7 +89,9 @@ def _linear(subject: Subject, setup: Setup) -> None:
         found = added(base * factor)
         for name, pull in once.items():
             scale = float(pull.abs().max())
-            if not torch.allclose(found[name], factor * pull, rtol=1e-6, atol=1e-6 * factor * scale):
+            if not torch.allclose(
+                found[name], factor * pull, rtol=1e-6, atol=1e-6 * factor * scale
+            ):
                 ratio = float(found[name].norm() / pull.norm())
                 raise Failure(
                     f"with {factor:g} times the strength ({base * factor:g}) what it adds to the "

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from regplug_builtins import Dropout, DropPath
 
 import regplug
 from regplug import schedules
 from regplug.errors import SpecError
 from regplug.testing.bench import StochasticDepth
+from regplug_builtins import Dropout, DropPath
 
 
 def attached(plugin):

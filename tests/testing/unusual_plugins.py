@@ -56,7 +56,9 @@ class LargestSingularValue(Penalty):
     """The spectral norm, by a decomposition."""
 
     def value(self, w):
-        return torch.linalg.svdvals(w.reshape(w.shape[0], -1) if w.ndim > 1 else w.reshape(1, -1))[0]
+        return torch.linalg.svdvals(w.reshape(w.shape[0], -1) if w.ndim > 1 else w.reshape(1, -1))[
+            0
+        ]
 
 
 class Entropy(Penalty):

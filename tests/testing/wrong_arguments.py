@@ -3,8 +3,6 @@
 import fnmatch
 from typing import ClassVar
 
-import torch
-
 import regplug
 from regplug import Penalty, Scheduled, hookimpl
 from tests.testing.wrong_formulas import L1, Strong, weights
@@ -335,6 +333,3 @@ class FindsAnew(Strong):
     @hookimpl
     def on_detach(self, session):
         self.found, self.seen = None, {}
-
-
-
