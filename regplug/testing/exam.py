@@ -16,9 +16,11 @@ from regplug.testing import (  # noqa: F401 - each registers its checks
     distributed,
     failing,
     formula,
+    processwide,
     restoring,
     saving,
     steps,
+    stopped,
     training,
 )
 from regplug.testing.bench import Bench

@@ -8,8 +8,9 @@ from regplug.testing.subject import Subject
 
 __all__ = ["CHECKS", "Case", "Check", "check", "registered"]
 
-# The order in which an exam asks: the formula first, then one step, then whole runs.
+# The order in which an exam asks: what would disturb all else, the formula, one step, whole runs.
 CHECKS = (
+    "surroundings",
     "differentiable",
     "gradient",
     "finite-difference",
@@ -31,6 +32,7 @@ CHECKS = (
     "state",
     "resume",
     "restore",
+    "stopped-attach",
     "leak",
     "order",
     "attribution",

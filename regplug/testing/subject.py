@@ -11,6 +11,7 @@ from regplug.errors import PluginError, RegplugError
 from regplug.penalty import Penalty
 from regplug.plugin import Plugin, Scheduled
 from regplug.testing.bench import Bench, Rig, Setup, Snapshot, difference
+from regplug.testing.surroundings import Surroundings
 
 __all__ = ["Failure", "Skip", "Source", "Subject"]
 
@@ -41,6 +42,8 @@ class Subject:
         self.source, self.bench = source, bench
         self.workers_results: dict[Any, Any] = {}
         self._touched: dict[str | None, list[str]] = {}
+        # Before anything is attached: what is left behind once would not be seen later.
+        self.surroundings = Surroundings()
 
     @property
     def title(self) -> str:
