@@ -12,15 +12,21 @@ from regplug.backend.words import nearest
 from regplug.errors import RegplugError, SpecError
 from regplug.testing import (  # noqa: F401 - each registers its checks
     compiling,
+    copies,
     coverage,
     distributed,
     failing,
     formula,
+    interludes,
+    loops,
     processwide,
+    randomness,
     restoring,
     saving,
+    settings,
     steps,
     stopped,
+    telling,
     training,
 )
 from regplug.testing.bench import Bench
