@@ -6,21 +6,30 @@ from typing import TypeAlias
 
 from regplug.testing.subject import Subject
 
-__all__ = ["CHECKS", "Case", "Check", "check", "registered"]
+__all__ = ["CHECKS", "EXAM", "RUNS", "Case", "Check", "check", "registered"]
 
-# The order in which an exam asks: what would disturb all else, the formula, one step, whole runs.
+EXAM = 2
+"""The version of the exam: another whenever a plugin may pass one and fail the other."""
+
+RUNS = "runs"
+"""The id of the check on which all others depend."""
+
+# The order in which an exam asks: whether it acts at all, the formula, one step, whole runs. What
+# may be the cause of another failure stands before it.
 CHECKS = (
+    RUNS,
     "surroundings",
+    "acts",
     "differentiable",
     "gradient",
     "finite-difference",
     "every-batch",
+    "adds",
     "zero-strength",
     "streams",
     "reproducible",
     "fresh-draws",
     "untouched",
-    "adds",
     "input-grad",
     "proximal",
     "separable",
@@ -38,6 +47,8 @@ CHECKS = (
     "metrics",
     "describe",
     "autocast",
+    "device",
+    "collective",
     "ddp",
     "fsdp2",
     "ranks",
@@ -90,7 +101,8 @@ def check(
 
     def register(cases: Cases) -> Cases:
         assert id in CHECKS, id
-        _registered[id] = Check(id, cases, after, distributed)
+        before = after if id == RUNS else (RUNS, *after)
+        _registered[id] = Check(id, cases, before, distributed)
         return cases
 
     return register

@@ -45,6 +45,14 @@ class Subject:
         # Before anything is attached: what is left behind once would not be seen later.
         self.surroundings = Surroundings()
 
+    def settle(self) -> None:
+        """Attach the plugin once, before any question is asked.
+
+        Raises:
+            RegplugError: it can't be made, or can't be attached to the model.
+        """
+        self.rig(self.given(None)).detach()
+
     @property
     def title(self) -> str:
         """The spec, or the plugin's name."""
@@ -73,6 +81,11 @@ class Subject:
     def implements(self, hook: str) -> bool:
         """Tell whether the plugin has this hook."""
         return is_hook(getattr(type(self.plugin), hook, None))
+
+    @cached_property
+    def remembers(self) -> bool:
+        """Whether it may act otherwise in each step: it has a state, or draws at random."""
+        return self.implements("on_state") or self.plugin.stochastic
 
     @cached_property
     def adds_to_loss(self) -> bool:

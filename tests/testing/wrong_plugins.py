@@ -40,15 +40,18 @@ from tests.testing.wrong_loops import (
     WaitsForInputGradient,
 )
 from tests.testing.wrong_ranks import NormOfShard, ReportsShard, SeedPerRank, TimesWorld
+from tests.testing.wrong_runs import Empty, Exits, LeavesRank
 
 WRONG = {
+    "runs": Exits,
+    "acts": Empty,
     "differentiable": partial(DetachedValue, 0.01),
     "gradient": partial(HalfGradient, 0.01),
     "finite-difference": partial(HalfDetached, 0.01),
     "every-batch": StoredGenerator,
+    "adds": Assigns,
     "zero-strength": NeverOff,
     "untouched": Everything,
-    "adds": Assigns,
     "input-grad": WaitsForInputGradient,
     "proximal": partial(HalfThreshold, 0.01),
     "separable": partial(ByRows, 0.01),
@@ -56,6 +59,7 @@ WRONG = {
     "accumulation": PerPass,
     "clipping": partial(AlwaysInLoss, 0.01),
     "overflow": ForgetsScale,
+    "collective": LeavesRank,
     "ddp": TimesWorld,
     "fsdp2": NormOfShard,
     "ranks": ReportsShard,
@@ -70,10 +74,10 @@ WRONG = {
 }
 
 WIDER = {
-    Overwrites: {"adds", "order", "zero-strength"},
-    partial(WholeNorm, 0.01): {"separable", "fsdp2", "ranks"},
+    Overwrites: {"adds"},
+    partial(WholeNorm, 0.01): {"separable"},
     SeedPerRank: {"ranks", "resume"},
-    HalfSum: {"dtype", "fsdp2", "ranks"},
+    HalfSum: {"dtype", "fsdp2"},
     Hoards: {"leak"},
     partial(Expansive, 0.01): {"proximal"},
 }
