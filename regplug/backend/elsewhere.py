@@ -1,7 +1,7 @@
 """A device that no machine has, made of the CPU: it refuses what lies elsewhere, as a GPU does.
 
-Whoever calls :func:`elsewhere` gives the device to the whole process, for good: do it in a process
-that ends.
+Its tensors say that they are on ``lazy:0``: a kind of device that torch has a word for, whose
+backward pass runs where that of the CPU does, and which nothing is installed for.
 """
 
 import contextlib
@@ -10,52 +10,58 @@ from typing import Any, TypeAlias
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils import backend_registration
 
 __all__ = ["Elsewhere", "elsewhere", "is_available"]
 
-_SETUP = "_setup_privateuseone_for_python_backend"
 _WRAPPER = "_make_wrapper_subclass"
-_NAME = "elsewhere"
+_NAME = "lazy"
 # These bring values from one device to another; indices may lie on the CPU.
 _CROSSES = ("aten::copy_", "aten::_to_copy", "aten::index", "aten::index_put", "aten::index_put_")
 _ITEM = "aten::_local_scalar_dense"
+_ADDRESS = "_cdata"
+_generators: set[int] = set()
 _MADE = (torch.tensor, torch.as_tensor, torch.asarray)
+
+_SET_DATA: Any = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 
 Function: TypeAlias = Any
 
 
 def is_available() -> bool:
     """Whether this torch takes a device that is written in Python."""
-    return hasattr(backend_registration, _SETUP) and hasattr(torch.Tensor, _WRAPPER)
+    return hasattr(torch.Tensor, _WRAPPER)
 
 
 class Elsewhere(torch.Tensor):
-    """A tensor that says that it is on the device ``elsewhere``, and lies on the CPU.
+    """A tensor that says that it is on another device, and lies on the CPU.
 
     Args:
-        inner: what it holds.
+        held: what it holds.
     """
 
-    inner: torch.Tensor
+    held: torch.Tensor
 
     @staticmethod
-    def __new__(cls, inner: torch.Tensor) -> "Elsewhere":
+    def __new__(cls, held: torch.Tensor) -> "Elsewhere":
         make: Any = getattr(torch.Tensor, _WRAPPER)
         self: Elsewhere = make(
-            cls, inner.shape, strides=inner.stride(), dtype=inner.dtype, device=torch.device(_NAME)
+            cls,
+            held.shape,
+            strides=held.stride(),
+            dtype=held.dtype,
+            device=torch.device(_NAME, 0),
         )
-        self.inner = inner.detach()
+        self.held = held.detach()
         return self
 
-    def __init__(self, inner: torch.Tensor) -> None:
+    def __init__(self, held: torch.Tensor) -> None:
         """See the class."""
 
-    def __repr__(self, **options: Any) -> str:
-        return f"Elsewhere({self.inner})"
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"Elsewhere({self.held})"
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, function: Function, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         return _run(function, args, kwargs or {})
@@ -114,18 +120,18 @@ def _run(function: Function, args: Any, kwargs: Any) -> Any:
     if name == "aten::copy_":
         goes = isinstance(args[0], Elsewhere)
     drawn = kwargs.get("generator")
-    if drawn is not None and goes != isinstance(drawn, _Generator):
+    if drawn is not None and goes != (getattr(drawn, _ADDRESS, None) in _generators):
         where = _NAME if goes else "cpu"
         raise RuntimeError(f"Expected a '{where}' device type for generator but found another")
     plain = {k: ("cpu" if k == "device" and goes else v) for k, v in kwargs.items()}
 
     def unwrap(x: Any) -> Any:
-        return x.inner if isinstance(x, Elsewhere) else x
+        return x.held if isinstance(x, Elsewhere) else x
 
     out = function(*_map(args, unwrap), **_map(plain, unwrap))
     if name == _ITEM:
         return out
-    owners = {id(x.inner): x for x in here}
+    owners = {id(x.held): x for x in here}
 
     def wrap(x: Any) -> Any:
         if not isinstance(x, torch.Tensor):
@@ -135,14 +141,6 @@ def _run(function: Function, args: Any, kwargs: Any) -> Any:
         return Elsewhere(x) if goes else x
 
     return _map(out, wrap)
-
-
-class _Generator(torch.Generator):
-    """A generator that says that it is of the device ``elsewhere``."""
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device(_NAME)
 
 
 class _Functions(TorchFunctionMode):
@@ -157,7 +155,13 @@ class _Functions(TorchFunctionMode):
             made = function(*args, **kwargs)
             return made if isinstance(made, Elsewhere) else Elsewhere(made.cpu())
         if function is torch.Tensor.new_tensor and isinstance(args[0], Elsewhere):
-            return Elsewhere(args[0].inner.new_tensor(*args[1:], **kwargs))
+            return Elsewhere(args[0].held.new_tensor(*args[1:], **kwargs))
+        if args and isinstance(args[0], Elsewhere):
+            if function is torch.Tensor.tolist:
+                return args[0].held.tolist()
+            if function is _SET_DATA and isinstance(args[1], Elsewhere):
+                args[0].held = args[1].held
+                return None
         return function(*args, **kwargs)
 
 
@@ -170,24 +174,29 @@ def _factories() -> Any:
         ) -> Any:
             return _run(function, args, kwargs or {})
 
-    return Factories()
+    return Factories()  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager
 def elsewhere() -> Iterator[torch.device]:
-    """Give this process the device, and have what is made on it be of :class:`Elsewhere`."""
-    getattr(backend_registration, _SETUP)(_NAME)
-    plain = torch.Generator
+    """Have what is made on the device be of :class:`Elsewhere`, for as long as this lasts."""
+    plain, kept = torch.Generator, []
 
     class Generator(plain):  # type: ignore[misc, valid-type]
         """Whatever is made of it is of the device that it was asked for."""
 
         def __new__(cls, device: Any = "cpu") -> Any:
-            return _Generator() if _is_there(device) else plain(device)
+            if not _is_there(device):
+                return plain(device)
+            made = plain()
+            kept.append(made)  # its address is not to be another's
+            _generators.add(getattr(made, _ADDRESS))
+            return made
 
     torch.Generator = Generator  # type: ignore[misc]
     try:
         with _factories(), _Functions():
-            yield torch.device(_NAME)
+            yield torch.device(_NAME, 0)
     finally:
         torch.Generator = plain  # type: ignore[misc]
+        _generators.clear()
