@@ -105,7 +105,7 @@ def answers(subject: Subject, check: Check) -> Iterator[str | Answer]:
 
 
 def _message(error: BaseException) -> str:
-    if isinstance(error, Failure):
+    if isinstance(error, Failure | ProcessesError):
         return str(error)
     at = place_of(error)
     if not isinstance(error, Exception):

@@ -15,7 +15,7 @@ import torch
 
 import regplug
 
-__all__ = ["place", "place_in", "place_of", "redirected"]
+__all__ = ["is_own", "place", "place_in", "place_of", "redirected"]
 
 # As faulthandler writes them, the innermost frame first.
 _FRAME = re.compile(r'^  File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<name>.+)$', re.MULTILINE)
@@ -30,7 +30,8 @@ _FOREIGN = (
 _STDLIB = sysconfig.get_path("stdlib") + os.sep
 
 
-def _is_own(file: str) -> bool:
+def is_own(file: str) -> bool:
+    """Tell whether a file is a plugin's: none of Python, torch, pluggy and regplug itself."""
     if file.startswith(_STDLIB) and "-packages" not in file.removeprefix(_STDLIB):
         return False
     return not file.startswith(_FOREIGN)
@@ -41,7 +42,7 @@ def place(frames: Iterable[tuple[str, str, str]]) -> str | None:
     innermost = None
     for file, line, name in frames:
         here = f"{file}:{line} in {name}"
-        if _is_own(file):
+        if is_own(file):
             return here
         innermost = innermost or here
     return innermost

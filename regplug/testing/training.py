@@ -96,7 +96,7 @@ def _listed(values: Mapping[str, float | None]) -> str:
     return " and ".join(f"{name} = {value:g}" for name, value in values.items())
 
 
-@check("dtype")
+@check("dtype", after=("cost",))
 def dtype(subject: Subject) -> Iterable[Case]:
     """Shape, dtype and device stay; half precision stays finite."""
     if isinstance(subject.plugin, Penalty):

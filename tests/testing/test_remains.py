@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from regplug.testing import check_plugin
+from tests.testing.sat import sat
 from tests.testing import wrong_neighbours as near
 from tests.testing import wrong_remains as left
 
@@ -68,20 +68,20 @@ RIGHT += [near.ImportsLate]
     ids=lambda x: getattr(x, "__name__", None),
 )
 def test_what_is_left_behind_is_named(check, plugin, message):
-    report = check_plugin(plugin, checks=CHECKS)
+    report = sat(plugin, CHECKS)
     assert report.failed_checks() == {check}, str(report)
     assert any(re.search(message, failed.message) for failed in report.failures), str(report)
 
 
 @pytest.mark.parametrize("plugin", RIGHT)
 def test_what_is_put_back_is_no_fault(plugin):
-    report = check_plugin(plugin, checks=CHECKS)
+    report = sat(plugin, CHECKS)
     assert report.passed, str(report)
 
 
 def test_the_exam_itself_puts_back_what_a_plugin_has_left():
     dtype, filters = torch.get_default_dtype(), torch.nn.functional.layer_norm
-    check_plugin(near.PatchesFunctional, checks=["surroundings"])
-    check_plugin(near.DefaultDtype, checks=["surroundings"])
+    sat(near.PatchesFunctional, ["surroundings"])
+    sat(near.DefaultDtype, ["surroundings"])
     assert torch.get_default_dtype() == dtype
     assert torch.nn.functional.layer_norm is filters

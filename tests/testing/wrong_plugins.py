@@ -6,6 +6,7 @@ blunders that no single check could be alone in finding, with all the checks tha
 
 from functools import partial
 
+from tests.testing.wrong_costs import AllSigns, Logs, TensorByTensor
 from tests.testing.wrong_formulas import (
     ByRows,
     DetachedValue,
@@ -45,6 +46,7 @@ from tests.testing.wrong_runs import Empty, Exits, LeavesRank
 WRONG = {
     "runs": Exits,
     "acts": Empty,
+    "cost": TensorByTensor,
     "differentiable": partial(DetachedValue, 0.01),
     "gradient": partial(HalfGradient, 0.01),
     "finite-difference": partial(HalfDetached, 0.01),
@@ -68,6 +70,8 @@ WRONG = {
     "resume": ForgetsAverage,
     "restore": LeavesRates,
     "leak": KeepsSessions,
+    "memory": AllSigns,
+    "growth": Logs,
     "order": SoftensGradients,
     "attribution": Swallows,
     "compile": FloatRate,
