@@ -131,21 +131,41 @@ def _spread(found: Snapshot, expected: Snapshot) -> float:
     return float(gaps.square().mean().sqrt())
 
 
-@check("ddp", distributed=True)
+@check("collective", distributed=True)
+def collective(subject: Subject) -> Iterable[Case]:
+    """On two ranks it comes to an end: neither leaves, or waits for one that does not come."""
+    found: list[str] = []
+
+    def run(setup: Setup, wrapper: str) -> None:
+        if found:
+            raise Skip("not tried again, since each try takes half a minute")
+        try:
+            _job(subject, setup, wrapper)
+        except ProcessesError as error:
+            if error.ended:
+                found.append(str(error))
+                raise Failure(str(error)) from error
+
+    for setup in subject.setups():
+        for wrapper in WRAPPERS:
+            yield f"{wrapper}, {setup.regime}", partial(run, setup, wrapper)
+
+
+@check("ddp", distributed=True, after=("collective",))
 def ddp(subject: Subject) -> Iterable[Case]:
     """On two ranks of ``DistributedDataParallel`` it does what it does in one process."""
     for setup in subject.setups():
         yield setup.regime, partial(_like_plain, subject, setup, "ddp")
 
 
-@check("fsdp2", distributed=True)
+@check("fsdp2", distributed=True, after=("collective", "separable"))
 def fsdp2(subject: Subject) -> Iterable[Case]:
     """On weights that ``fully_shard`` splits unevenly it does what it does in one process."""
     for setup in subject.setups():
         yield setup.regime, partial(_like_plain, subject, setup, "fsdp2")
 
 
-@check("ranks", distributed=True)
+@check("ranks", distributed=True, after=("ddp", "fsdp2"))
 def ranks(subject: Subject) -> Iterable[Case]:
     """Both ranks end with the same weights and report the same, which is what one would report."""
 

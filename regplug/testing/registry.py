@@ -6,11 +6,21 @@ from typing import TypeAlias
 
 from regplug.testing.subject import Subject
 
-__all__ = ["CHECKS", "Case", "Check", "check", "registered"]
+__all__ = ["CHECKS", "EXAM", "RUNS", "Case", "Check", "check", "registered"]
 
-# The order in which an exam asks: the formula first, then one step, then whole runs. What may be
-# the cause of another failure stands before it.
+EXAM = 2
+"""The version of the exam: another whenever a plugin may pass one and fail the other."""
+
+RUNS = "runs"
+"""The id of the check on which all others depend."""
+
+# The order in which an exam asks: whether it acts at all, the formula, one step, whole runs. What
+# may be the cause of another failure stands before it.
 CHECKS = (
+    RUNS,
+    "surroundings",
+    "acts",
+    "cost",
     "pure",
     "arguments",
     "differentiable",
@@ -22,13 +32,16 @@ CHECKS = (
     "memory-order",
     "where",
     "every-batch",
+    "adds",
     "strength",
     "delivery",
     "schedule",
     "shapes",
     "zero-strength",
+    "streams",
+    "reproducible",
+    "fresh-draws",
     "untouched",
-    "adds",
     "input-grad",
     "proximal",
     "separable",
@@ -36,6 +49,18 @@ CHECKS = (
     "accumulation",
     "clipping",
     "overflow",
+    "maximize",
+    "groups",
+    "learning-rate",
+    "no-optimizer",
+    "closure",
+    "interludes",
+    "late-weights",
+    "metrics",
+    "describe",
+    "autocast",
+    "device",
+    "collective",
     "ddp",
     "fsdp2",
     "ranks",
@@ -43,14 +68,18 @@ CHECKS = (
     "state",
     "resume",
     "restore",
+    "stopped-attach",
+    "copies",
     "leak",
+    "memory",
+    "growth",
     "order",
     "attribution",
     "compile",
 )
 """The ids of all checks, in the order of the exam."""
 
-FOUNDATIONS = ("pure", "loss-event", "attach-again")
+FOUNDATIONS = (RUNS, "pure", "loss-event", "attach-again")
 """Checks without which none that comes later can be judged, where loops are compared."""
 
 Case: TypeAlias = tuple[str, Callable[[], object]]

@@ -67,9 +67,9 @@ def strength(subject: Subject) -> Iterable[Case]:
     for attribute in subject.scheduled.values():
         for setup in subject.setups():
             regime = f"{attribute.name}, {setup.regime}"
-            if isinstance(subject.plugin, Penalty) and attribute.name == "strength":
-                if setup.delivery in ("step", "loss"):
-                    yield f"{regime}, linear", partial(_linear, subject, setup)
+            is_penalty = isinstance(subject.plugin, Penalty) and attribute.name == "strength"
+            if is_penalty and setup.delivery in ("step", "loss"):
+                yield f"{regime}, linear", partial(_linear, subject, setup)
             yield f"{regime}, set", partial(_set, subject, setup, attribute)
             yield f"{regime}, set later", partial(_set_later, subject, setup, attribute)
 

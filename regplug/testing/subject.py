@@ -12,6 +12,7 @@ from regplug.penalty import Penalty
 from regplug.plugin import Plugin, Scheduled
 from regplug.testing.bench import Bench, Rig, Setup, Snapshot, difference
 from regplug.testing.recipe import Recipe, recipe_of
+from regplug.testing.surroundings import Surroundings
 
 __all__ = ["Failure", "Skip", "Source", "Subject"]
 
@@ -42,6 +43,16 @@ class Subject:
         self.source, self.bench = source, bench
         self.workers_results: dict[Any, Any] = {}
         self._touched: dict[str | None, list[str]] = {}
+        # Before anything is attached: what is left behind once would not be seen later.
+        self.surroundings = Surroundings()
+
+    def settle(self) -> None:
+        """Attach the plugin once, before any question is asked.
+
+        Raises:
+            RegplugError: it can't be made, or can't be attached to the model.
+        """
+        self.rig(self.given(None)).detach()
 
     @property
     def title(self) -> str:
@@ -82,6 +93,11 @@ class Subject:
     def implements(self, hook: str) -> bool:
         """Tell whether the plugin has this hook."""
         return is_hook(getattr(type(self.plugin), hook, None))
+
+    @cached_property
+    def remembers(self) -> bool:
+        """Whether it may act otherwise in each step: it has a state, or draws at random."""
+        return self.implements("on_state") or self.plugin.stochastic
 
     @cached_property
     def adds_to_loss(self) -> bool:

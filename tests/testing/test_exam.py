@@ -9,7 +9,7 @@ from torch.distributed.fsdp import FSDPModule
 
 import regplug
 from regplug.errors import SelectionError, SpecError
-from regplug.testing import CHECKS, PluginContract, check_plugin
+from regplug.testing import CHECKS, EXAM, PluginContract, check_plugin
 from tests.testing.wrong_formulas import L1
 from tests.testing.wrong_lives import Remembers
 from tests.testing.wrong_plugins import WIDER, WRONG
@@ -60,8 +60,9 @@ def test_report_has_a_line_for_each_check_and_regime():
     assert report.passed
     results = report.as_json()
     assert [set(result) for result in results] == [
-        {"plugin", "check", "regime", "outcome", "message"}
+        {"plugin", "check", "regime", "outcome", "message", "exam"}
     ] * len(results)
+    assert {result["exam"] for result in results} == {EXAM}
     regimes = {(result["check"], result["regime"]) for result in results}
     assert len(regimes) == len(results)
     for check in ("accumulation", "ddp"):
@@ -106,8 +107,9 @@ def test_expected_failure_that_passes_fails():
 
 def test_what_depends_on_a_failed_check_is_not_judged():
     report = check_plugin(WRONG["every-batch"], checks=["every-batch", "resume"])
-    (skipped,) = report.of("skipped")
-    assert (skipped.check, skipped.message) == ("resume", "can't be judged: every-batch failed")
+    (other,) = report.of("not judged")
+    assert (other.check, other.message) == ("resume", "because every-batch failed")
+    assert not report.of("skipped")
 
 
 def test_unknown_check_is_an_error_with_the_nearest():

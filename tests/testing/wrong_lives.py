@@ -68,7 +68,16 @@ class LeavesRates(Plugin):
                 module.p = 0.0
 
 
-class KeepsSessions(Strong):
+class Decays(Strong):
+    """Acts as it should, for the ones below."""
+
+    @hookimpl
+    def before_step(self, session):
+        for w in weights(session):
+            regplug.local(w).mul_(1 - self.strength)
+
+
+class KeepsSessions(Decays):
     """leak: a list of all sessions there ever were."""
 
     sessions: list[Session] = []  # noqa: RUF012 - that is what is wrong with it
@@ -78,7 +87,7 @@ class KeepsSessions(Strong):
         self.sessions.append(session)
 
 
-class Hoards(Strong):
+class Hoards(Decays):
     """leak: keeps every gradient there ever was."""
 
     @hookimpl

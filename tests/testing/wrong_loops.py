@@ -91,7 +91,7 @@ class SoftensGradients(Strong):
 class PerPass(Strong):
     """accumulation: acts once for each backward pass."""
 
-    passes = 0
+    passes = 1
 
     @hookimpl
     def on_loss(self, session, loss):
@@ -130,6 +130,9 @@ class AlwaysInLoss(L1):
     @hookimpl
     def on_gradients(self, session):
         pass
+
+    def waits_for_loss(self, session):
+        return True
 
 
 class ForgetsScale(Strong):

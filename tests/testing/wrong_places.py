@@ -1,4 +1,4 @@
-"""Formulas that are wrong on purpose in places: at edges, in shapes, in memory, when called again."""
+"""Formulas that are wrong on purpose in places: at edges, in shapes, in memory, the second time."""
 
 import torch
 

@@ -7,6 +7,7 @@ blunders that no single check could be alone in finding, with all the checks tha
 from functools import partial
 
 from tests.testing.wrong_arguments import FirstModelForEver, ForgetsWhere, IgnoresWhere
+from tests.testing.wrong_costs import AllSigns, Logs, TensorByTensor
 from tests.testing.wrong_formulas import (
     ByRows,
     DetachedValue,
@@ -48,10 +49,14 @@ from tests.testing.wrong_places import (
     RootOfSquares,
 )
 from tests.testing.wrong_ranks import NormOfShard, ReportsShard, SeedPerRank, TimesWorld
+from tests.testing.wrong_runs import Empty, Exits, LeavesRank
 from tests.testing.wrong_strengths import KeptAtInit, OneStepLate
 from tests.testing.wrong_terms import LossAndTerm
 
 WRONG = {
+    "runs": Exits,
+    "acts": Empty,
+    "cost": TensorByTensor,
     "pure": partial(ClampsWeights, 0.01),
     "arguments": partial(ForgetsWhere, 0.01),
     "differentiable": partial(DetachedValue, 0.01),
@@ -63,13 +68,13 @@ WRONG = {
     "memory-order": partial(ByStorage, 0.01),
     "where": IgnoresWhere,
     "every-batch": StoredGenerator,
+    "adds": Assigns,
     "strength": KeptAtInit,
     "delivery": partial(AlwaysInLoss, 0.01),
     "schedule": OneStepLate,
     "shapes": partial(LeavesConvolutionsOut, 0.01),
     "zero-strength": NeverOff,
     "untouched": Everything,
-    "adds": Assigns,
     "input-grad": WaitsForInputGradient,
     "proximal": partial(HalfThreshold, 0.01),
     "separable": partial(ByRows, 0.01),
@@ -77,6 +82,7 @@ WRONG = {
     "accumulation": PerPass,
     "clipping": LouderWhereLossIsLarge,
     "overflow": ForgetsScale,
+    "collective": LeavesRank,
     "ddp": TimesWorld,
     "fsdp2": NormOfShard,
     "ranks": ReportsShard,
@@ -85,16 +91,18 @@ WRONG = {
     "resume": ForgetsAverage,
     "restore": LeavesRates,
     "leak": KeepsSessions,
+    "memory": AllSigns,
+    "growth": Logs,
     "order": SoftensGradients,
     "attribution": Swallows,
     "compile": FloatRate,
 }
 
 WIDER = {
-    Overwrites: {"adds", "order", "zero-strength"},
-    partial(WholeNorm, 0.01): {"separable", "fsdp2", "ranks"},
+    Overwrites: {"adds"},
+    partial(WholeNorm, 0.01): {"separable"},
     SeedPerRank: {"ranks", "resume"},
-    HalfSum: {"dtype", "fsdp2", "ranks"},
+    HalfSum: {"dtype", "fsdp2"},
     Hoards: {"leak"},
     partial(Expansive, 0.01): {"proximal"},
 }
