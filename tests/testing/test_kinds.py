@@ -23,6 +23,7 @@ from tests.testing import (
 # What an author may well be told by the way out: the names that the messages go by.
 RELATED = ("differentiable", "gradient", "finite-difference", "every-batch", "zero-strength")
 WAY_OUT = {
+    "runs": r"on_loss",
     "arguments": r"__init__|on self|\*\*kwargs|a copy|attribute",
     "where": r"use where|where nothing fits",
     "strength": r"self\.strength|leave λ to the penalty|round it nowhere",

@@ -17,7 +17,7 @@ class ClampsWeights(Penalty):
 
 
 class ClampsInGradient(L1):
-    """pure: its gradient makes the weights' own memory positive and back, nearly."""
+    """runs: its gradient makes the weights' own memory positive and back, nearly."""
 
     def gradient(self, w):
         found = w.sign()

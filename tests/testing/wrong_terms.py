@@ -95,7 +95,7 @@ class NoGraph(Strong):
 
 
 class RunningTotal(Strong):
-    """loss-event: a sum of all terms that there were, with their graphs."""
+    """runs: a sum of all terms that there were, with their graphs."""
 
     @hookimpl
     def on_attach(self, session):
