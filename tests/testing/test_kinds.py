@@ -81,7 +81,7 @@ def each(cases, most):
         yield pytest.param(cls, id=cls.__name__, marks=later)
 
 
-@pytest.mark.parametrize("cls", each(WRONG, 2))
+@pytest.mark.parametrize("cls", list(each(WRONG, 2)))
 def test_wrong_plugin_fails_in_its_own_check_alone(cls):
     report = check_plugin(factory(cls), checks=QUICK)
     check = check_of(cls)
@@ -90,7 +90,7 @@ def test_wrong_plugin_fails_in_its_own_check_alone(cls):
     assert re.search(WAY_OUT[check], first), first
 
 
-@pytest.mark.parametrize("cls", each(RIGHT, 1))
+@pytest.mark.parametrize("cls", list(each(RIGHT, 1)))
 def test_what_looks_like_it_passes(cls):
     report = check_plugin(factory(cls), checks=QUICK)
     assert report.passed, str(report)
