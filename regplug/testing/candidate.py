@@ -5,14 +5,15 @@ import os
 import pickle
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
 
 from regplug.errors import RegplugError
+from regplug.testing.acting import choose_bench
 from regplug.testing.bench import Bench
 from regplug.testing.places import place, place_of
 from regplug.testing.processes import ProcessesError, Ranks, use
@@ -40,6 +41,7 @@ class Paper:
 
     source: Any
     bench: Bench
+    values: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -48,7 +50,7 @@ class Paper:
 
     def subject(self) -> Subject:
         """Return the plugin under exam, new."""
-        return Subject(self.source, self.bench)
+        return Subject(self.source, self.bench, self.values)
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def own_settings() -> Iterator[None]:
 
 def attachable(subject: Subject) -> str:
     """Return the plugin's title; raise what attaching raises before any question is asked."""
-    subject.settle()
+    choose_bench(subject)
     return subject.title
 
 

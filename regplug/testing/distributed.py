@@ -48,7 +48,7 @@ class _Half(Bench):
 
 def train(rank: int, bench: Bench, setup: Setup | None, wrapper: str) -> dict[str, Any]:
     """Train on this rank and return what it holds and reports at the end. Runs in a worker."""
-    rig = _Sharded(_Half(bench.model, bench.batch), setup, wrap=WRAPPERS[wrapper])
+    rig = _Sharded(_Half(bench.model, bench.batch, bench.loss), setup, wrap=WRAPPERS[wrapper])
     try:
         snapshot = rig.run(STEPS)
         session = rig.session

@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -64,6 +65,8 @@ def check_plugin(
     expected_failures: Mapping[str, str] | None = None,
     model: Callable[[], nn.Module] | None = None,
     batch: Callable[[int], torch.Tensor] | None = None,
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    where: Any = None,
     told: Callable[[str, int, int], object] | None = None,
 ) -> Report:
     """Examine a plugin, the whole of it: formula, loops, precision, ranks, state, failure.
@@ -85,6 +88,9 @@ def check_plugin(
         model: returns a new model to try the plugin on, for one that needs more than a small
             network with linear layers, a normalization, dropout and a tied weight.
         batch: returns the model's inputs for ``n`` samples, a tensor of shape ``(n, …)``.
+        loss: returns the mean loss, a 0-d tensor, of what the model puts out for inputs; None for a
+            mean squared error.
+        where: a selection for the plugin, in place of its own; None for its own.
         told: called before each check with its id, its number from 0 on, and how many there are.
 
     Returns:
@@ -102,9 +108,12 @@ def check_plugin(
     expected = dict(expected_failures or {})
     _wanted(list(expected))
     usual = Bench()
-    bench = Bench(usual.model if model is None else model, usual.batch if batch is None else batch)
+    bench = Bench(
+        usual.model if model is None else model, usual.batch if batch is None else batch, loss
+    )
+    paper = Paper(spec, bench, {} if where is None else {"where": where})
     started = time.monotonic()
-    exam = _Exam(Paper(spec, bench), wanted, expected, told)
+    exam = _Exam(paper, wanted, expected, told)
     with warnings.catch_warnings():
         # Of a copy of a process with threads, among others: none of them is for the caller.
         warnings.simplefilter("ignore")

@@ -1,6 +1,6 @@
 """Who sits the exam: one plugin, and what can be known of it before the first question."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -37,22 +37,24 @@ class Subject:
     Args:
         source: a spec, an instance (copied for each use), or a callable that returns a new one.
         bench: the model and data to try it on.
+        values: attributes that are set on each instance, such as ``where``.
     """
 
-    def __init__(self, source: Source, bench: Bench) -> None:
-        self.source, self.bench = source, bench
+    def __init__(
+        self, source: Source, bench: Bench, values: Mapping[str, Any] | None = None
+    ) -> None:
+        self.source, self.bench, self.values = source, bench, dict(values or {})
         self.workers_results: dict[Any, Any] = {}
         self._touched: dict[str | None, list[str]] = {}
         # Before anything is attached: what is left behind once would not be seen later.
         self.surroundings = Surroundings()
 
-    def settle(self) -> None:
-        """Attach the plugin once, before any question is asked.
-
-        Raises:
-            RegplugError: it can't be made, or can't be attached to the model.
-        """
-        self.rig(self.given(None)).detach()
+    def sits_on(self, bench: Bench) -> None:
+        """Let it be tried on another model from now on."""
+        self.bench = bench
+        self.workers_results.clear()
+        self._touched.clear()
+        self.__dict__.pop("deliveries", None)
 
     @property
     def title(self) -> str:
@@ -62,7 +64,7 @@ class Subject:
     @cached_property
     def plugin(self) -> Plugin:
         """An instance to look at, never attached."""
-        plugin = Setup(self.source).make()
+        plugin = Setup(self.source, None, self.values).make()
         if not isinstance(plugin, Plugin):
             raise PluginError(f"{plugin!r} is no instance of regplug.Plugin")
         return plugin
@@ -129,14 +131,14 @@ class Subject:
 
     def _attaches(self, delivery: str | None) -> bool:
         try:
-            Rig(self.bench, Setup(self.source, delivery)).detach()
+            Rig(self.bench, self.given(delivery)).detach()
         except RegplugError:
             return False
         return True
 
     def given(self, delivery: str | None) -> Setup:
         """Return the plugin as its author specified it."""
-        return Setup(self.source, delivery)
+        return Setup(self.source, delivery, self.values)
 
     def steady(self) -> Mapping[str, float]:
         """Return a constant that does something for every scheduled attribute."""
@@ -148,12 +150,25 @@ class Subject:
 
     def loud(self, delivery: str | None) -> Setup:
         """Return it with constant strengths, those of a penalty no weaker than can be measured."""
-        values = dict(self.steady())
+        values = {**self.values, **self.steady()}
         if isinstance(self.plugin, Penalty):
             for name, attribute in self.scheduled.items():
                 if attribute.off == 0 and attribute.high >= _LOUD:
                     values[name] = max(values[name], _LOUD)
         return Setup(self.source, delivery, values)
+
+    def moments(self, setup: Setup) -> Iterator[Setup]:
+        """Yield a setup, and the same with the values that its schedules come to later.
+
+        A share of what is there does nothing at 1, as a strength at 0.
+        """
+        yield setup
+        told = [dict(setup.values)]
+        for step in _LATER:
+            values = {n: a.at(self.plugin, step) for n, a in self.scheduled.items()}
+            if values not in told:
+                told.append(values)
+                yield Setup(setup.source, setup.delivery, {**self.values, **values})
 
     def setups(self) -> list[Setup]:
         """Return one loud setup for each delivery."""

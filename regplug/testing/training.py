@@ -11,7 +11,7 @@ import regplug
 from regplug.errors import SelectionError
 from regplug.penalty import Penalty
 from regplug.plugin import Plugin
-from regplug.testing.bench import Setup, noisy_modules, rates
+from regplug.testing.bench import Sample, Setup, noisy_modules, rates
 from regplug.testing.formula import keeps_dtype
 from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Skip, Subject, same
@@ -81,7 +81,9 @@ def zero_strength(subject: Subject) -> Iterable[Case]:
 
     def run(delivery: str | None) -> None:
         options = {"dtype": torch.float32, "calm": False, "edit": silence}
-        found = subject.rig(Setup(subject.source, delivery, off), **options).run(3)
+        found = subject.rig(
+            Setup(subject.source, delivery, {**subject.values, **off}), **options
+        ).run(3)
         expected = subject.rig(None, **options).run(3)
         same(found, expected, "with " + _listed(off), rtol=0, atol=0)
         for name, weight in expected.weights.items():
@@ -104,6 +106,11 @@ def dtype(subject: Subject) -> Iterable[Case]:
             yield f"formula, {_name(kind)}", partial(keeps_dtype, subject.penalty, kind)
 
     def run(setup: Setup, kind: torch.dtype) -> None:
+        if subject.bench.model is not Sample:
+            try:
+                subject.rig(None, dtype=kind).run(1)
+            except RuntimeError as error:
+                raise Skip(f"the model does not train in {_name(kind)}: {error}") from error
         rig = subject.rig(setup, dtype=kind)
         expected = {name: p.dtype for name, p in rig.parameters.items()}
         rig.run(2)
@@ -165,7 +172,7 @@ def _within(subject: Subject, w: torch.Tensor, kind: torch.dtype) -> Plugin:
     }
     if total > most and not weaker:
         raise Skip(f"its true value, {total:.3g}, is beyond {_name(kind)}")
-    return Setup(subject.source, None, {**weaker}).make()
+    return Setup(subject.source, None, {**subject.values, **weaker}).make()
 
 
 def _name(kind: torch.dtype) -> str:

@@ -11,7 +11,7 @@ WRONG = [
     (partial(wrong_costs.AllPairs, 0.01), "cost", "16 times as many elements of tensors"),
     (wrong_costs.PairsInPython, "cost", "16 times as many lines of Python"),
     (wrong_costs.AllOfHistory, "cost", "step 44 takes"),
-    (wrong_costs.OneVector, "memory", "24 MiB of tensors for a moment"),
+    (wrong_costs.OneVector, "memory", "MiB of tensors for a moment, on a model of 24 MiB"),
     (wrong_costs.OpensFiles, "growth", "112 more open files"),
     (wrong_costs.StartsThreads, "growth", "112 more threads"),
 ]
