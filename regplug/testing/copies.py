@@ -13,7 +13,7 @@ from regplug.testing.subject import Failure, Skip, Subject, same
 
 __all__: list[str] = []
 
-_BASICS = ("every-batch", "streams", "surroundings")
+_BASICS = ("every-batch", "reproducible", "surroundings")
 
 
 @check("copies", after=(*_BASICS, "restore"))

@@ -14,10 +14,10 @@ from regplug.testing.subject import Failure, Skip, Subject, same
 
 __all__: list[str] = []
 
-_BASICS = ("every-batch", "adds", "finite-difference", "gradient", "streams")
+_BASICS = ("every-batch", "adds", "finite-difference", "gradient", "reproducible")
 
 
-@check("late-weights", after=(*_BASICS, "untouched"))
+@check("late-weights", after=(*_BASICS, "untouched", "groups"))
 def late_weights(subject: Subject) -> Iterable[Case]:
     """A weight that is unfrozen on the way, or comes in a group of its own, is acted upon then."""
     for setup in subject.setups():
@@ -69,17 +69,16 @@ def _late(subject: Subject, setup: Setup, how: str) -> None:
 
 @check("interludes", after=_BASICS)
 def interludes(subject: Subject) -> Iterable[Case]:
-    """What is no training makes no difference to it, and the user's modes stay as they are.
+    """What is no training makes no difference to it.
 
     Validation between steps (in ``eval()`` and under ``no_grad`` or ``inference_mode``, with the
-    loss event and without), gradients that are zeroed instead of cleared, and a step under
-    ``no_grad`` change no bit; and whatever is in ``eval()`` or frozen while training stays so.
+    loss event and without) changes no bit, and gradients that are zeroed instead of cleared, and a
+    step under ``no_grad``, change nothing.
     """
     for setup in subject.setups():
         for how in ("no_grad", "inference_mode"):
             yield f"validation, {how}, {setup.regime}", partial(_validated, subject, setup, how)
         yield f"zeroed gradients, {setup.regime}", partial(_zeroed, subject, setup)
-        yield f"modes, {setup.regime}", partial(_modes, subject, setup)
 
 
 def _validated(subject: Subject, setup: Setup, how: str) -> None:
@@ -119,6 +118,13 @@ def _zeroed(subject: Subject, setup: Setup) -> None:
         rtol=1e-9,
         atol=1e-12,
     )
+
+
+@check("modes", after=("surroundings",))
+def modes(subject: Subject) -> Iterable[Case]:
+    """A step leaves the modes of all modules, and gradient mode, as they are."""
+    for setup in subject.setups():
+        yield setup.regime, partial(_modes, subject, setup)
 
 
 def _modes(subject: Subject, setup: Setup) -> None:

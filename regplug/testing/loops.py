@@ -17,7 +17,7 @@ from regplug.testing.subject import Failure, Skip, Subject, same
 __all__: list[str] = []
 
 LR = 0.02
-_BASICS = ("every-batch", "adds", "finite-difference", "gradient", "streams")
+_BASICS = ("every-batch", "adds", "finite-difference", "gradient", "reproducible")
 
 
 @check("no-optimizer", after=_BASICS)
@@ -43,14 +43,14 @@ def no_optimizer(subject: Subject) -> Iterable[Case]:
                 if error.__cause__ is not None:
                     raise
                 raise Skip(f"it refuses that: {error}") from error
-        session.metrics()
-        session.describe()
         same(
             rig.snapshot(),
             subject.rig(setup, lr=LR).run(2),
             "without an optimizer it acts otherwise than with SGD: ask the session (groups, "
             "updates, learning_rate), not session.optimizer, which is None",
         )
+        session.metrics()
+        session.describe()
         session.detach()
 
     for setup in subject.setups():

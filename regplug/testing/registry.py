@@ -24,6 +24,7 @@ CHECKS = (
     "differentiable",
     "gradient",
     "finite-difference",
+    "modes",
     "every-batch",
     "adds",
     "zero-strength",

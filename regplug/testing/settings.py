@@ -15,7 +15,7 @@ from regplug.testing.subject import Failure, Skip, Subject, same
 __all__: list[str] = []
 
 SLOW, FAST = 0.02, 0.05
-_BASICS = ("every-batch", "adds", "finite-difference", "gradient", "streams")
+_BASICS = ("every-batch", "adds", "finite-difference", "gradient", "reproducible")
 
 
 def _attached(rig: Rig, setup: Setup) -> Rig:

@@ -5,9 +5,9 @@ import re
 import pytest
 import torch
 
-from tests.testing.sat import sat
 from tests.testing import wrong_neighbours as near
 from tests.testing import wrong_remains as left
+from tests.testing.sat import sat
 
 CHECKS = ["every-batch", "surroundings", "restore", "stopped-attach"]
 

@@ -8,7 +8,7 @@ import sys
 import warnings
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import nn
 
 import regplug
@@ -212,6 +212,6 @@ class ImportsLate(Shrinks):
     @hookimpl
     def on_attach(self, session):
         import colorsys  # noqa: F401
-        import torch.nn.utils.prune
+
 
         assert regplug.__name__
