@@ -26,6 +26,8 @@ def late_weights(subject: Subject) -> Iterable[Case]:
 
 
 def _late(subject: Subject, setup: Setup, how: str) -> None:
+    if subject.implements("on_state"):
+        raise Skip("it remembers, and may keep to what it has known from the start")
     touched = subject.touched(setup)
     if len(touched) < 2:
         raise Skip("without that weight there is nothing for it to act on")
@@ -61,13 +63,13 @@ def _late(subject: Subject, setup: Setup, how: str) -> None:
     )
     if torch.equal(found, plain.parameters[name]):
         raise Failure(message.format("it leaves that weight alone"))
-    if subject.implements("on_state") or subject.plugin.stochastic:
+    if subject.plugin.stochastic:
         return
     if not torch.allclose(found, expected, rtol=1e-6, atol=1e-9):
         raise Failure(message.format("it does not do to it what it does from the start"))
 
 
-@check("interludes", after=_BASICS)
+@check("interludes", after=(*_BASICS, "accumulation"))
 def interludes(subject: Subject) -> Iterable[Case]:
     """What is no training makes no difference to it.
 

@@ -83,7 +83,7 @@ class _Looks(Plugin):
         self._look("after_step", session)
 
 
-@check("closure", after=_BASICS)
+@check("closure", after=(*_BASICS, "clipping"))
 def closure(subject: Subject) -> Iterable[Case]:
     """With ``optimizer.step(closure)`` it does what it does without, and suits a line search.
 
@@ -149,6 +149,10 @@ def _lbfgs(subject: Subject, setup: Setup) -> None:
             optimizer.step(evaluate)
         return rig
 
+    if isinstance(subject.plugin, Penalty):
+        # Strong enough for a line search to see it.
+        strong = {name: min(20 * value, 1.0) for name, value in setup.values.items()}
+        setup = Setup(setup.source, setup.delivery, strong)
     try:
         rig = run(setup, setup.delivery != "step")
     except RegplugError as error:

@@ -144,7 +144,7 @@ def _own_rates(subject: Subject, setup: Setup) -> None:
             )
 
 
-@check("learning-rate", after=(*_BASICS, "groups"))
+@check("learning-rate", after=(*_BASICS, "groups", "proximal"))
 def learning_rate(subject: Subject) -> Iterable[Case]:
     """It goes by the learning rate of the step, whatever kind of number that is.
 

@@ -143,6 +143,9 @@ class SharesWithCopies(Shrinks):
 class Watches(Strong):
     """Adds what ``measure`` makes of a linear layer's output to the loss."""
 
+    def __init__(self, strength=1.0, name=None):
+        super().__init__(strength, name)
+
     @hookimpl
     def on_attach(self, session):
         module = next(m for m in session.model.modules() if isinstance(m, nn.Linear))
