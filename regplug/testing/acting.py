@@ -6,16 +6,55 @@ from functools import partial
 
 import torch
 
-from regplug.errors import RegplugError
-from regplug.testing.bench import Rig, Setup
+from regplug.errors import PluginError, RegplugError, SelectionError
+from regplug.testing.bench import Bench, Rig, Sample, Setup
+from regplug.testing.kinds import GROWN
 from regplug.testing.registry import RUNS, Case, check
 from regplug.testing.subject import Failure, Subject
 
-__all__: list[str] = []
+__all__ = ["choose_bench"]
 
 STEPS = 12
 # Of the weights: penalties act anywhere, constraints on large weights or on small ones alone.
 SCALES = (1.0, 10.0, 0.1, 1000.0)
+
+
+def choose_bench(subject: Subject) -> None:
+    """Let a plugin that needs another kind of layer than the exam's model has sit on one with it.
+
+    Raises:
+        RegplugError: it can't be made, or can't be attached to any of the models.
+    """
+    usual = subject.bench
+    grown = [Bench(kind, usual.batch) for kind in GROWN] if usual.model is Sample else []
+    refusal: RegplugError | None = None
+    fitting: Bench | None = None
+    for bench in (usual, *grown):
+        subject.sits_on(bench)
+        try:
+            subject.rig(subject.given(None)).detach()
+        except (SelectionError, PluginError) as error:
+            refusal = refusal or error
+            continue
+        fitting = fitting or bench
+        if _at_once(subject):
+            return
+    if fitting is None and refusal is not None:
+        raise refusal
+    subject.sits_on(fitting or usual)
+
+
+def _at_once(subject: Subject) -> bool:
+    """Tell whether it acts in a first step; what goes wrong there is found by the checks."""
+    setup = subject.loud(subject.deliveries[0])
+    try:
+        return any(
+            next(_acted(subject, setup, scale, calm=calm))
+            for calm in (True, False)
+            for scale in SCALES
+        )
+    except Exception:
+        return True
 
 
 @check(RUNS)

@@ -72,10 +72,15 @@ class Sample(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return predictions of shape ``(N, 1)`` for ``x`` of shape ``(N, 6)``."""
+        out: torch.Tensor = self.head(self.features(x))
+        return out
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what the head sees, of shape ``(N, 7)``."""
         x = self.drop(self.squash(self.norm(self.inner(x))))
         x = x + self.path(self.squash(self.one(x)))
         again = self.two if hasattr(self, "two") else self.one
-        out: torch.Tensor = self.head(self.squash(again(x)))
+        out: torch.Tensor = self.squash(again(x))
         return out
 
 

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import torch
 
 from regplug.errors import RegplugError
+from regplug.testing.acting import choose_bench
 from regplug.testing.bench import Bench
 from regplug.testing.places import place, place_of
 from regplug.testing.processes import ProcessesError, Ranks, use
@@ -77,7 +78,7 @@ def own_settings() -> Iterator[None]:
 
 def attachable(subject: Subject) -> str:
     """Return the plugin's title; raise what attaching raises before any question is asked."""
-    subject.settle()
+    choose_bench(subject)
     return subject.title
 
 

@@ -89,7 +89,7 @@ def _unselected(subject: Subject, setup: Setup) -> None:
 
 def _tied(subject: Subject, setup: Setup) -> None:
     if subject.bench.model is not Sample:
-        raise Skip("the model was given")
+        raise Skip("the model is another than the exam's usual one")
     if _hooked(subject, setup):
         raise Skip("it watches modules, and one that is called twice is not two modules")
     without = type(subject.bench)(partial(Sample, tied=False), subject.bench.batch)

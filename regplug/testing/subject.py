@@ -45,13 +45,12 @@ class Subject:
         # Before anything is attached: what is left behind once would not be seen later.
         self.surroundings = Surroundings()
 
-    def settle(self) -> None:
-        """Attach the plugin once, before any question is asked.
-
-        Raises:
-            RegplugError: it can't be made, or can't be attached to the model.
-        """
-        self.rig(self.given(None)).detach()
+    def sits_on(self, bench: Bench) -> None:
+        """Let it be tried on another model from now on."""
+        self.bench = bench
+        self.workers_results.clear()
+        self._touched.clear()
+        self.__dict__.pop("deliveries", None)
 
     @property
     def title(self) -> str:

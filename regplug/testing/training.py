@@ -11,7 +11,7 @@ import regplug
 from regplug.errors import SelectionError
 from regplug.penalty import Penalty
 from regplug.plugin import Plugin
-from regplug.testing.bench import Setup, noisy_modules, rates
+from regplug.testing.bench import Sample, Setup, noisy_modules, rates
 from regplug.testing.formula import keeps_dtype
 from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Skip, Subject, same
@@ -104,6 +104,11 @@ def dtype(subject: Subject) -> Iterable[Case]:
             yield f"formula, {_name(kind)}", partial(keeps_dtype, subject.penalty, kind)
 
     def run(setup: Setup, kind: torch.dtype) -> None:
+        if subject.bench.model is not Sample:
+            try:
+                subject.rig(None, dtype=kind).run(1)
+            except RuntimeError as error:
+                raise Skip(f"the model does not train in {_name(kind)}: {error}") from error
         rig = subject.rig(setup, dtype=kind)
         expected = {name: p.dtype for name, p in rig.parameters.items()}
         rig.run(2)

@@ -80,8 +80,9 @@ class OneVector(Acts):
     def act(self, session):
         covered = weights(session)
         vector = torch.nn.utils.parameters_to_vector([regplug.local(w).detach() for w in covered])
+        finite = bool(vector.isfinite().all())
         for w in covered:
-            w.grad.add_(w.detach(), alpha=self.signed(session) * bool(vector.isfinite().all()))
+            w.grad.add_(w.detach(), alpha=self.signed(session) * finite)
 
 
 class OneByOne(Acts):
