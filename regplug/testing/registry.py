@@ -19,14 +19,25 @@ RUNS = "runs"
 CHECKS = (
     RUNS,
     "surroundings",
+    "modes",
     "acts",
     "cost",
+    "pure",
+    "arguments",
     "differentiable",
+    "loss-event",
+    "attach-again",
     "gradient",
     "finite-difference",
-    "modes",
+    "extremes",
+    "memory-order",
+    "where",
     "every-batch",
     "adds",
+    "strength",
+    "delivery",
+    "schedule",
+    "shapes",
     "zero-strength",
     "streams",
     "reproducible",
@@ -69,6 +80,9 @@ CHECKS = (
 )
 """The ids of all checks, in the order of the exam."""
 
+FOUNDATIONS = (RUNS, "pure", "loss-event", "attach-again")
+"""Checks without which none that comes later can be judged, where loops are compared."""
+
 Case: TypeAlias = tuple[str, Callable[[], object]]
 """A regime and what is done in it: raise a ``Failure`` or ``Skip``, or anything by accident."""
 
@@ -105,8 +119,8 @@ def check(
 
     def register(cases: Cases) -> Cases:
         assert id in CHECKS, id
-        before = after if id == RUNS else (RUNS, *after)
-        _registered[id] = Check(id, cases, before, distributed)
+        before = [other for other in FOUNDATIONS if CHECKS.index(other) < CHECKS.index(id)]
+        _registered[id] = Check(id, cases, (*before, *after), distributed)
         return cases
 
     return register

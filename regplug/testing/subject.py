@@ -11,6 +11,7 @@ from regplug.errors import PluginError, RegplugError
 from regplug.penalty import Penalty
 from regplug.plugin import Plugin, Scheduled
 from regplug.testing.bench import Bench, Rig, Setup, Snapshot, difference
+from regplug.testing.recipe import Recipe, recipe_of
 from regplug.testing.surroundings import Surroundings
 
 __all__ = ["Failure", "Skip", "Source", "Subject"]
@@ -64,6 +65,17 @@ class Subject:
         if not isinstance(plugin, Plugin):
             raise PluginError(f"{plugin!r} is no instance of regplug.Plugin")
         return plugin
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """How it is made with other arguments.
+
+        Raises:
+            Skip: that can't be seen.
+        """
+        if (recipe := recipe_of(self.source, self.plugin)) is None:
+            raise Skip("it can't be made with other arguments: give a spec, or its class")
+        return recipe
 
     @property
     def penalty(self) -> Penalty:

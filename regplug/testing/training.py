@@ -62,7 +62,7 @@ def every_batch(subject: Subject) -> Iterable[Case]:
         yield setup.regime, partial(run, setup)
 
 
-@check("zero-strength", after=("adds",))
+@check("zero-strength", after=("strength", "adds"))
 def zero_strength(subject: Subject) -> Iterable[Case]:
     """Turned off, it leaves the very bits that a loop without it leaves."""
     off = {

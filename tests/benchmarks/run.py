@@ -63,7 +63,7 @@ class Report:
 
     def table(self, title: str, unit: str, columns: dict[str, Sequence[Ratio]]) -> None:
         """Add a table of ratios: a row per candidate, a column per case."""
-        self.say(f"\n### {title}\n")
+        self.say(f"\n## {title}\n")
         self.say(f"| {unit} | " + " | ".join(columns) + " |")
         self.say("| --- |" + " ---: |" * len(columns))
         for row in zip(*columns.values(), strict=True):
@@ -80,7 +80,6 @@ def measure(quick: bool) -> Report:
     report = Report()
     rounds = 5 if quick else 9
     short = {"rounds": rounds * 3, "seconds": 0.01 if quick else 0.03}
-    report.say("## Benchmarks\n")
     report.say(
         f"{date.today()}, {_processor()}, one thread, Python {platform.python_version()}, "
         f"torch {torch.__version__}. Medians (quartiles)."
@@ -124,7 +123,7 @@ def measure(quick: bool) -> Report:
         f"{keras['ratio']:.2f} ({keras['low']:.2f}–{keras['high']:.2f})."
     )
 
-    report.say("\n### How cost grows, and what else it takes\n")
+    report.say("\n## How cost grows, and what else it takes\n")
     report.say("| what | figure |")
     report.say("| --- | ---: |")
     slopes = growth.slopes(rounds)

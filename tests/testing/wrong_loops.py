@@ -104,8 +104,23 @@ class PerPass(Strong):
             w.grad.add_(w.detach().sign(), alpha=self.signed(session) * self.passes)
 
 
+class LouderWhereLossIsLarge(Strong):
+    """clipping: goes by the size of the loss, which is large before it is clipped."""
+
+    size = 0.0
+
+    @hookimpl
+    def on_loss(self, session, loss):
+        self.size = float(loss.detach())
+
+    @hookimpl
+    def on_gradients(self, session):
+        for w in weights(session):
+            w.grad.add_(w.detach().sign(), alpha=self.strength * max(1.0, self.size / 100))
+
+
 class AlwaysInLoss(L1):
-    """clipping: is in the loss, whatever delivery it was told."""
+    """delivery: is in the loss, whatever delivery it was told."""
 
     @hookimpl
     def on_loss(self, session):
@@ -136,9 +151,9 @@ class OwnStepHook(Strong):
 
     @hookimpl
     def on_attach(self, session):
-        self._hook = session.optimizer.register_step_post_hook(self._after)
+        self._hook = session.optimizer.register_step_pre_hook(self._before)
 
-    def _after(self, optimizer, args, kwargs):
+    def _before(self, optimizer, args, kwargs):
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and found_inf.item():
             return

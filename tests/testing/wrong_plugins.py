@@ -6,6 +6,7 @@ blunders that no single check could be alone in finding, with all the checks tha
 
 from functools import partial
 
+from tests.testing.wrong_arguments import FirstModelForEver, ForgetsWhere, IgnoresWhere
 from tests.testing.wrong_costs import AllSigns, Logs, TensorByTensor
 from tests.testing.wrong_formulas import (
     ByRows,
@@ -32,6 +33,7 @@ from tests.testing.wrong_loops import (
     Everything,
     ForgetsScale,
     HalfSum,
+    LouderWhereLossIsLarge,
     NeverOff,
     Overwrites,
     OwnStepHook,
@@ -40,18 +42,37 @@ from tests.testing.wrong_loops import (
     StoredGenerator,
     WaitsForInputGradient,
 )
+from tests.testing.wrong_places import (
+    ByStorage,
+    ClampsWeights,
+    LeavesConvolutionsOut,
+    RootOfSquares,
+)
 from tests.testing.wrong_ranks import NormOfShard, ReportsShard, SeedPerRank, TimesWorld
 from tests.testing.wrong_runs import Empty, Exits, LeavesRank
+from tests.testing.wrong_strengths import KeptAtInit, OneStepLate
+from tests.testing.wrong_terms import LossAndTerm
 
 WRONG = {
     "runs": Exits,
     "acts": Empty,
     "cost": TensorByTensor,
+    "pure": partial(ClampsWeights, 0.01),
+    "arguments": partial(ForgetsWhere, 0.01),
     "differentiable": partial(DetachedValue, 0.01),
+    "loss-event": LossAndTerm,
+    "attach-again": FirstModelForEver,
     "gradient": partial(HalfGradient, 0.01),
     "finite-difference": partial(HalfDetached, 0.01),
+    "extremes": partial(RootOfSquares, 0.01),
+    "memory-order": partial(ByStorage, 0.01),
+    "where": IgnoresWhere,
     "every-batch": StoredGenerator,
     "adds": Assigns,
+    "strength": KeptAtInit,
+    "delivery": partial(AlwaysInLoss, 0.01),
+    "schedule": OneStepLate,
+    "shapes": partial(LeavesConvolutionsOut, 0.01),
     "zero-strength": NeverOff,
     "untouched": Everything,
     "input-grad": WaitsForInputGradient,
@@ -59,7 +80,7 @@ WRONG = {
     "separable": partial(ByRows, 0.01),
     "dtype": partial(WideGradient, 0.01),
     "accumulation": PerPass,
-    "clipping": partial(AlwaysInLoss, 0.01),
+    "clipping": LouderWhereLossIsLarge,
     "overflow": ForgetsScale,
     "collective": LeavesRank,
     "ddp": TimesWorld,
