@@ -50,9 +50,7 @@ def check(args: argparse.Namespace) -> int:
     passed = True
     for spec in args.specs:
         with _Progress(spec, lines=args.verbose) as progress:
-            report = check_plugin(
-                spec, checks=only, expected_failures=expected, told=progress.told
-            )
+            report = check_plugin(spec, checks=only, expected_failures=expected, told=progress.told)
         passed = passed and report.passed
         if args.json:
             results += report.as_json()

@@ -4,11 +4,14 @@ import re
 
 import pytest
 
+from regplug.testing import check_plugin
 from regplug.testing.registry import registered
 from tests.testing import wrong_draws as draws
 from tests.testing import wrong_settings as settings
 from tests.testing import wrong_tales as tales
 from tests.testing.sat import sat
+from tests.testing.unusual_lives import UNUSUAL
+from tests.testing.wrong_plugins import MORE
 
 CHECKS = [
     *("runs", "surroundings", "modes", "gradient", "finite-difference", "every-batch", "adds"),
@@ -132,6 +135,24 @@ def test_it_fails_where_it_is_wrong_and_is_told_why(check, plugin, message):
 @ALL
 def test_it_fails_nowhere_else(check, plugin, message):
     fails_there(plugin, check, message, CHECKS)
+
+
+@pytest.mark.parametrize("plugin", UNUSUAL)
+def test_unusual_plugins_that_are_right_pass(plugin):
+    report = sat(plugin, MORE)
+    assert report.passed, str(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plugin", UNUSUAL)
+def test_unusual_plugins_that_are_right_pass_the_whole_exam(plugin):
+    report = check_plugin(plugin)
+    assert report.passed, str(report)
+
+
+def test_noise_of_the_ranks_own_streams_lets_replicas_drift_apart():
+    report = check_plugin(draws.UsersStream, checks=["ddp", "ranks"])
+    assert report.failed_checks() == {"ranks"}, str(report)
 
 
 @pytest.mark.parametrize("plugin", RIGHT)
