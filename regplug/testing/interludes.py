@@ -14,10 +14,10 @@ from regplug.testing.subject import Failure, Skip, Subject, same
 
 __all__: list[str] = []
 
-_BASICS = ("every-batch", "adds", "finite-difference", "gradient", "streams")
+_BASICS = ("every-batch", "adds", "finite-difference", "gradient", "reproducible")
 
 
-@check("late-weights", after=(*_BASICS, "untouched"))
+@check("late-weights", after=(*_BASICS, "untouched", "groups"))
 def late_weights(subject: Subject) -> Iterable[Case]:
     """A weight that is unfrozen on the way, or comes in a group of its own, is acted upon then."""
     for setup in subject.setups():
@@ -26,6 +26,8 @@ def late_weights(subject: Subject) -> Iterable[Case]:
 
 
 def _late(subject: Subject, setup: Setup, how: str) -> None:
+    if subject.implements("on_state"):
+        raise Skip("it remembers, and may keep to what it has known from the start")
     touched = subject.touched(setup)
     if len(touched) < 2:
         raise Skip("without that weight there is nothing for it to act on")
@@ -61,25 +63,24 @@ def _late(subject: Subject, setup: Setup, how: str) -> None:
     )
     if torch.equal(found, plain.parameters[name]):
         raise Failure(message.format("it leaves that weight alone"))
-    if subject.implements("on_state") or subject.plugin.stochastic:
+    if subject.plugin.stochastic:
         return
     if not torch.allclose(found, expected, rtol=1e-6, atol=1e-9):
         raise Failure(message.format("it does not do to it what it does from the start"))
 
 
-@check("interludes", after=_BASICS)
+@check("interludes", after=(*_BASICS, "accumulation"))
 def interludes(subject: Subject) -> Iterable[Case]:
-    """What is no training makes no difference to it, and the user's modes stay as they are.
+    """What is no training makes no difference to it.
 
     Validation between steps (in ``eval()`` and under ``no_grad`` or ``inference_mode``, with the
-    loss event and without), gradients that are zeroed instead of cleared, and a step under
-    ``no_grad`` change no bit; and whatever is in ``eval()`` or frozen while training stays so.
+    loss event and without) changes no bit, and gradients that are zeroed instead of cleared, and a
+    step under ``no_grad``, change nothing.
     """
     for setup in subject.setups():
         for how in ("no_grad", "inference_mode"):
             yield f"validation, {how}, {setup.regime}", partial(_validated, subject, setup, how)
         yield f"zeroed gradients, {setup.regime}", partial(_zeroed, subject, setup)
-        yield f"modes, {setup.regime}", partial(_modes, subject, setup)
 
 
 def _validated(subject: Subject, setup: Setup, how: str) -> None:
@@ -119,6 +120,13 @@ def _zeroed(subject: Subject, setup: Setup) -> None:
         rtol=1e-9,
         atol=1e-12,
     )
+
+
+@check("modes", after=("surroundings",))
+def modes(subject: Subject) -> Iterable[Case]:
+    """A step leaves the modes of all modules, and gradient mode, as they are."""
+    for setup in subject.setups():
+        yield setup.regime, partial(_modes, subject, setup)
 
 
 def _modes(subject: Subject, setup: Setup) -> None:

@@ -17,7 +17,7 @@ from regplug.testing.subject import Failure, Skip, Subject, same
 __all__: list[str] = []
 
 LR = 0.02
-_BASICS = ("every-batch", "adds", "finite-difference", "gradient", "streams")
+_BASICS = ("every-batch", "adds", "finite-difference", "gradient", "reproducible")
 
 
 @check("no-optimizer", after=_BASICS)
@@ -43,14 +43,14 @@ def no_optimizer(subject: Subject) -> Iterable[Case]:
                 if error.__cause__ is not None:
                     raise
                 raise Skip(f"it refuses that: {error}") from error
-        session.metrics()
-        session.describe()
         same(
             rig.snapshot(),
             subject.rig(setup, lr=LR).run(2),
             "without an optimizer it acts otherwise than with SGD: ask the session (groups, "
             "updates, learning_rate), not session.optimizer, which is None",
         )
+        session.metrics()
+        session.describe()
         session.detach()
 
     for setup in subject.setups():
@@ -83,7 +83,7 @@ class _Looks(Plugin):
         self._look("after_step", session)
 
 
-@check("closure", after=_BASICS)
+@check("closure", after=(*_BASICS, "clipping"))
 def closure(subject: Subject) -> Iterable[Case]:
     """With ``optimizer.step(closure)`` it does what it does without, and suits a line search.
 
@@ -149,6 +149,10 @@ def _lbfgs(subject: Subject, setup: Setup) -> None:
             optimizer.step(evaluate)
         return rig
 
+    if isinstance(subject.plugin, Penalty):
+        # Strong enough for a line search to see it.
+        strong = {name: min(20 * value, 1.0) for name, value in setup.values.items()}
+        setup = Setup(setup.source, setup.delivery, strong)
     try:
         rig = run(setup, setup.delivery != "step")
     except RegplugError as error:

@@ -19,6 +19,7 @@ RUNS = "runs"
 CHECKS = (
     RUNS,
     "surroundings",
+    "modes",
     "acts",
     "cost",
     "pure",

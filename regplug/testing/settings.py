@@ -15,7 +15,7 @@ from regplug.testing.subject import Failure, Skip, Subject, same
 __all__: list[str] = []
 
 SLOW, FAST = 0.02, 0.05
-_BASICS = ("every-batch", "adds", "finite-difference", "gradient", "streams")
+_BASICS = ("every-batch", "adds", "finite-difference", "gradient", "reproducible")
 
 
 def _attached(rig: Rig, setup: Setup) -> Rig:
@@ -144,7 +144,7 @@ def _own_rates(subject: Subject, setup: Setup) -> None:
             )
 
 
-@check("learning-rate", after=(*_BASICS, "groups"))
+@check("learning-rate", after=(*_BASICS, "groups", "proximal"))
 def learning_rate(subject: Subject) -> Iterable[Case]:
     """It goes by the learning rate of the step, whatever kind of number that is.
 

@@ -56,7 +56,7 @@ def _asked(rig: Rig, what: str) -> Any:
     return answers[0]
 
 
-@check("metrics", after=("every-batch", "streams", "surroundings"))
+@check("metrics", after=("every-batch", "reproducible", "surroundings"))
 def metrics(subject: Subject) -> Iterable[Case]:
     """Metrics are floats, the same when asked twice, at any time; and asking changes no bit."""
     for setup in subject.setups():
@@ -99,7 +99,7 @@ def _only_looked(subject: Subject, setup: Setup, what: str) -> None:
     )
 
 
-@check("describe", after=("every-batch", "streams", "metrics"))
+@check("describe", after=("every-batch", "reproducible", "metrics"))
 def describe(subject: Subject) -> Iterable[Case]:
     """``session.describe()`` names it at any time, says no less than it touches, and only looks."""
     for setup in subject.setups():

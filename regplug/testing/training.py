@@ -19,7 +19,7 @@ from regplug.testing.subject import Failure, Skip, Subject, same
 __all__: list[str] = []
 
 
-@check("every-batch", after=("acts",))
+@check("every-batch", after=("acts", "modes"))
 def every_batch(subject: Subject) -> Iterable[Case]:
     """From the same weights and data it does in batch 2, 3, … what it did in batch 1."""
     has_memory = subject.remembers

@@ -1,7 +1,7 @@
 """An exam without a process of its own: quick, for plugins that neither hang nor end it."""
 
 from regplug.testing.bench import Bench
-from regplug.testing.candidate import Answer, answers, own_settings
+from regplug.testing.candidate import Answer, answers, attachable, own_settings
 from regplug.testing.registry import registered
 from regplug.testing.report import NOT_JUDGED, Report, Result
 from regplug.testing.subject import Subject
@@ -11,7 +11,7 @@ def sat(plugin, checks):
     """Return the report of some checks; one whose precondition failed is not judged."""
     subject, results, failed = Subject(plugin, Bench()), [], set()
     with own_settings():
-        subject.settle()
+        attachable(subject)
         for check in registered():
             if check.id not in checks:
                 continue

@@ -4,13 +4,17 @@ import re
 
 import pytest
 
+from regplug.testing import check_plugin
+from regplug.testing.registry import registered
 from tests.testing import wrong_draws as draws
 from tests.testing import wrong_settings as settings
 from tests.testing import wrong_tales as tales
 from tests.testing.sat import sat
+from tests.testing.unusual_lives import UNUSUAL
+from tests.testing.wrong_plugins import MORE
 
 CHECKS = [
-    *("surroundings", "gradient", "finite-difference", "every-batch", "adds"),
+    *("runs", "surroundings", "modes", "gradient", "finite-difference", "every-batch", "adds"),
     *("streams", "reproducible", "fresh-draws", "maximize", "groups", "learning-rate"),
     *("no-optimizer", "closure", "late-weights", "interludes", "metrics", "describe"),
     *("restore", "copies", "autocast", "device", "dtype"),
@@ -64,14 +68,14 @@ WRONG = {
         settings.MasksAtAttach: "leaves that weight alone",
     },
     "interludes": {
-        settings.TurnsToTrain: "turned .* to train",
         settings.LooksWhetherCleared: "zeroed in place",
     },
+    "modes": {settings.TurnsToTrain: "turned .* to train"},
+    "runs": {tales.TellsText: "mode"},
     "metrics": {
         tales.WeighsInMetrics: "changed .*weight",
         tales.EvaluatesForMetrics: "changed the mode",
         tales.CountsAsked: "asked again",
-        tales.TellsText: "mode",
         tales.AdaptsWhenAsked: "asked for in each step",
     },
     "describe": {
@@ -84,11 +88,11 @@ WRONG = {
         tales.OpensFile: "it can't be copied",
         tales.SharesWithCopies: "copy of the model makes a difference",
     },
-    "autocast": {tales.HalfUnderAutocast: "under autocast what it does", tales.Casts: "autocast"},
+    "autocast": {tales.IgnoresHalf: "under autocast what it does", tales.Scaled: "autocast"},
     "device": {
         tales.TargetOnCpu: "same device.*zeros_like",
         tales.MeasuresOnCpu: "is on cpu for weights on lazy",
-        tales.NoiseOnCpu: "device type for generator",
+        tales.NoiseOnCpu: "same device",
         tales.ThroughNumpy: "numpy",
         tales.MovesWeights: "same device",
         tales.DefaultDtypeBuffer: "default dtype",
@@ -107,15 +111,48 @@ def made(plugin):
     return plugin if not hasattr(plugin, "value") else lambda: plugin(0.01)
 
 
-@pytest.mark.parametrize(
+ALL = pytest.mark.parametrize(
     ("check", "plugin", "message"),
     [(check, plugin, m) for check, wrong in WRONG.items() for plugin, m in wrong.items()],
     ids=lambda x: getattr(x, "__name__", None),
 )
-def test_it_fails_where_it_is_wrong_and_is_told_why(check, plugin, message):
-    report = sat(made(plugin), CHECKS)
+
+
+def fails_there(plugin, check, message, checks):
+    report = sat(made(plugin), checks)
     assert report.failed_checks() == {check}, str(report)
     assert any(re.search(message, failed.message) for failed in report.failures), str(report)
+
+
+@ALL
+def test_it_fails_where_it_is_wrong_and_is_told_why(check, plugin, message):
+    """And not in a check without which that one is not judged."""
+    (asked,) = [c for c in registered() if c.id == check]
+    fails_there(plugin, check, message, [check, *(c for c in asked.after if c in CHECKS)])
+
+
+@pytest.mark.slow
+@ALL
+def test_it_fails_nowhere_else(check, plugin, message):
+    fails_there(plugin, check, message, CHECKS)
+
+
+@pytest.mark.parametrize("plugin", UNUSUAL)
+def test_unusual_plugins_that_are_right_pass(plugin):
+    report = sat(plugin, MORE)
+    assert report.passed, str(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plugin", UNUSUAL)
+def test_unusual_plugins_that_are_right_pass_the_whole_exam(plugin):
+    report = check_plugin(plugin)
+    assert report.passed, str(report)
+
+
+def test_noise_of_the_ranks_own_streams_lets_replicas_drift_apart():
+    report = check_plugin(draws.UsersStream, checks=["ddp", "ranks"])
+    assert report.failed_checks() == {"ranks"}, str(report)
 
 
 @pytest.mark.parametrize("plugin", RIGHT)

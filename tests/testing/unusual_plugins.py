@@ -113,7 +113,7 @@ class MinimaxConcave(Penalty):
         # From w itself, so that nothing is moved by a step of 0.
         inside = w - w.sign() * (w.abs() - small)
         inside = torch.where(w.abs() > threshold, inside, torch.zeros_like(w))
-        kept = (w.abs() > self.gamma) | (torch.as_tensor(threshold).expand_as(w) == 0)
+        kept = (w.abs() > self.gamma) | (torch.zeros_like(w) + threshold == 0)
         return torch.where(kept, w, inside)
 
 
@@ -154,10 +154,10 @@ class PathNorm(Strong):
                 continue
             squares = widened(w).square()
             if path is None:
-                path = torch.ones(squares.shape[1], dtype=squares.dtype)
+                path = torch.ones_like(squares[0])
             if path.shape[0] == squares.shape[1]:
                 path = squares @ path
-        return None if path is None else self.strength * path.clamp(max=1e4).sum().sqrt()
+        return None if path is None else self.signed(session) * path.clamp(max=1e4).sum().sqrt()
 
     def waits_for_loss(self, session):
         return True

@@ -113,10 +113,12 @@ class SeedsByTime(Noisy):
 
     @hookimpl
     def on_attach(self, session):
-        self._generator = torch.Generator().manual_seed(time.perf_counter_ns())
+        self._seed = time.perf_counter_ns()
 
     def noise(self, session, w):
-        return torch.randn(w.shape, dtype=w.dtype, generator=self._generator)
+        self._seed += 1
+        generator = torch.Generator(w.device).manual_seed(self._seed)
+        return torch.randn(w.shape, dtype=w.dtype, device=w.device, generator=generator)
 
 
 class SharesGenerator(Noisy):
@@ -132,16 +134,16 @@ class SameEachStep(Noisy):
     """Seeds its own generator anew in each step."""
 
     def noise(self, session, w):
-        generator = torch.Generator().manual_seed(w.numel())
-        return torch.randn(w.shape, dtype=w.dtype, generator=generator)
+        generator = torch.Generator(w.device).manual_seed(w.numel())
+        return torch.randn(w.shape, dtype=w.dtype, device=w.device, generator=generator)
 
 
 class SameForAll(Noisy):
     """Seeds its own generator by the step: each weight gets the same numbers."""
 
     def noise(self, session, w):
-        generator = torch.Generator().manual_seed(session.steps)
-        return torch.randn(w.shape, dtype=w.dtype, generator=generator)
+        generator = torch.Generator(w.device).manual_seed(session.steps)
+        return torch.randn(w.shape, dtype=w.dtype, device=w.device, generator=generator)
 
 
 # --- right ones that look alike ------------------------------------------------------------------

@@ -106,7 +106,7 @@ class Swallows(Strong):
     def on_gradients(self, session):
         try:
             for w in weights(session):
-                w.grad.add_(w.detach().sign(), alpha=self.strength)
+                w.grad.add_(w.detach().sign(), alpha=self.signed(session))
         except Exception:
             pass
 

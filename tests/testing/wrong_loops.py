@@ -18,7 +18,7 @@ class StoredGenerator(Strong):
     def on_gradients(self, session):
         for p in self._parameters:
             if p.grad is not None:
-                p.grad.add_(p.detach().sign(), alpha=self.strength)
+                p.grad.add_(p.detach().sign(), alpha=self.signed(session))
 
 
 class NeverOff(Strong):
@@ -45,7 +45,7 @@ class Assigns(Strong):
     @hookimpl
     def on_gradients(self, session):
         for w in weights(session):
-            w.grad = w.grad + self.strength * w.detach().sign()
+            w.grad = w.grad + self.signed(session) * w.detach().sign()
 
 
 class WaitsForInputGradient(Strong):
@@ -68,7 +68,7 @@ class WaitsForInputGradient(Strong):
     def on_gradients(self, session):
         for w in weights(session):
             if any(w is module.weight for module in self._seen):
-                w.grad.add_(w.detach().sign(), alpha=self.strength)
+                w.grad.add_(w.detach().sign(), alpha=self.signed(session))
         self._seen.clear()
 
     @hookimpl
@@ -101,7 +101,7 @@ class PerPass(Strong):
     @hookimpl
     def on_gradients(self, session):
         for w in weights(session):
-            w.grad.add_(w.detach().sign(), alpha=self.strength * self.passes)
+            w.grad.add_(w.detach().sign(), alpha=self.signed(session) * self.passes)
 
 
 class LouderWhereLossIsLarge(Strong):
@@ -143,7 +143,7 @@ class ForgetsScale(Strong):
     @hookimpl
     def on_gradients(self, session):
         for w in weights(session):
-            w.grad.add_(w.detach().sign(), alpha=self.strength)
+            w.grad.add_(w.detach().sign(), alpha=self.signed(session))
 
 
 class OwnStepHook(Strong):
@@ -182,7 +182,7 @@ class HalfSum(Strong):
 
     @hookimpl
     def on_loss(self, session, loss):
-        return self.strength * sum(
+        return self.signed(session) * sum(
             e.parameter.abs().sum()
             for e in session.coverage(regplug.Selection("weights")).trainable
         )

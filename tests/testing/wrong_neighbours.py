@@ -8,7 +8,7 @@ import sys
 import warnings
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import nn
 
 import regplug
@@ -85,7 +85,7 @@ class PatchesRegplug(Shrinks):
     @hookimpl
     def on_attach(self, session):
         plain = type(session).describe
-        type(session).describe = lambda self: plain(self)
+        type(session).describe = lambda self: plain(self)  # noqa: PLW0108 - another function
 
 
 class SwapsFunctions(Shrinks):
@@ -187,7 +187,7 @@ class PutsBack(Shrinks):
         self._undo.append(nn.modules.module.register_module_forward_hook(_watch).remove)
         plain = F.layer_norm
         self._undo.append(lambda: setattr(F, "layer_norm", plain))
-        F.layer_norm = lambda *args, **kwargs: plain(*args, **kwargs)
+        F.layer_norm = lambda *args, **kwargs: plain(*args, **kwargs)  # noqa: PLW0108 - another function
 
     @hookimpl
     def before_step(self, session):
@@ -212,6 +212,5 @@ class ImportsLate(Shrinks):
     @hookimpl
     def on_attach(self, session):
         import colorsys  # noqa: F401
-        import torch.nn.utils.prune
 
         assert regplug.__name__

@@ -44,7 +44,7 @@ class PatchesForward(Shrinks):
     def on_attach(self, session):
         self._module = next(m for m in session.model.modules() if isinstance(m, nn.LayerNorm))
         plain = self._plain = self._module.forward
-        self._module.forward = lambda x: plain(x)
+        self._module.forward = lambda x: plain(x)  # noqa: PLW0108 - another function
 
     @hookimpl
     def on_detach(self, session):
@@ -191,7 +191,7 @@ class NotesAtTheEnd(Shrinks):
         handles = []
         for module in session.model.modules():
             if isinstance(module, nn.Linear):
-                handles.append(module.register_forward_hook(self._watch))
+                handles.append(module.register_forward_hook(self._watch))  # noqa: PERF401
         self._handles = handles
 
     def _watch(self, module, inputs, output):

@@ -23,7 +23,7 @@ class ForgetsMaximizeInLoss(Strong):
     @hookimpl
     def on_loss(self, session):
         covered = session.coverage(regplug.Selection("weights")).trainable
-        return self.strength * torch.stack([e.parameter.square().sum() for e in covered]).sum()
+        return self.strength * torch.stack([e.parameter.square().mean() for e in covered]).sum()
 
 
 class TurnsTwice(Strong):
@@ -86,10 +86,10 @@ class DividesByRate(Strong):
     @hookimpl
     def on_gradients(self, session):
         for index, ws, _ in session.updates(regplug.Selection("weights")):
-            rate = torch.as_tensor(session.learning_rate(index))
+            rate = float(session.learning_rate(index))
             sign = -1 if session.groups[index].get("maximize") else 1
             for w in ws:
-                w.grad.add_(sign * self.strength * w.detach() / rate.to(w.dtype))
+                w.grad.add_(sign * self.strength * w.detach() / w.new_tensor(rate))
 
 
 class ChangesTensorRate(Strong):
@@ -209,16 +209,20 @@ class TurnsToTrain(Shrinks):
 
 
 class LooksWhetherCleared(Strong):
-    """Takes a gradient of zeros for none."""
+    """Takes gradients that are there before backward for an accumulation, in which it waits."""
+
+    _waits = False
+
+    @hookimpl
+    def on_loss(self, session, loss):
+        if torch.is_grad_enabled():
+            self._waits = all(p.grad is not None for p in session.model.parameters())
 
     @hookimpl
     def before_step(self, session):
-        fresh = not getattr(self, "_seen", False)
-        self._seen = True
         for w in weights(session):
-            if fresh or self._ids.get(id(w)) != id(w.grad):
+            if not self._waits:
                 w.mul_(1 - self.strength)
-        self._ids = {id(w): id(w.grad) for w in weights(session)}
 
 
 # --- right ones that look alike ------------------------------------------------------------------

@@ -98,13 +98,13 @@ class KeepsGraphOnModule(Strong):
     def on_loss(self, session):
         covered = session.coverage(regplug.Selection("weights")).trainable
         sign = -1 if session.groups[0].get("maximize") else 1
-        term = torch.stack([e.parameter.square().sum() for e in covered]).sum()
-        session.model.penalty = term
+        term = torch.stack([e.parameter.square().mean() for e in covered]).sum()
+        session.model.penalties = [term]
         return sign * self.strength * term
 
     @hookimpl
     def on_detach(self, session):
-        vars(session.model).pop("penalty", None)
+        vars(session.model).pop("penalties", None)
 
 
 class OpensFile(Shrinks):
@@ -121,7 +121,7 @@ class SharesWithCopies(Shrinks):
     @hookimpl
     def on_attach(self, session):
         self.calls = calls = [0]
-        module = next(m for m in session.model.modules() if isinstance(m, nn.LayerNorm))
+        module = next(m for m in session.model.modules() if isinstance(m, nn.Linear))
 
         def count(module, inputs, output):
             if torch.is_grad_enabled():
@@ -140,29 +140,49 @@ class SharesWithCopies(Shrinks):
         self._handle.remove()
 
 
-class Casts(Strong):
-    """Keeps a copy in the dtype of the loss, which autocast makes half."""
+class Watches(Strong):
+    """Adds what ``measure`` makes of a linear layer's output to the loss."""
+
+    def __init__(self, strength=1.0, name=None):
+        super().__init__(strength, name)
+
+    @hookimpl
+    def on_attach(self, session):
+        module = next(m for m in session.model.modules() if isinstance(m, nn.Linear))
+        self._output = None
+        self._handle = module.register_forward_hook(self._keep)
+
+    def _keep(self, module, inputs, output):
+        if torch.is_grad_enabled():
+            self._output = output
 
     @hookimpl
     def on_loss(self, session, loss):
-        covered = session.coverage(regplug.Selection("weights")).trainable
+        output, self._output = self._output, None
+        if output is None:
+            return None
         sign = -1 if session.groups[0].get("maximize") else 1
-        grams = [e.parameter @ e.parameter.mT for e in covered]
-        one = torch.ones((), dtype=grams[0].dtype)
-        return sign * self.strength * sum(torch.dot(g.flatten(), g.flatten() * one) for g in grams)
-
-
-class HalfUnderAutocast(Shrinks):
-    """Shrinks thrice as much under autocast."""
+        return sign * self.strength * self.measure(output)
 
     @hookimpl
-    def on_loss(self, session, loss):
-        self._times = 3 if torch.is_autocast_enabled("cpu") else 1
+    def on_detach(self, session):
+        self._handle.remove()
+        self._output = None
 
-    @hookimpl
-    def before_step(self, session):
-        for w in weights(session):
-            w.mul_(1 - self.strength * self._times)
+
+class IgnoresHalf(Watches):
+    """Measures what is in single precision or better, and nothing else, without a word."""
+
+    def measure(self, output):
+        wide = output.dtype in (torch.float32, torch.float64)
+        return output.square().mean() if wide else output.sum() * 0
+
+
+class Scaled(Watches):
+    """Measures in units that the dtype's precision sets."""
+
+    def measure(self, output):
+        return output.square().mean() * (1 + torch.finfo(output.dtype).eps * 100)
 
 
 class TargetOnCpu(Penalty):
@@ -201,7 +221,7 @@ class ThroughNumpy(Strong):
     @hookimpl
     def before_step(self, session):
         for w in weights(session):
-            norm = float((w.detach().numpy() ** 2).sum() ** 0.5)
+            norm = float((w.detach().float().numpy() ** 2).sum() ** 0.5)
             w.mul_(1 - self.strength / (1 + norm))
 
 
