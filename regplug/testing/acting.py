@@ -67,13 +67,32 @@ def runs(subject: Subject) -> Iterable[Case]:
 
     def run(setup: Setup) -> None:
         rig = subject.rig(setup)
-        rig.run(3)
+        _train(rig)
         assert rig.session is not None
         rig.session.metrics()
         rig.detach()
 
     for setup in subject.setups():
         yield setup.regime, partial(run, setup)
+
+
+# What torch says of faults that come to light in a backward pass, and what each is a sign of.
+_SIGNS = {
+    "backward through the graph a second time": "it goes on with a term whose graph the backward "
+    "pass before has used up; make a new one in each on_loss, and detach() what is kept",
+    "modified by an inplace operation": "it changes weights or outputs in place between the "
+    "forward and the backward pass (in on_loss, value or gradient); work on new tensors there",
+}
+
+
+def _train(rig: Rig) -> None:
+    try:
+        rig.run(3)
+    except RuntimeError as error:
+        for said, sign in _SIGNS.items():
+            if said in str(error):
+                raise Failure(f"{sign}; torch says: {error}") from error
+        raise
 
 
 @check("acts")

@@ -209,12 +209,36 @@ class Rig:
             [p for name, p in self.parameters.items() if owned is None or owned(name)],
             **{"lr": 0.02, **options},
         )
-        self.plugin = None if setup is None else setup.make()
+        self.plugin: Plugin | None = None
         self.session: regplug.Session | None = None
-        if self.plugin is not None:
-            plugins = [self.plugin, *others] if first else [*others, self.plugin]
-            self.session = regplug.attach(self.forward, self.optimizer, plugins)
+        if setup is not None:
+            self.attach(setup.make(), others, first=first)
         torch.manual_seed(1)
+
+    def attach(
+        self, plugin: Plugin, others: tuple[Plugin, ...] = (), *, first: bool = True
+    ) -> None:
+        """Attach a plugin, with others after or before it."""
+        self.plugin = plugin
+        plugins = [plugin, *others] if first else [*others, plugin]
+        self.session = regplug.attach(self.forward, self.optimizer, plugins)
+
+    def move(self) -> "Rig":
+        """Take the weights away from where they were at attach, from which a plugin may measure."""
+        with torch.no_grad():
+            for parameter in self.parameters.values():
+                parameter.mul_(1.5)
+        return self
+
+    def pulls(self, step: int) -> dict[str, torch.Tensor]:
+        """Make a step and return what the weights were moved by, divided by the learning rate.
+
+        With plain SGD that is all that there was of gradients, wherever it was added.
+        """
+        before = self.snapshot().weights
+        self.step(step)
+        rate = self.optimizer.param_groups[0]["lr"]
+        return {name: (before[name] - w) / rate for name, w in self.snapshot().weights.items()}
 
     def data(self, step: int, n: int = 8) -> torch.Tensor:
         """Return the inputs of a step in the model's dtype."""

@@ -14,7 +14,7 @@ from regplug.testing.subject import Failure, Skip, Subject, same
 __all__: list[str] = []
 
 
-@check("untouched")
+@check("untouched", after=("where",))
 def untouched(subject: Subject) -> Iterable[Case]:
     """Frozen, gradientless, foreign and unselected weights stay; a tied weight counts once."""
     for setup in subject.setups():

@@ -63,10 +63,20 @@ def train(rank: int, bench: Bench, setup: Setup | None, wrapper: str) -> dict[st
 
 
 class _Sharded(Rig):
-    """A rig whose optimizer gets the parameters that the wrapper has put in place."""
+    """A rig whose optimizer gets the parameters that the wrapper has put in place.
+
+    Each rank has random numbers of its own, as dropout wants: what draws for a weight that all
+    ranks hold must not draw from them.
+    """
 
     def __init__(self, bench: Bench, setup: Setup | None, *, wrap: Any) -> None:
-        super().__init__(bench, setup, wrap=wrap)
+        super().__init__(bench, setup, wrap=wrap, edit=_own_stream)
+        torch.manual_seed(700 + dist.get_rank())
+
+
+def _own_stream(model: nn.Module) -> None:
+    """Seed by the rank, once the weights are there."""
+    torch.manual_seed(500 + dist.get_rank())
 
 
 def _job(subject: Subject, setup: Setup | None, wrapper: str) -> list[dict[str, Any]]:

@@ -18,14 +18,30 @@ RUNS = "runs"
 # may be the cause of another failure stands before it.
 CHECKS = (
     RUNS,
+    "surroundings",
+    "modes",
     "acts",
     "cost",
+    "pure",
+    "arguments",
     "differentiable",
+    "loss-event",
+    "attach-again",
     "gradient",
     "finite-difference",
+    "extremes",
+    "memory-order",
+    "where",
     "every-batch",
     "adds",
+    "strength",
+    "delivery",
+    "schedule",
+    "shapes",
     "zero-strength",
+    "streams",
+    "reproducible",
+    "fresh-draws",
     "untouched",
     "input-grad",
     "proximal",
@@ -34,6 +50,17 @@ CHECKS = (
     "accumulation",
     "clipping",
     "overflow",
+    "maximize",
+    "groups",
+    "learning-rate",
+    "no-optimizer",
+    "closure",
+    "interludes",
+    "late-weights",
+    "metrics",
+    "describe",
+    "autocast",
+    "device",
     "collective",
     "ddp",
     "fsdp2",
@@ -42,6 +69,8 @@ CHECKS = (
     "state",
     "resume",
     "restore",
+    "stopped-attach",
+    "copies",
     "leak",
     "memory",
     "growth",
@@ -50,6 +79,9 @@ CHECKS = (
     "compile",
 )
 """The ids of all checks, in the order of the exam."""
+
+FOUNDATIONS = (RUNS, "pure", "loss-event", "attach-again")
+"""Checks without which none that comes later can be judged, where loops are compared."""
 
 Case: TypeAlias = tuple[str, Callable[[], object]]
 """A regime and what is done in it: raise a ``Failure`` or ``Skip``, or anything by accident."""
@@ -87,8 +119,8 @@ def check(
 
     def register(cases: Cases) -> Cases:
         assert id in CHECKS, id
-        before = after if id == RUNS else (RUNS, *after)
-        _registered[id] = Check(id, cases, before, distributed)
+        before = [other for other in FOUNDATIONS if CHECKS.index(other) < CHECKS.index(id)]
+        _registered[id] = Check(id, cases, (*before, *after), distributed)
         return cases
 
     return register

@@ -11,6 +11,8 @@ from regplug.errors import PluginError, RegplugError
 from regplug.penalty import Penalty
 from regplug.plugin import Plugin, Scheduled
 from regplug.testing.bench import Bench, Rig, Setup, Snapshot, difference
+from regplug.testing.recipe import Recipe, recipe_of
+from regplug.testing.surroundings import Surroundings
 
 __all__ = ["Failure", "Skip", "Source", "Subject"]
 
@@ -44,6 +46,8 @@ class Subject:
         self.source, self.bench, self.values = source, bench, dict(values or {})
         self.workers_results: dict[Any, Any] = {}
         self._touched: dict[str | None, list[str]] = {}
+        # Before anything is attached: what is left behind once would not be seen later.
+        self.surroundings = Surroundings()
 
     def sits_on(self, bench: Bench) -> None:
         """Let it be tried on another model from now on."""
@@ -64,6 +68,17 @@ class Subject:
         if not isinstance(plugin, Plugin):
             raise PluginError(f"{plugin!r} is no instance of regplug.Plugin")
         return plugin
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """How it is made with other arguments.
+
+        Raises:
+            Skip: that can't be seen.
+        """
+        if (recipe := recipe_of(self.source, self.plugin)) is None:
+            raise Skip("it can't be made with other arguments: give a spec, or its class")
+        return recipe
 
     @property
     def penalty(self) -> Penalty:

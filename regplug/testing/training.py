@@ -19,7 +19,7 @@ from regplug.testing.subject import Failure, Skip, Subject, same
 __all__: list[str] = []
 
 
-@check("every-batch", after=("acts",))
+@check("every-batch", after=("acts", "modes"))
 def every_batch(subject: Subject) -> Iterable[Case]:
     """From the same weights and data it does in batch 2, 3, … what it did in batch 1."""
     has_memory = subject.remembers
@@ -62,7 +62,7 @@ def every_batch(subject: Subject) -> Iterable[Case]:
         yield setup.regime, partial(run, setup)
 
 
-@check("zero-strength", after=("adds",))
+@check("zero-strength", after=("strength", "adds"))
 def zero_strength(subject: Subject) -> Iterable[Case]:
     """Turned off, it leaves the very bits that a loop without it leaves."""
     off = {

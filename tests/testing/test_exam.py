@@ -12,7 +12,7 @@ from regplug.errors import SelectionError, SpecError
 from regplug.testing import CHECKS, EXAM, PluginContract, check_plugin
 from tests.testing.wrong_formulas import L1
 from tests.testing.wrong_lives import Remembers
-from tests.testing.wrong_plugins import WIDER, WRONG
+from tests.testing.wrong_plugins import MORE, WIDER, WRONG
 from tests.testing.wrong_ranks import SeedPerRank, TimesWorld
 
 
@@ -20,7 +20,9 @@ def test_there_is_a_wrong_plugin_for_each_check():
     assert tuple(WRONG) == CHECKS
 
 
-@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize(
+    "check", [pytest.param(c, marks=[pytest.mark.slow] if c in MORE else []) for c in CHECKS]
+)
 def test_wrong_plugin_fails_exactly_where_it_is_wrong(check):
     report = check_plugin(WRONG[check])
     assert report.failed_checks() == {check}, str(report)

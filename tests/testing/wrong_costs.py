@@ -29,7 +29,7 @@ class PairsInPython(Acts):
         for w in weights(session):
             values = regplug.local(w).detach().reshape(-1).tolist()
             closest = sum(abs(a - b) for a in values for b in values)
-            w.grad.add_(w.detach().sign(), alpha=self.strength * (1 + 0 * closest))
+            w.grad.add_(w.detach().sign(), alpha=self.signed(session) * (1 + 0 * closest))
 
 
 class TensorByTensor(Acts):
@@ -39,7 +39,7 @@ class TensorByTensor(Acts):
         covered = weights(session)
         for w in covered:
             norms = [other.detach().norm() for other in covered]
-            w.grad.add_(w.detach() / torch.stack(norms).max(), alpha=self.strength)
+            w.grad.add_(w.detach() / torch.stack(norms).max(), alpha=self.signed(session))
 
 
 class AllOfHistory(Acts):
@@ -50,7 +50,7 @@ class AllOfHistory(Acts):
         for _ in range(session.steps * 100):
             factor *= 1.0
         for w in weights(session):
-            w.grad.add_(w.detach().sign(), alpha=self.strength * factor)
+            w.grad.add_(w.detach().sign(), alpha=self.signed(session) * factor)
 
 
 class RowsWithRows(Penalty):
@@ -71,7 +71,7 @@ class AllSigns(Acts):
         covered = weights(session)
         signs = torch._foreach_sign([w.detach() for w in covered])
         for w, sign in zip(covered, signs, strict=True):
-            w.grad.add_(sign, alpha=self.strength)
+            w.grad.add_(sign, alpha=self.signed(session))
 
 
 class OneVector(Acts):
@@ -82,7 +82,7 @@ class OneVector(Acts):
         vector = torch.nn.utils.parameters_to_vector([regplug.local(w).detach() for w in covered])
         finite = bool(vector.isfinite().all())
         for w in covered:
-            w.grad.add_(w.detach(), alpha=self.strength * finite)
+            w.grad.add_(w.detach(), alpha=self.signed(session) * finite)
 
 
 class OneByOne(Acts):
@@ -91,7 +91,7 @@ class OneByOne(Acts):
     def act(self, session):
         norm = torch.stack([w.detach().norm() for w in weights(session)]).norm()
         for w in weights(session):
-            w.grad.add_(w.detach().sign() / norm, alpha=self.strength)
+            w.grad.add_(w.detach().sign() / norm, alpha=self.signed(session))
 
 
 # --- growth -----------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 import regplug
-from regplug import Session, hookimpl
+from regplug import Plugin, Session, hookimpl
 from tests.testing.wrong_formulas import Strong, weights
 
 
@@ -58,7 +58,7 @@ class ForgetsAverage(Remembers):
         self.steps_seen = state["steps_seen"]
 
 
-class LeavesRates(Strong):
+class LeavesRates(Plugin):
     """restore: turns dropout off, for good."""
 
     @hookimpl
@@ -106,9 +106,23 @@ class Swallows(Strong):
     def on_gradients(self, session):
         try:
             for w in weights(session):
-                w.grad.add_(w.detach().sign(), alpha=self.strength)
+                w.grad.add_(w.detach().sign(), alpha=self.signed(session))
         except Exception:
             pass
+
+
+class SwallowsOperations(Strong):
+    """attribution: asks its session for nothing, and hears of no operation that fails."""
+
+    @hookimpl
+    def before_step(self, session):
+        for group in session.optimizer.param_groups:
+            for w in group["params"]:
+                try:
+                    if w.grad is not None and w.ndim > 1:
+                        w.mul_(1 - self.strength)
+                except Exception:
+                    continue
 
 
 class FloatRate(Strong):
