@@ -26,7 +26,7 @@ class Acts(Strong):
 
     def act(self, session):
         for w in weights(session):
-            w.grad.add_(w.detach().sign(), alpha=self.strength)
+            w.grad.add_(w.detach().sign(), alpha=self.signed(session))
 
 
 # --- it ends, or does not come to an end ------------------------------------------------------
@@ -87,7 +87,7 @@ class RaisesAlways(Acts):
 
     def act(self, session):
         for w in weights(session):
-            w.grad.add_(w.detach().sine(), alpha=self.strength)
+            w.grad.add_(w.detach().sine(), alpha=self.signed(session))
 
 
 # --- one rank is alone ------------------------------------------------------------------------
