@@ -42,6 +42,7 @@ class Delivered(Selective):
     separable: bool
     orientation: str | None
     elementwise_steps: bool
+    composition: str | None
 
     strength = Scheduled()
 

@@ -136,6 +136,15 @@ class Plugin:
     stochastic: bool = False
     """Whether it draws at random. Then the exam compares distributed runs by their statistics."""
 
+    shapes_loss: bool = False
+    """Whether it changes the loss of the loop itself, and so the gradients of all that is trained,
+    by whatever optimizer: as label smoothing does."""
+
+    exam_model: Callable[[], Any] | None = None
+    """What returns a new model for the exam, for plugins that find nothing to act on in its own: a
+    function at the top of a module, as a ``staticmethod``, of a module from ``(N, 6)`` to
+    ``(N, 1)``. Whoever examines the plugin may give another."""
+
     _step: int = 0
     _name: str | None = None
     _session_name: str | None = None

@@ -22,8 +22,9 @@ class L2SP(Penalty):
     2λ·(w − w₀), its proximal operator (w + 2·step·λ·w₀)/(1 + 2·step·λ).
 
     The anchors w₀ cost one copy of the covered weights, sharded as they are, and are part of the
-    session's state: a resumed run keeps its starting point. In that state they are whole, so they
-    load on another number of processes; saving it is a collective for sharded weights.
+    session's state: a resumed run keeps its starting point, on another number of processes, too. In
+    that state they are whole, by a collective for sharded weights, unless it is saved by
+    ``torch.distributed.checkpoint`` (``regplug.integrations.checkpoint``).
 
     Args:
         strength: λ, a finite number ≥ 0 or a schedule of the step count.
@@ -171,10 +172,10 @@ class L2SP(Penalty):
 
     @hookimpl
     def on_state(self, session: SessionView) -> Mapping[str, Any]:
-        """Return the anchors, whole."""
+        """Return the anchors, sharded as the weights are; the session makes them whole."""
         self._bind(session)
         anchors = {**self._waiting, **self._anchors}
-        return {"anchors": {name: full(anchor).cpu() for name, anchor in anchors.items()}}
+        return {"anchors": {n: _kept(anchor) for n, anchor in anchors.items()}}
 
     @hookimpl
     def on_load_state(self, session: SessionView, state: Mapping[str, Any]) -> None:
@@ -196,8 +197,10 @@ class L2SP(Penalty):
             )
         loaded = {}
         for name, anchor in self._anchors.items():
-            whole = saved[name].to(device=anchor.device, dtype=anchor.dtype)
-            loaded[name] = like(part(whole, anchor), anchor)
+            own = saved[name].to(device=anchor.device, dtype=anchor.dtype)
+            if _placed(own)[0] is None or _placed(own) != _placed(anchor):
+                own = like(part(full(own), anchor), anchor)
+            loaded[name] = own
         self._anchors = loaded
         self._waiting = {name: anchor for name, anchor in saved.items() if name in lazy}
 
@@ -210,3 +213,8 @@ class L2SP(Penalty):
 def _placed(tensor: torch.Tensor) -> tuple[Any, Any]:
     """Return where the parts of a ``DTensor`` are."""
     return getattr(tensor, "device_mesh", None), getattr(tensor, "placements", None)
+
+
+def _kept(anchor: torch.Tensor) -> torch.Tensor:
+    """Return what is saved of an anchor: not the slice that an engine gives each rank."""
+    return anchor if _placed(anchor)[0] is not None else full(anchor).cpu()

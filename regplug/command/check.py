@@ -14,7 +14,13 @@ __all__ = ["add_arguments", "check"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes to a parser."""
-    parser.add_argument("specs", nargs="+", metavar="SPEC", help="such as 'name(1e-3)'")
+    parser.add_argument(
+        "specs",
+        nargs="+",
+        metavar="SPEC",
+        help="such as 'name(1e-3)', or './file.py:Class(1e-3)' for a class in a file of your own, "
+        "which is executed",
+    )
     parser.add_argument(
         "--only", metavar="ID,…", help="only these checks, by their ids, with commas between"
     )

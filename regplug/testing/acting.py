@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -28,6 +29,8 @@ def choose_bench(subject: Subject) -> None:
         RegplugError: it can't be made, or can't be attached to any of the models.
     """
     usual = subject.bench
+    if usual.model is Sample and (own := subject.plugin.exam_model) is not None:
+        usual = replace(usual, model=own)
     grown = (
         [Bench(kind, usual.batch, usual.loss) for kind in GROWN] if usual.model is Sample else []
     )
