@@ -6,7 +6,7 @@ blunders that no single check could be alone in finding, with all the checks tha
 
 from functools import partial
 
-from tests.testing.wrong_arguments import FirstModelForEver, ForgetsWhere, IgnoresWhere
+from tests.testing.wrong_arguments import FirstModelForEver, ForgetsWhere, HalfAtStep, IgnoresWhere
 from tests.testing.wrong_costs import AllSigns, Logs, TensorByTensor
 from tests.testing.wrong_draws import DrawsUnasked, SameForAll, SharesGenerator
 from tests.testing.wrong_formulas import (
@@ -34,7 +34,6 @@ from tests.testing.wrong_loops import (
     Everything,
     ForgetsScale,
     HalfSum,
-    LouderWhereLossIsLarge,
     NeverOff,
     Overwrites,
     OwnStepHook,
@@ -92,7 +91,8 @@ WRONG = {
     "every-batch": StoredGenerator,
     "adds": Assigns,
     "strength": KeptAtInit,
-    "delivery": partial(AlwaysInLoss, 0.01),
+    "clipping": partial(AlwaysInLoss, 0.01),
+    "delivery": partial(HalfAtStep, 0.01),
     "schedule": OneStepLate,
     "shapes": partial(LeavesConvolutionsOut, 0.01),
     "zero-strength": NeverOff,
@@ -105,7 +105,6 @@ WRONG = {
     "separable": partial(ByRows, 0.01),
     "dtype": partial(WideGradient, 0.01),
     "accumulation": PerPass,
-    "clipping": LouderWhereLossIsLarge,
     "overflow": ForgetsScale,
     "maximize": ForgetsMaximize,
     "groups": ByFirstRate,
