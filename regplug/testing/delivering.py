@@ -15,7 +15,7 @@ __all__: list[str] = []
 Gradients = dict[str, torch.Tensor]
 
 
-@check("delivery", after=("arguments", "gradient", "finite-difference", "strength"))
+@check("delivery", after=("arguments", "gradient", "finite-difference", "strength", "clipping"))
 def delivery(subject: Subject) -> Iterable[Case]:
     """Each delivery acts in its own event only, and all deliver λ·value, to the same scale.
 

@@ -7,7 +7,7 @@ import torch
 
 from regplug.errors import SpecError
 from regplug.penalty import Penalty
-from regplug.testing.bench import Rig, Setup, Snapshot
+from regplug.testing.bench import Rig, Setup, Snapshot, difference
 from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Skip, Subject, same
 
@@ -76,6 +76,9 @@ def _by_turns(subject: Subject, setup: Setup) -> None:
         others[name] = max(setup.values[name] / 2, attribute.low)
     setups = [setup, Setup(setup.source, setup.delivery, others)]
     alone = [subject.rig(each).run(3) for each in setups]
+    once_more = subject.rig(setups[0]).run(3)
+    if difference(once_more, alone[0], rtol=0, atol=0) is not None:
+        raise Skip("alone it is not the same twice either")
     try:
         rigs = [_Turn(subject.rig(each)) for each in setups]
         for step in range(3):

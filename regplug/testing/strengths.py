@@ -57,7 +57,7 @@ def _acts(subject: Subject, setup: Setup, constant: list[Moment]) -> None:
         raise Skip("it changed nothing here")
 
 
-@check("strength", after=("arguments", "every-batch"))
+@check("strength", after=("arguments", "every-batch", "reproducible"))
 def strength(subject: Subject) -> Iterable[Case]:
     """Each strength is what it is set to: by the constructor, before attach, and between steps.
 

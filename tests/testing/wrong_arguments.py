@@ -189,16 +189,6 @@ class HalfAtStep(L1):
         self.strength = kept
 
 
-class AlwaysAtStep(L1):
-    """delivery: at the step, in the loss or not."""
-
-    @hookimpl
-    def on_gradients(self, session):
-        settled, self._settled = self._settled, "step"
-        super().on_gradients(session)
-        self._settled = settled
-
-
 class AutoIsBoth(L1):
     """delivery: left to itself it is in the loss, and at the step once more."""
 

@@ -104,23 +104,8 @@ class PerPass(Strong):
             w.grad.add_(w.detach().sign(), alpha=self.signed(session) * self.passes)
 
 
-class LouderWhereLossIsLarge(Strong):
-    """clipping: goes by the size of the loss, which is large before it is clipped."""
-
-    size = 0.0
-
-    @hookimpl
-    def on_loss(self, session, loss):
-        self.size = float(loss.detach())
-
-    @hookimpl
-    def on_gradients(self, session):
-        for w in weights(session):
-            w.grad.add_(w.detach().sign(), alpha=self.strength * max(1.0, self.size / 100))
-
-
 class AlwaysInLoss(L1):
-    """delivery: is in the loss, whatever delivery it was told."""
+    """clipping: is in the loss, whatever delivery it was told."""
 
     @hookimpl
     def on_loss(self, session):

@@ -6,7 +6,7 @@ blunders that no single check could be alone in finding, with all the checks tha
 
 from functools import partial
 
-from tests.testing.wrong_arguments import FirstModelForEver, ForgetsWhere, IgnoresWhere
+from tests.testing.wrong_arguments import FirstModelForEver, ForgetsWhere, HalfAtStep, IgnoresWhere
 from tests.testing.wrong_costs import AllSigns, Logs, TensorByTensor
 from tests.testing.wrong_draws import DrawsUnasked, SameForAll, SharesGenerator
 from tests.testing.wrong_formulas import (
@@ -34,7 +34,6 @@ from tests.testing.wrong_loops import (
     Everything,
     ForgetsScale,
     HalfSum,
-    LouderWhereLossIsLarge,
     NeverOff,
     Overwrites,
     OwnStepHook,
@@ -91,13 +90,14 @@ WRONG = {
     "where": IgnoresWhere,
     "every-batch": StoredGenerator,
     "adds": Assigns,
+    "streams": DrawsUnasked,
+    "reproducible": SharesGenerator,
     "strength": KeptAtInit,
-    "delivery": partial(AlwaysInLoss, 0.01),
+    "clipping": partial(AlwaysInLoss, 0.01),
+    "delivery": partial(HalfAtStep, 0.01),
     "schedule": OneStepLate,
     "shapes": partial(LeavesConvolutionsOut, 0.01),
     "zero-strength": NeverOff,
-    "streams": DrawsUnasked,
-    "reproducible": SharesGenerator,
     "fresh-draws": SameForAll,
     "untouched": Everything,
     "input-grad": WaitsForInputGradient,
@@ -105,7 +105,6 @@ WRONG = {
     "separable": partial(ByRows, 0.01),
     "dtype": partial(WideGradient, 0.01),
     "accumulation": PerPass,
-    "clipping": LouderWhereLossIsLarge,
     "overflow": ForgetsScale,
     "maximize": ForgetsMaximize,
     "groups": ByFirstRate,
