@@ -11,15 +11,16 @@ __all__ = ["CHECKS", "EXAM", "RUNS", "Case", "Check", "check", "registered"]
 EXAM = 2
 """The version of the exam: another whenever a plugin may pass one and fail the other."""
 
-RUNS = "runs"
-"""The id of the check on which all others depend."""
+RUNS, MODES, SURROUNDINGS = "runs", "modes", "surroundings"
+"""The ids of the checks that come first: all depend on the first, and all later ones on the second.
+"""
 
 # The order in which an exam asks: whether it acts at all, the formula, one step, whole runs. What
 # may be the cause of another failure stands before it.
 CHECKS = (
     RUNS,
-    "surroundings",
-    "modes",
+    SURROUNDINGS,
+    MODES,
     "acts",
     "cost",
     "pure",
