@@ -21,6 +21,8 @@ CHECKS = (
     RUNS,
     SURROUNDINGS,
     MODES,
+    "streams",
+    "reproducible",
     "acts",
     "cost",
     "pure",
@@ -40,8 +42,6 @@ CHECKS = (
     "schedule",
     "shapes",
     "zero-strength",
-    "streams",
-    "reproducible",
     "fresh-draws",
     "untouched",
     "input-grad",
@@ -81,7 +81,7 @@ CHECKS = (
 )
 """The ids of all checks, in the order of the exam."""
 
-FOUNDATIONS = (RUNS, "pure", "loss-event", "attach-again")
+FOUNDATIONS = (RUNS, MODES, "reproducible", "pure", "loss-event", "attach-again")
 """Checks without which none that comes later can be judged, where loops are compared."""
 
 Case: TypeAlias = tuple[str, Callable[[], object]]
