@@ -8,8 +8,8 @@ from torch import nn
 
 from regplug import Patterns, Plugin, Scheduled, SessionView, hookimpl, sessions
 from regplug.errors import SelectionError, SpecError
-from regplug.schedules import Schedule, ScheduleLike
-from regplug.strengths import ByPattern, Setting
+from regplug.schedules import Schedule
+from regplug.strengths import ByPattern, Setting, StrengthLike
 from regplug_builtins import _taken
 from regplug_builtins._copies import in_copies, not_scripted
 from regplug_builtins._rate import Rate
@@ -35,7 +35,7 @@ class Followed(Scheduled):
             attached.
     """
 
-    def __set__(self, instance: Plugin, value: ScheduleLike) -> None:
+    def __set__(self, instance: Plugin, value: StrengthLike) -> None:
         assert isinstance(instance, ScheduledRates)
         before = vars(instance).get(self.name)
         super().__set__(instance, value)

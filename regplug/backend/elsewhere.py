@@ -159,7 +159,7 @@ class _Functions(TorchFunctionMode):
         if args and isinstance(args[0], Elsewhere):
             if function is torch.Tensor.tolist:
                 return args[0].held.tolist()
-            if function is _SET_DATA and isinstance(args[1], Elsewhere):
+            if function == _SET_DATA and isinstance(args[1], Elsewhere):
                 args[0].held = args[1].held
                 return None
         return function(*args, **kwargs)

@@ -40,6 +40,7 @@ def choose_bench(subject: Subject) -> None:
         subject.sits_on(bench)
         try:
             subject.rig(subject.given(None)).detach()
+            subject.look_back()
         except (SelectionError, PluginError) as error:
             refusal = refusal or error
             continue

@@ -37,8 +37,8 @@ def surroundings(subject: Subject) -> Iterable[Case]:
 
 def _since_the_beginning(subject: Subject) -> None:
     try:
-        changed = subject.surroundings.changed(long_ago=True)
-        if changed is not None:
+        subject.look_back()
+        if (changed := subject.left_behind) is not None:
             raise Failure(f"after it was attached and detached, {changed}{_WAY_OUT}")
     finally:
         subject.surroundings.put_back()

@@ -146,7 +146,9 @@ def _masks(subject: Subject, setup: Setup) -> None:
 
 @check("reproducible", after=("streams",))
 def reproducible(subject: Subject) -> Iterable[Case]:
-    """Under the same seeds of torch, ``random`` and numpy a new run ends in the same bits."""
+    """What draws at random ends in the same bits under the same seeds of torch and others."""
+    if not subject.plugin.stochastic:
+        raise Skip("it does not say stochastic = True")
 
     def run(setup: Setup) -> None:
         found = []

@@ -11,15 +11,18 @@ __all__ = ["CHECKS", "EXAM", "RUNS", "Case", "Check", "check", "registered"]
 EXAM = 2
 """The version of the exam: another whenever a plugin may pass one and fail the other."""
 
-RUNS = "runs"
-"""The id of the check on which all others depend."""
+RUNS, MODES, SURROUNDINGS = "runs", "modes", "surroundings"
+"""The ids of the checks that come first: all depend on the first, and all later ones on the second.
+"""
 
 # The order in which an exam asks: whether it acts at all, the formula, one step, whole runs. What
 # may be the cause of another failure stands before it.
 CHECKS = (
     RUNS,
-    "surroundings",
-    "modes",
+    SURROUNDINGS,
+    MODES,
+    "streams",
+    "reproducible",
     "acts",
     "cost",
     "pure",
@@ -80,7 +83,7 @@ CHECKS = (
 )
 """The ids of all checks, in the order of the exam."""
 
-FOUNDATIONS = (RUNS, "pure", "loss-event", "attach-again")
+FOUNDATIONS = (RUNS, MODES, "reproducible", "pure", "loss-event", "attach-again")
 """Checks without which none that comes later can be judged, where loops are compared."""
 
 Case: TypeAlias = tuple[str, Callable[[], object]]

@@ -48,6 +48,14 @@ class Subject:
         self._touched: dict[str | None, list[str]] = {}
         # Before anything is attached: what is left behind once would not be seen later.
         self.surroundings = Surroundings()
+        self.left_behind: str | None = None
+        self._looked_back = False
+
+    def look_back(self) -> None:
+        """Note, after it was attached and detached for the first time, what it has left behind."""
+        if not self._looked_back:
+            self._looked_back = True
+            self.left_behind = self.surroundings.changed(long_ago=True)
 
     def sits_on(self, bench: Bench) -> None:
         """Let it be tried on another model from now on."""

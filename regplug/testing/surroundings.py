@@ -136,7 +136,7 @@ def _is_its_own(owner: Any, name: str, now: object, before: object) -> bool:
     code = getattr(getattr(now, "__func__", now), "__code__", None)
     if code is not None and code.co_filename.startswith(_TORCH):
         same = getattr(now, "__qualname__", 0) == getattr(before, "__qualname__", 0)
-        return same or before is _ABSENT or "_dynamo" in code.co_filename
+        return same or before is _ABSENT or "dynamo" in code.co_filename
     if callable(now) or callable(before) or isinstance(now, property | staticmethod | classmethod):
         return False
     # Private names and collections of modules are their memory.

@@ -76,6 +76,7 @@ WORDS_OF_TORCH = {
     ("testing.restoring", "weight_decay"): "an argument of torch's optimizers",
     ("testing.bench", "Dropout"): "a layer of the model that plugins are tried on",
     ("testing.training", "Dropout"): "another such layer",
+    ("testing.randomness", "dropout"): "what such layers do",
 }
 
 CORE_MODULES = modules_of(CORE)

@@ -133,7 +133,7 @@ class IgnoresWhere(Strong):
     @hookimpl
     def on_gradients(self, session):
         for w in weights(session):
-            w.grad.add_(w.detach().sign(), alpha=self.strength)
+            w.grad.add_(w.detach().sign(), alpha=self.signed(session))
 
 
 class MatchesSilently(IgnoresWhere):
@@ -145,7 +145,7 @@ class MatchesSilently(IgnoresWhere):
         patterns = ["*"] if self.where == "weights" else [self.where]
         for w in weights(session):
             if any(fnmatch.fnmatch(names[id(w)], str(p)) for p in patterns):
-                w.grad.add_(w.detach().sign(), alpha=self.strength)
+                w.grad.add_(w.detach().sign(), alpha=self.signed(session))
 
 
 class HonoursWhereInLossOnly(L1):
@@ -173,7 +173,7 @@ class Selects(IgnoresWhere):
     def on_gradients(self, session):
         for _, ws, gs in session.updates(self.selection):
             for w, g in zip(ws, gs, strict=True):
-                g.add_(w.detach().sign(), alpha=self.strength)
+                g.add_(w.detach().sign(), alpha=self.signed(session))
 
 
 # --- delivery -------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ class FirstModelForEver(Strong):
             self.found = weights(session)
         for w in self.found:
             if w.grad is not None:
-                w.grad.add_(w.detach().sign(), alpha=self.strength)
+                w.grad.add_(w.detach().sign(), alpha=self.signed(session))
 
 
 class SharedCount(Strong):
@@ -301,7 +301,7 @@ class FirstComeFirstServed(L1):
                     continue
                 self.seen[id(w)] = session.steps, self.name
                 if self._settle(session) == "step":
-                    g.add_(w.detach().sign(), alpha=self.strength)
+                    g.add_(w.detach().sign(), alpha=self.signed(session))
 
 
 class FindsAnew(Strong):
@@ -318,7 +318,7 @@ class FindsAnew(Strong):
         self.seen["steps"] = self.seen.get("steps", 0) + 1
         for w in weights(session):
             if id(w) in self.found:
-                w.grad.add_(w.detach().sign(), alpha=self.strength)
+                w.grad.add_(w.detach().sign(), alpha=self.signed(session))
 
     @hookimpl
     def on_detach(self, session):

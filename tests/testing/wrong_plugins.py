@@ -76,6 +76,8 @@ WRONG = {
     "runs": Exits,
     "surroundings": PatchesFunctional,
     "modes": TurnsToTrain,
+    "streams": DrawsUnasked,
+    "reproducible": SharesGenerator,
     "acts": Empty,
     "cost": TensorByTensor,
     "pure": partial(ClampsWeights, 0.01),

@@ -16,7 +16,8 @@ class Pulls(Strong):
         strength = self.now(session)
         if strength:
             for w in weights(session):
-                w.grad.add_(w.detach().sign(), alpha=strength)
+                sign = -1 if any(group.get("maximize") for group in session.groups) else 1
+                w.grad.add_(w.detach().sign(), alpha=sign * strength)
 
 
 # --- strength -------------------------------------------------------------------------------
