@@ -1,5 +1,6 @@
 """The private names of torch's optimizers and their GradScaler; see :mod:`.private`."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -8,7 +9,13 @@ from torch.optim import Optimizer
 
 from regplug.backend.private import missing
 
-__all__ = ["check_grad_scaler", "is_hooked", "updated_in_backward"]
+__all__ = [
+    "check_grad_scaler",
+    "hook_tables",
+    "is_hooked",
+    "unhooked_step",
+    "updated_in_backward",
+]
 
 # Where the names are; a test that renames one sees what is done without it.
 _STEP_HOOKS, _HOOKED = "_optimizer_step_pre_hooks", "hooked"
@@ -105,3 +112,20 @@ def _set_by_scaler(*names: str) -> list[bool]:
     scaler.step(sample)  # which calls no step at all where it skips it by itself
     del sample.step
     return is_set
+
+
+def unhooked_step(kind: type[Optimizer]) -> Callable[..., Any]:
+    """Return the ``step`` of these optimizers that calls no hook, neither theirs nor global ones.
+
+    Without torch's mark: by what ``functools.wraps`` leaves at what torch wraps each step in.
+    """
+    step: Any = kind.step
+    _, has_mark = _torch_marks(_STEP_HOOKS, _HOOKED)
+    if getattr(step, _HOOKED if has_mark else "__wrapped__", False):
+        return getattr(step, "__wrapped__", step)  # type: ignore[no-any-return]
+    return step  # type: ignore[no-any-return]
+
+
+def hook_tables(optimizer: Optimizer) -> set[str]:
+    """Return the names of the attributes in which hooks of this very optimizer are kept."""
+    return {name for name in vars(optimizer) if name.endswith("_hooks")}

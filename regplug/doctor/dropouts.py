@@ -1,0 +1,88 @@
+"""Dropout and stochastic depth: their rates, and whether they were on in training and evaluation."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["Dropout", "Dropouts"]
+
+_RATES = (
+    *("p", "dropout", "drop_prob", "drop_rate", "dropout_p", "dropout_rate", "attn_dropout"),
+    *("attention_dropout", "activation_dropout", "hidden_dropout", "hidden_dropout_prob"),
+    *("resid_dropout", "dropout_prob", "proj_drop", "attn_drop", "drop_path", "drop_path_rate"),
+)
+
+
+@dataclass
+class Dropout:
+    """One module that drops, and what was seen of it.
+
+    Attributes:
+        name: its name in the model.
+        module: the module.
+        attribute: where its rate is.
+        training: the rates that acted in passes that were trained by; 0 where it was off.
+        evaluation: the rates that acted in forwards without gradients.
+    """
+
+    name: str
+    module: nn.Module
+    attribute: str
+    training: set[float] = field(default_factory=set)
+    evaluation: set[float] = field(default_factory=set)
+
+    @property
+    def rate(self) -> float:
+        """The rate as it is now."""
+        return float(getattr(self.module, self.attribute))
+
+    @property
+    def acting(self) -> float:
+        """The rate that a forward would have now."""
+        return self.rate if self.module.training else 0.0
+
+    @property
+    def without_effect(self) -> bool:
+        """Whether it is the dropout between the layers of a recurrent network of one layer."""
+        return isinstance(self.module, nn.RNNBase) and self.module.num_layers == 1
+
+
+class Dropouts:
+    """All modules of a model that drop."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.all = [
+            Dropout(name, module, attribute)
+            for name, module in model.named_modules()
+            if (attribute := _attribute(module)) is not None
+        ]
+        self.modes: set[bool] = set()
+        self.evaluated: set[bool] = set()
+
+    def trained(self) -> None:
+        """A backward pass came from a forward of the model: note what was on."""
+        self.modes.add(self.model.training)
+        for dropout in self.all:
+            dropout.training.add(dropout.acting)
+
+    def called(self, *arguments: Any) -> None:
+        """The model is called: note what is on, if it is for no gradient."""
+        if torch.is_grad_enabled():
+            return
+        self.evaluated.add(self.model.training)
+        for dropout in self.all:
+            dropout.evaluation.add(dropout.acting)
+
+
+def _attribute(module: nn.Module) -> str | None:
+    names = ("p",) if isinstance(module, nn.modules.dropout._DropoutNd) else _RATES[1:]
+    for name in names:
+        rate = vars(module).get(name)
+        if isinstance(rate, float | int) and not isinstance(rate, bool) and 0 < rate <= 1:
+            return name
+        if isinstance(rate, torch.Tensor) and rate.numel() == 1 and 0 < float(rate) <= 1:
+            return name
+    return None
