@@ -1,9 +1,9 @@
 """Being told of each backward pass of a program, whoever calls it.
 
-torch has no hook for that. ``Tensor.backward`` and whatever wraps it call ``torch.autograd.backward``
-by that name, and loops that take gradients themselves call ``torch.autograd.grad``; so these two are
-stood in for while somebody listens. Not for sessions, which patch nothing: for tools that look at a
-run for a while.
+torch has no hook for that. ``Tensor.backward`` and whatever wraps it call
+``torch.autograd.backward`` by that name, and loops that take gradients themselves call
+``torch.autograd.grad``; so these two are stood in for while somebody listens. Not for sessions,
+which patch nothing: for tools that look at a run for a while.
 """
 
 import functools

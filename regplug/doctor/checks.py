@@ -21,9 +21,7 @@ def nothing_acts(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
     drops = any(max(d.training, default=0.0) > 0 for d in run.dropouts.all if not d.without_effect)
     if acting or drops:
         return
-    said = [
-        float(group.get("weight_decay", 0.0) or 0.0) for group in run.optimizer.param_groups
-    ]
+    said = [float(group.get("weight_decay", 0.0) or 0.0) for group in run.optimizer.param_groups]
     zero = [t for t in all_ if t.penalties]
     tried = any(said) or bool(zero)
     what = (
@@ -54,8 +52,11 @@ def decayed_twice(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
     if found:
         first = found[0]
         ways_ = [f"{d.by}: {d.convention} {d.strength:.3g}" for d in first.decays]
-        ways_ += [f"loss: λ·Σw² with λ = {p.strength:.3g}" for p in first.penalties
-                  if p.kind == "l2" and p.strength is not None]
+        ways_ += [
+            f"loss: λ·Σw² with λ = {p.strength:.3g}"
+            for p in first.penalties
+            if p.kind == "l2" and p.strength is not None
+        ]
         ways_ += list(first.plugins)
         yield Finding(
             "decayed-twice",
@@ -157,8 +158,8 @@ def scaled(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
             "warning",
             _names(by_passes),
             f"{listed(_names(by_passes))}: {k:g} backward passes before each step have the penalty "
-            f"in full, so λ acts {k:g} times as written: divide the whole loss, the penalty too, by "
-            f"{k:g}, or add the penalty in the last pass alone",
+            f"in full, so λ acts {k:g} times as written: divide the whole loss, the penalty too, "
+            f"by {k:g}, or add the penalty in the last pass alone",
             {"times": k},
         )
     if by_world:

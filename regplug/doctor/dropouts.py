@@ -1,4 +1,4 @@
-"""Dropout and stochastic depth: their rates, and whether they were on in training and evaluation."""
+"""Dropout and stochastic depth: their rates, and whether they were on when they should be."""
 
 from dataclasses import dataclass, field
 from typing import Any

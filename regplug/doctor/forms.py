@@ -102,7 +102,9 @@ def merged(values: "list[Value]", node: Any = None) -> Value:
             if data and not value.data and form.join is None:
                 if form.kind not in SUMS and form.kind not in ("abs", "square"):
                     continue  # a bias that is added to activations, say
-                form = replace(form, join=(node, 0))
-            if form not in forms:
-                forms.append(form)
+                met = replace(form, join=(node, 0))
+            else:
+                met = form
+            if met not in forms:
+                forms.append(met)
     return Value(tuple(forms), data)

@@ -1,4 +1,4 @@
-"""The penalties in the graph behind a loss: from the weights up to the tensor that is differentiated."""
+"""The penalties in the graph behind a loss, from the weights up to what is differentiated."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,9 +29,7 @@ class Terms:
         self.data = False
 
 
-def terms_of(
-    roots: Sequence[torch.Tensor], is_weight: Callable[[torch.Tensor], bool]
-) -> Terms:
+def terms_of(roots: Sequence[torch.Tensor], is_weight: Callable[[torch.Tensor], bool]) -> Terms:
     """Return the penalties in the graph behind ``roots``.
 
     Args:
@@ -47,9 +45,9 @@ def terms_of(
         terms.data = terms.data or value.data
         single = {"abs": "abs_sum", "square": "square_sum"} if root.numel() == 1 else {}
         for form in value.forms:
-            form = form.as_(single.get(form.kind, form.kind))
-            if form.kind in SUMS and form not in terms.forms:
-                terms.forms.append(form)
+            term = form.as_(single.get(form.kind, form.kind))
+            if term.kind in SUMS and term not in terms.forms:
+                terms.forms.append(term)
     return terms
 
 
@@ -76,9 +74,7 @@ def _evaluate(
         stack.pop()
         if not edges and (leaf := leaf_of(node)) is not None:
             terms.leaves[id(leaf)] = leaf
-            values[key] = (
-                Value((Form("w", (node,)),)) if is_weight(leaf) else Value(data=True)
-            )
+            values[key] = Value((Form("w", (node,)),)) if is_weight(leaf) else Value(data=True)
             continue
         if "Compiled" in node.name():
             terms.hidden.add(node.name())

@@ -58,7 +58,9 @@ def _foreach(
     """Return what of the inputs this one output is made from."""
     lists = 2 if "List" in node.name() and len(inputs) % 2 == 0 else 1
     size = len(inputs) // lists
-    own = [inputs[output + part * size] for part in range(lists) if output + part * size < len(inputs)]
+    own = [
+        inputs[output + part * size] for part in range(lists) if output + part * size < len(inputs)
+    ]
     return own, [value for value in own if value is not None]
 
 
@@ -277,7 +279,9 @@ def _squared_error(node: Any, output: int, inputs: Sequence[Value | None]) -> Va
     form = known[0].only
     reduction = getattr(node, "_saved_reduction", 1)
     spot = Spot(node, output, "mean" if reduction == 1 else "level")
-    return Value((form.as_("square" if reduction == 0 else "square_sum", spot=spot, anchored=True),))
+    return Value(
+        (form.as_("square" if reduction == 0 else "square_sum", spot=spot, anchored=True),)
+    )
 
 
 def _self_product(node: Any, output: int, inputs: Sequence[Value | None]) -> Value:

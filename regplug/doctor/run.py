@@ -90,7 +90,9 @@ class Run:
         """A backward pass begins: what was zeroed since the last one is forgotten."""
         for track in self.tracks:
             g = track.parameter.grad
-            if g is None or (track.pending or track.accumulated is not None) and _is_zero(track, g):
+            if g is None or (
+                (track.pending or track.accumulated is not None) and _is_zero(track, g)
+            ):
                 track.reset()
         if not any(track.accumulated is not None for track in self.tracks):
             self._pending_passes = 0

@@ -85,9 +85,7 @@ def _decays(track: Track) -> list[Decay]:
     measured = [look.decay for look in looks if look.decay is not None]
     if measured:
         last = measured[-1]
-        found.append(
-            Decay(last.rate, last.lr, last.convention, last.strength, dict(last.in_each))
-        )
+        found.append(Decay(last.rate, last.lr, last.convention, last.strength, dict(last.in_each)))
     found += _by_hand(looks)
     added = [look.added for look in looks if look.added > 0]
     if len(added) > len(looks) / 2:

@@ -19,7 +19,7 @@ from tests.house.sources import BUILTINS, CORE, PLUGINS, modules_of, python
 FLOORS = (
     {"__main__"},
     {"command"},
-    {"report", "testing", "tune"},
+    {"doctor", "report", "testing", "tune"},
     # What other packages' conventions want around a session, of which the session knows nothing.
     {"integrations"},
     {"__init__"},
@@ -35,6 +35,7 @@ FLOORS = (
     {"hookspecs"},
     {"view"},
     {"selection"},
+    {"finding"},
     {"backend"},
     {"installed", "schedules", "table"},
     {"values"},
