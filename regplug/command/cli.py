@@ -1,8 +1,8 @@
 """The command ``regplug``: what is installed, and the tools around it.
 
 ``regplug plugins`` lists, ``regplug check`` examines, ``regplug new`` starts a plugin of one's own,
-``regplug run`` attaches plugins to a script that is not edited, and ``regplug doctor`` tells what the
-regularization of one really does.
+``regplug run`` attaches plugins to a script that is not edited, and ``regplug doctor`` tells what
+the regularization of one really does.
 """
 
 import argparse

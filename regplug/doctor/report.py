@@ -1,4 +1,4 @@
-"""What is told of the runs of a program: a table of each and its findings, for people and as JSON."""
+"""What is told of the runs of a program, for people and as JSON."""
 
 from collections.abc import Sequence
 from typing import Any
