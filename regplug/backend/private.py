@@ -24,6 +24,7 @@ __all__ = [
     "children",
     "compiled_inside",
     "flattened",
+    "function_modes",
     "in_transform",
     "is_any_autocast_enabled",
     "is_made",
@@ -49,6 +50,7 @@ _INNER, _COMPILED_CLASS = "_orig_mod", "OptimizedModule"
 _TRANSFORMS = "_C._are_functorch_transforms_active"
 _ANY_AUTOCAST = "_C._is_any_autocast_enabled"
 _VERSION = "_version"
+_FUNCTION_MODES = "overrides._get_current_function_mode_stack"
 _LEAF, _ACCUMULATES = "variable", "AccumulateGrad"
 _CHILDREN, _PARAMETERS = "_modules", "_parameters"
 _NORMALIZATION = "nn.modules.batchnorm._NormBase"
@@ -233,6 +235,17 @@ def is_any_autocast_enabled(enabled: Callable[[], Iterable[str]]) -> Callable[[]
     Without it: the answer of ``enabled``, which asks of one kind of device after another.
     """
     return _found(_ANY_AUTOCAST) or (lambda: bool(enabled()))
+
+
+def function_modes() -> Sequence[object] | None:
+    """Return the modes that torch's functions are called under now, the innermost last.
+
+    Without torch's own answer: None, and whoever asks lets none of their own be on.
+    """
+    try:
+        return list(_getter(_FUNCTION_MODES)(torch)())
+    except AttributeError:
+        return None
 
 
 # --- modules -----------------------------------------------------------------------------------

@@ -362,11 +362,30 @@ def _usual_spots(all_: Sequence[Treated]) -> dict[str, float]:
     return {kind: median(spots) for kind, spots in counts.items()}
 
 
+def detached_penalty(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
+    found = [t for t in all_ if id(t.track.parameter) in run.lost]
+    if found:
+        yield Finding(
+            "detached-penalty",
+            "error",
+            _names(found),
+            f"{listed(_names(found))}: a term of the loss is computed from these weights and has "
+            "no graph (.data, detach(), item(), no_grad), so that it changes the number that is "
+            "printed and no weight: compute it from the parameters themselves",
+            {},
+        )
+
+
 def dropout_off(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
     drops = [d for d in run.dropouts.all if not d.without_effect]
+    # Off throughout, or since an evaluation.
+    modes = run.dropouts.modes
+    since = modes[::-1].index(True) if True in modes else len(modes)
     off = [d for d in drops if d.training and max(d.training) == 0]
-    if off and run.dropouts.modes:
-        whole = run.dropouts.modes == {False}
+    if not off and since >= 2:
+        off = [d for d in drops if max(d.training[-since:], default=0.0) == 0]
+    if off and modes:
+        whole = since >= min(2, len(modes))
         yield Finding(
             "dropout-off-in-training",
             "warning" if whole else "note",
@@ -410,6 +429,7 @@ def dropout_without_effect(run: Run, all_: Sequence[Treated]) -> Iterator[Findin
 
 
 CHECKS = (
+    detached_penalty,
     penalty_once,
     decayed_twice,
     scaled,

@@ -23,14 +23,14 @@ class Dropout:
         name: its name in the model.
         module: the module.
         attribute: where its rate is.
-        training: the rates that acted in passes that were trained by; 0 where it was off.
+        training: the rates that acted in each step that was looked at; 0 where it was off.
         evaluation: the rates that acted in forwards without gradients.
     """
 
     name: str
     module: nn.Module
     attribute: str
-    training: set[float] = field(default_factory=set)
+    training: list[float] = field(default_factory=list)
     evaluation: set[float] = field(default_factory=set)
 
     @property
@@ -59,14 +59,20 @@ class Dropouts:
             for name, module in model.named_modules()
             if (attribute := _attribute(module)) is not None
         ]
-        self.modes: set[bool] = set()
+        self.modes: list[bool] = []
+        self._now: tuple[bool, list[float]] | None = None
         self.evaluated: set[bool] = set()
 
+    def passed(self) -> None:
+        """A backward pass came from a forward of the model: see what is on."""
+        self._now = self.model.training, [dropout.acting for dropout in self.all]
+
     def trained(self) -> None:
-        """A backward pass came from a forward of the model: note what was on."""
-        self.modes.add(self.model.training)
-        for dropout in self.all:
-            dropout.training.add(dropout.acting)
+        """A step is made of what was passed back last: note what was on."""
+        if self._now is not None:
+            self.modes.append(self._now[0])
+            for dropout, rate in zip(self.all, self._now[1], strict=True):
+                dropout.training.append(rate)
 
     def called(self, *arguments: Any) -> None:
         """The model is called: note what is on, if it is for no gradient."""

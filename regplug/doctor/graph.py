@@ -20,6 +20,7 @@ class Terms:
         leaves: all leaves that gradients will reach.
         hidden: names of nodes in which penalties of weights could be without being seen.
         data: whether anything but penalties is in the loss.
+        nodes: all nodes behind the loss.
     """
 
     def __init__(self) -> None:
@@ -27,6 +28,7 @@ class Terms:
         self.leaves: dict[int, torch.Tensor] = {}
         self.hidden: set[str] = set()
         self.data = False
+        self.nodes: set[Any] = set()
 
 
 def terms_of(roots: Sequence[torch.Tensor], is_weight: Callable[[torch.Tensor], bool]) -> Terms:
@@ -48,6 +50,7 @@ def terms_of(roots: Sequence[torch.Tensor], is_weight: Callable[[torch.Tensor], 
             term = form.as_(single.get(form.kind, form.kind))
             if term.kind in SUMS and term not in terms.forms:
                 terms.forms.append(term)
+    terms.nodes = {node for node, _ in values}
     return terms
 
 

@@ -32,6 +32,8 @@ class Run:
         steps: real steps so far.
         looked: at which of them it was looked.
         passes: for each step that was looked at, how many backward passes it took.
+        with_data: whether anything but penalties was in a loss.
+        lost: the identities of weights of which a penalty without a graph was in a loss.
         troubles: what could not be seen, and why.
     """
 
@@ -50,6 +52,7 @@ class Run:
         self.troubles: dict[str, None] = {}
         self.dropouts = Dropouts(model)
         self.with_data = False
+        self.lost: set[int] = set()
         self.tracks: list[Track] = []
         self._by_id: dict[int, Track] = {}
         self._lr0: dict[int, float] = {}
@@ -113,7 +116,7 @@ class Run:
                 track.add(found, loss_scale)
             if track.parameter.grad is not None:
                 track.accumulated = track.sampler.of(track.parameter.grad)
-        self.dropouts.trained()
+        self.dropouts.passed()
 
     # --- steps -----------------------------------------------------------------------------
 
@@ -214,6 +217,7 @@ class Run:
         if self.looking and self._real:
             for track in self.tracks:
                 self._settle(track)
+            self.dropouts.trained()
             self.looked.append(self.steps)
             self.passes.append(self._pending_passes)
             self._pending_passes = 0

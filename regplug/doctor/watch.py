@@ -10,11 +10,17 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as optim_module
 
 from regplug.backend.backwards import Listening
+from regplug.doctor.detached import Follower
 from regplug.doctor.graph import Terms, terms_of
 from regplug.doctor.readings import Readings
 from regplug.doctor.run import Run
 
 __all__ = ["Watch"]
+
+# After so many steps it is followed what is made of weights.
+_FOLLOWED = 6
+# So often it is searched for a GradScaler among all objects, which takes a while.
+_SEARCHES = 3
 
 
 class Watch:
@@ -31,9 +37,11 @@ class Watch:
         unknown: Callable[[Sequence[torch.Tensor]], None] = lambda roots: None,
     ) -> None:
         self.runs, self._unknown = runs, unknown
-        self._scalers: list[weakref.ref[Any]] | None = None
+        self._scalers: list[weakref.ref[Any]] = []
         self._undo: list[Callable[[], None]] = []
-        self._passes = 0
+        self._searches = 0
+        self._follower = Follower(lambda tensor: any(run.leaf(tensor) for run in self.runs))
+        self._followed = 0
 
     def __enter__(self) -> "Watch":
         self._undo = [
@@ -44,6 +52,7 @@ class Watch:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._follower.stop()
         while self._undo:
             self._undo.pop()()
 
@@ -52,6 +61,7 @@ class Watch:
     def _backward_begins(
         self, roots: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor] | None
     ) -> tuple[list[Run], Terms, Readings] | None:
+        self._follower.stop()
         self._unknown(roots)
         runs = [run for run in self.runs if run.looking]
         if not runs:
@@ -65,6 +75,11 @@ class Watch:
             for run in runs:
                 run.begins()
             terms = terms_of(roots, lambda leaf: any(run.leaf(leaf) for run in runs))
+            for node, weights in self._follower.events:
+                if node in terms.nodes:
+                    for run in runs:
+                        run.lost.update(weights)
+            self._may_be_scaled(roots)
             return runs, terms, Readings(terms)
         except Exception as error:  # it is the program that counts
             _tell(runs, error)
@@ -87,19 +102,22 @@ class Watch:
         except Exception as error:
             _tell(runs, error)
 
+    def _may_be_scaled(self, roots: Sequence[torch.Tensor]) -> None:
+        """Search for a GradScaler where what is differentiated is a multiple of something."""
+        last = {root.grad_fn.name() for root in roots if root.grad_fn is not None}
+        if self._scalers or self._searches >= _SEARCHES or "MulBackward0" not in last:
+            return
+        self._searches += 1
+        kinds = {torch.amp.GradScaler, *torch.amp.GradScaler.__subclasses__()}
+        found = [thing for thing in gc.get_objects() if type(thing) in kinds]
+        self._scalers = [weakref.ref(thing) for thing in found]
+
     def _loss_scale(self) -> float:
         """Return what a living GradScaler multiplies losses by, 1 without one."""
-        if self._scalers is None or self._passes < 3:
-            self._passes += 1
-            kinds = tuple({torch.amp.GradScaler, *torch.amp.GradScaler.__subclasses__()})
-            found = [thing for thing in gc.get_objects() if type(thing) in kinds]
-            self._scalers = [weakref.ref(thing) for thing in found]
-        scales = [
-            float(scaler.get_scale())
-            for ref in self._scalers
-            if (scaler := ref()) is not None and scaler.is_enabled()
-        ]
-        return scales[0] if scales else 1.0
+        for ref in self._scalers:
+            if (scaler := ref()) is not None and scaler.is_enabled():
+                return float(scaler.get_scale())
+        return 1.0
 
     # --- steps -----------------------------------------------------------------------------
 
@@ -122,6 +140,9 @@ class Watch:
         if run is not None:
             try:
                 run.step_ends()
+                if run.looking and self._followed < _FOLLOWED:
+                    self._followed += 1
+                    self._follower.start()
             except Exception as error:
                 _tell([run], error)
 

@@ -46,8 +46,14 @@ def train(model, optimizer, penalty=lambda: 0.0, steps=8):
 def diagnosed(text, steps=20):
     """Return what is reported of each run of a script."""
     scope = {"__name__": "__main__"}
-    with Examiner(steps) as examiner:
-        exec(compile(START + LOOP + textwrap.dedent(text), "<script>", "exec"), scope)
+    # Nothing of other tests is to be found, nor to be searched.
+    gc.collect()
+    gc.freeze()
+    try:
+        with Examiner(steps) as examiner:
+            exec(compile(START + LOOP + textwrap.dedent(text), "<script>", "exec"), scope)
+    finally:
+        gc.unfreeze()
     reports = examiner.reports()
     assert [trouble for report in reports for trouble in report.unseen] == []
     return reports

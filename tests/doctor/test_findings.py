@@ -67,7 +67,7 @@ FINDINGS = {
     "detached-penalty: a tensor made anew": """
         model = Net()
         train(model, torch.optim.SGD(model.parameters(), lr=0.1),
-              lambda: torch.tensor(1e-3 * sum(float(p.abs().sum()) for p in weights(model))))
+              lambda: torch.tensor(1e-3 * sum(p.abs().sum().item() for p in weights(model))))
     """,
     "norm-not-squared": """
         model = Net()

@@ -77,7 +77,7 @@ class Examiner:
 
     def _backward(self, roots: Sequence[torch.Tensor]) -> None:
         # A model of bare tensors calls no module: its optimizer is found at the first backward.
-        if not self._searched:
+        if not self._searched and not self.runs:
             self._searched = True
             self._found([o for o in search.optimizers() if o not in self._finder.known])
 
