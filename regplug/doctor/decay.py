@@ -106,7 +106,7 @@ class _Trial:
         said = self.group.get("weight_decay")
         if _is_number(said) and said and self._adds(float(said), zero):
             return float(said) if self._is_remembered(float(said)) else None
-        found = self._by_bisection()
+        found = self._by_proportion(zero) if _alike(zero / self.w) else self._by_bisection()
         return found if found is not None and self._adds(found, zero) else None
 
     def _adds(self, strength: float, zero: torch.Tensor) -> bool:
@@ -128,6 +128,14 @@ class _Trial:
         )
         return not bool(of_gradient.any()) or _close(of_gradient, of_decay)
 
+    def _by_proportion(self, zero: torch.Tensor) -> float | None:
+        """Return λ where a gradient moves weights in proportion to itself, as plain descent does."""
+        by_gradient = self.move(torch.zeros_like(self.w), self._gradient(1.0)) / self.w
+        if not _alike(by_gradient) or not bool(by_gradient.all()):
+            return None
+        found = float((zero / self.w).mean() / by_gradient.mean())
+        return found if self._is_remembered(found) else None
+
     def _by_bisection(self) -> float | None:
         """Return the λ at which a gradient of −λ·w stands the weight still, if there is one."""
 
@@ -145,6 +153,11 @@ class _Trial:
                 return middle
             low, high = (middle, high) if at < 0 else (low, middle)
         return math.sqrt(low * high)
+
+
+def _alike(ratios: torch.Tensor) -> bool:
+    """Whether all of these are one number."""
+    return _close(ratios, torch.full_like(ratios, float(ratios.mean())))
 
 
 def _decoupled(

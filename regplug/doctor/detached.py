@@ -42,7 +42,7 @@ class Follower(TorchFunctionMode):
         self._plain: Any = WeakIdKeyDictionary()  # tensors made of a number
         self._numbers: list[tuple[float, frozenset[int]]] = []
         self._ratios: list[tuple[float, float]] = []
-        self._on = False
+        self._on = self._paused = False
         self.events: list[tuple[Any, frozenset[int]]] = []
 
     # --- on and off ------------------------------------------------------------------------
@@ -54,11 +54,12 @@ class Follower(TorchFunctionMode):
         stack = private.function_modes()
         if stack is not None and not stack:
             self.__enter__()
-            self._on = True
+            self._on, self._paused = True, False
             self.events, self._numbers = [], []
 
     def stop(self) -> None:
-        """Follow no more; if a mode of somebody else is on by now, at a later call."""
+        """Follow no more; while somebody's mode is on within this one, it stays without effect."""
+        self._paused = True
         stack = private.function_modes()
         if self._on and stack and stack[-1] is self:
             self.__exit__(None, None, None)
@@ -68,6 +69,8 @@ class Follower(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if self._paused:
+            return result
         try:
             self._note(func, list(_flat((*args, *(kwargs or {}).values()))), result)
         except Exception:  # it is the program that counts

@@ -1,6 +1,6 @@
 """What is seen of one model and the optimizer that trains it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -55,6 +55,7 @@ class Run:
         self.lost: set[int] = set()
         self.tracks: list[Track] = []
         self._by_id: dict[int, Track] = {}
+        self._known: dict[Any, Measured | None] = {}
         self._lr0: dict[int, float] = {}
         self._max_lr: dict[int, float] = {}
         self._pending_passes = 0
@@ -135,16 +136,23 @@ class Run:
             self._max_lr[index] = max(
                 self._max_lr.get(index, 0.0), lr, float(group.get("max_lr", 0.0))
             )
-        measured: dict[Any, Measured | None] = {}
         for track in self.tracks:
             look = Look(lr=self._lr(track))
             self._look_at_weights(track, look)
             self._look_at_gradient(track, look, loss_scale)
-            key = (track.group, track.parameter.ndim)
-            if key not in measured:
-                measured[key] = self._measured(track)
-            look.decay = measured[key]
+            key = (track.group, track.parameter.ndim, *self._numbers(track.group))
+            if key not in self._known:
+                self._known[key] = self._measured(track)
+            look.decay = self._known[key]
             track.looks.append(look)
+
+    def _numbers(self, group: int) -> Iterator[Any]:
+        """Yield the numbers of a group, of which its decay is made."""
+        for key, value in self.optimizer.param_groups[group].items():
+            if isinstance(value, torch.Tensor) and value.numel() == 1:
+                yield key, float(value)
+            elif isinstance(value, float | bool):
+                yield key, value
 
     def _changed(self) -> bool:
         return [id(p) for p in wrapped.parameters(self.optimizer)] != [

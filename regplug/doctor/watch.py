@@ -128,6 +128,7 @@ class Watch:
         return None
 
     def _step_begins(self, optimizer: Optimizer, arguments: Any, keywords: Any) -> None:
+        self._follower.stop()
         run = self._of(optimizer)
         if run is not None:
             try:

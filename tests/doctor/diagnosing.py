@@ -46,9 +46,7 @@ def train(model, optimizer, penalty=lambda: 0.0, steps=8):
 def diagnosed(text, steps=20):
     """Return what is reported of each run of a script."""
     scope = {"__name__": "__main__"}
-    # Nothing of other tests is to be found, nor to be searched.
-    gc.collect()
-    gc.freeze()
+    gc.freeze()  # nothing of other tests is to be found, nor to be searched
     try:
         with Examiner(steps) as examiner:
             exec(compile(START + LOOP + textwrap.dedent(text), "<script>", "exec"), scope)

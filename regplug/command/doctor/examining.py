@@ -46,7 +46,7 @@ class Examiner:
     def __enter__(self) -> "Examiner":
         self._finder.__enter__()
         self._watch.__enter__()
-        self._hook = nn_module.register_module_forward_pre_hook(self._forward)
+        self._rehook()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -65,6 +65,7 @@ class Examiner:
             self._examine(optimizer)
 
     def _stepping(self, optimizer: Optimizer) -> None:
+        self._rehook()
         if optimizer in self._finder.known:
             return
         try:
@@ -104,6 +105,14 @@ class Examiner:
         for run in self.runs:
             if module is run.model:
                 run.dropouts.called()
+
+    def _rehook(self) -> None:
+        """Look at forwards while some run is looked at, so that the others cost nothing."""
+        looking = not self.runs or any(run.looking for run in self.runs)
+        if looking and self._hook is None:
+            self._hook = nn_module.register_module_forward_pre_hook(self._forward)
+        elif not looking:
+            self._unhook()
 
     def _unhook(self) -> None:
         if self._hook is not None:
