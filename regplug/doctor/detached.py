@@ -159,4 +159,4 @@ def _compiles() -> bool:
     """Whether the program compiles anything: a mode would have it compiled once more."""
     dynamo = sys.modules.get("torch._dynamo.utils")
     counters = getattr(dynamo, "counters", None)
-    return bool(counters) and bool(counters["frames"])
+    return counters is not None and bool(counters["frames"])

@@ -284,6 +284,14 @@ def _squared_error(node: Any, output: int, inputs: Sequence[Value | None]) -> Va
     )
 
 
+def _robust_error(node: Any, output: int, inputs: Sequence[Value | None]) -> Value:
+    known = [value for value in inputs if value is not None]
+    forms = [value.only for value in known]
+    if any(value.data for value in known) or any(f is None or f.kind != "w" for f in forms):
+        return _DATA
+    return _other(known)
+
+
 def _self_product(node: Any, output: int, inputs: Sequence[Value | None]) -> Value:
     """A matrix or vector times itself, which is a sum of squares if it is a number."""
     known = [value for value in inputs if value is not None]
@@ -324,6 +332,7 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("LinalgVectorNorm", "Norm"), _norm),
     "Dist": _distance,
     "MseLoss": _squared_error,
+    **dict.fromkeys(("SmoothL1Loss", "HuberLoss"), _robust_error),
     **dict.fromkeys(("Dot", "Vdot", "Mm", "Bmm", "Mv"), _self_product),
     "Trace": _trace,
     **dict.fromkeys(("Embedding", "EmbeddingBag", "NllLoss", "Gather"), _of_data),

@@ -48,7 +48,7 @@ class Readings:
         self._handles: list[Any] = []
         wanted: dict[Any, set[int]] = {}
         scales: set[Any] = set()
-        anchored: set[Any] = set()
+        anchored: dict[Any, Form] = {}
         for form in terms.forms:
             spots = [(form.spot.node, form.spot.output)] if form.spot is not None else []
             spots += [form.join] if form.join is not None else []
@@ -56,11 +56,11 @@ class Readings:
                 wanted.setdefault(node, set()).add(output)
             scales.update(form.scales)
             if form.anchored and form.spot is not None:
-                anchored.add(form.spot.node)
+                anchored[form.spot.node] = form
         for node, outputs in wanted.items():
             self._handles.append(node.register_prehook(self._looker(node, outputs)))
-        for node in scales | anchored:
-            self._handles.append(node.register_hook(self._after(node, node in anchored)))
+        for node in scales | anchored.keys():
+            self._handles.append(node.register_hook(self._after(node, anchored.get(node))))
 
     def _looker(self, node: Any, outputs: set[int]) -> Any:
         def look(gradients: Sequence[torch.Tensor | None]) -> None:
@@ -68,12 +68,12 @@ class Readings:
                 for output in outputs:
                     if output < len(gradients) and (g := gradients[output]) is not None:
                         g = local(g.detach())
-                        low, high = (g, g) if g.numel() == 1 else torch.aminmax(_dense(g))
+                        low, high = torch.aminmax(_dense(g))  # type: ignore[assignment]
                         self._levels[node, output] = low.clone(), high.clone(), g.numel()
 
         return look
 
-    def _after(self, node: Any, anchored: bool) -> Any:
+    def _after(self, node: Any, anchored: Form | None) -> Any:
         def look(ins: Sequence[torch.Tensor | None], outs: Sequence[torch.Tensor | None]) -> None:
             with torch.no_grad():
                 given = next((g for g in ins if g is not None), None)
@@ -81,8 +81,9 @@ class Readings:
                 if given is None or taken is None:
                     return
                 given = local(given.detach())
-                if anchored:
-                    self._outs[node] = given.double().square().sum(), given.sign().double().sum()
+                if anchored is not None:
+                    signs = _signs(given, [leaf.variable for leaf in anchored.leaves])
+                    self._outs[node] = given.double().square().sum(), signs
                 else:
                     ratio = given / local(taken.detach())
                     ratio = ratio[torch.isfinite(ratio)]
@@ -174,9 +175,7 @@ class Readings:
             return False
         squares, signs = (float(x) for x in self._outs[form.spot.node])
         if form.kind == "abs_sum":
-            own = sum(float(local(leaf).detach().sign().double().sum()) for leaf in leaves)
-            wanted = math.copysign(own, own * strength) if own else 0.0
-            return math.isclose(signs, wanted, abs_tol=0.5)
+            return math.isclose(signs, 1.0)
         expected = (2 * strength * _norm(leaves)) ** 2
         return math.isclose(squares, expected, rel_tol=1e-4, abs_tol=1e-30)
 
@@ -192,6 +191,18 @@ def _dense(g: torch.Tensor) -> torch.Tensor:
         if stride == 0 and g.shape[dim] > 1:
             g = g.narrow(dim, 0, 1)
     return g
+
+
+def _signs(given: torch.Tensor, leaves: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the share of elements whose gradient is turned as the weights are, or all against."""
+    own = [local(leaf.detach()).sign() for leaf in leaves]
+    if len(own) == 1 and own[0].shape == given.shape:
+        together = (own[0] * given.sign().to(own[0].dtype)).double()
+        count = own[0].ne(0).sum().double()
+        # Where a weight is 0 and the gradient is not, it is pulled elsewhere.
+        return (together.sum().abs() - (own[0].eq(0) & given.ne(0)).sum()) / count
+    total = sum(part.double().sum() for part in own)
+    return (given.sign().double().sum() / total).abs()
 
 
 def _norm(leaves: Sequence[torch.Tensor]) -> float:

@@ -45,6 +45,8 @@ def share_of(optimizer: Optimizer, track: Track, look: Look) -> None:
 def _effective(optimizer: Optimizer, track: Track) -> torch.Tensor | float | None:
     """Return what the optimizer multiplies a gradient by, None if that is not known."""
     p = track.parameter
+    if p.grad is None:
+        return None
     state = optimizer.state.get(p)
     try:
         rule = update_rule(optimizer)
