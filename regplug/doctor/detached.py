@@ -53,7 +53,7 @@ class Follower(TorchFunctionMode):
             return
         stack = private.function_modes()
         if stack is not None and not stack:
-            self.__enter__()
+            self.__enter__()  # type: ignore[no-untyped-call]
             self._on, self._paused = True, False
             self.events, self._numbers = [], []
 
@@ -62,7 +62,7 @@ class Follower(TorchFunctionMode):
         self._paused = True
         stack = private.function_modes()
         if self._on and stack and stack[-1] is self:
-            self.__exit__(None, None, None)
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._on = False
 
     # --- what happens ----------------------------------------------------------------------
@@ -98,9 +98,7 @@ class Follower(TorchFunctionMode):
             self._numbers.append((result, behind))
             return
         for made in _flat((result,)):
-            if isinstance(made, torch.Tensor) and not any(made is p for p in tensors):
-                self._made[made] = behind
-            elif isinstance(made, torch.Tensor) and not self._is_weight(made):
+            if (isinstance(made, torch.Tensor) and not any(made is p for p in tensors)) or (isinstance(made, torch.Tensor) and not self._is_weight(made)):
                 self._made[made] = behind
 
     def _behind(self, tensors: Sequence[torch.Tensor]) -> frozenset[int] | None:

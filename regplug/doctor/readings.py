@@ -43,7 +43,7 @@ class Readings:
     def __init__(self, terms: Terms) -> None:
         self._forms = terms.forms
         self._levels: dict[tuple[Any, int], tuple[torch.Tensor, torch.Tensor, int]] = {}
-        self._outs: dict[Any, torch.Tensor] = {}
+        self._outs: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
         self._ratios: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
         self._handles: list[Any] = []
         wanted: dict[Any, set[int]] = {}
@@ -68,8 +68,8 @@ class Readings:
                 for output in outputs:
                     if output < len(gradients) and (g := gradients[output]) is not None:
                         g = local(g.detach())
-                        low, high = torch.aminmax(_dense(g))  # type: ignore[assignment]
-                        self._levels[node, output] = low.clone(), high.clone(), g.numel()
+                        dense = _dense(g)
+                        self._levels[node, output] = dense.amin(), dense.amax(), g.numel()
 
         return look
 
@@ -88,7 +88,7 @@ class Readings:
                     ratio = given / local(taken.detach())
                     ratio = ratio[torch.isfinite(ratio)]
                     if ratio.numel():
-                        self._ratios[node] = torch.aminmax(ratio)
+                        self._ratios[node] = ratio.amin(), ratio.amax()
 
         return look
 
