@@ -25,6 +25,7 @@ __all__ = [
     "compiled_inside",
     "flattened",
     "function_modes",
+    "gathered_weights",
     "in_transform",
     "is_any_autocast_enabled",
     "is_made",
@@ -52,6 +53,7 @@ _ANY_AUTOCAST = "_C._is_any_autocast_enabled"
 _VERSION = "_version"
 _FUNCTION_MODES = "overrides._get_current_function_mode_stack"
 _LEAF, _ACCUMULATES = "variable", "AccumulateGrad"
+_FSDP_STATE, _FSDP_GROUP, _GATHERED = "_get_fsdp_state", "_fsdp_param_group", "_unsharded_param"
 _CHILDREN, _PARAMETERS = "_modules", "_parameters"
 _NORMALIZATION = "nn.modules.batchnorm._NormBase"
 
@@ -272,6 +274,19 @@ def children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield from ((name, child) for name, child in table.items() if child is not None)
     else:
         yield from nn.Module.named_children(module)
+
+
+def gathered_weights(model: nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield what FSDP2 computes with, gathered, and the sharded parameter that it stands for.
+
+    Without the names: nothing, so that what is done with gathered weights is not seen.
+    """
+    for module in model.modules():
+        state = getattr(module, _FSDP_STATE, lambda: None)()
+        for held in getattr(getattr(state, _FSDP_GROUP, None), "fsdp_params", ()):
+            gathered, own = getattr(held, _GATHERED, None), getattr(held, "sharded_param", None)
+            if gathered is not None and own is not None:
+                yield gathered, own
 
 
 def put_parameter(module: nn.Module, name: str, tensor: torch.Tensor) -> None:

@@ -46,7 +46,7 @@ def decayed_twice(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
     for t in all_:
         l2 = t.penalty("l2")
         ways = len(t.decays) + (l2 is not None and l2.strength != 0)
-        ways += sum(name.startswith(("weight_decay(", "l2(", "elastic_net(")) for name in t.plugins)
+        ways += t.decaying_plugins
         if ways > 1:
             found.append(t)
     if found:
@@ -138,13 +138,19 @@ def scaled(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
     """Penalties that are added in full in each of several passes, or times the world's size."""
     by_passes, by_world = [], []
     times: list[float] = []
-    world = _world()
+    world = run.world
     for t in all_:
         for kind in dict.fromkeys(k for look in t.track.looks for k in look.penalties):
             seen = [look.penalties[kind] for look in t.track.looks if kind in look.penalties]
             scale = median(s.scale for s in seen)
+            # What is left of it once the loop has divided the gradients, too.
+            clips = [look.clip for look in t.track.looks if kind in look.penalties]
+            known = [clip for clip in clips if clip is not None]
+            left = scale * (median(known) if known else 1.0)
             passes = median(s.passes for s in seen)
             if kind == "other" or any(s.strength == 0 for s in seen):
+                continue
+            if _near(left, 1.0):
                 continue
             if passes >= 2 and _near(scale, passes):
                 by_passes.append(t)
@@ -171,12 +177,6 @@ def scaled(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
             f"{world} ranks: multiply the data's loss alone by the world's size",
             {"times": world},
         )
-
-
-def _world() -> int:
-    import torch.distributed as dist
-
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _near(a: float, b: float) -> bool:

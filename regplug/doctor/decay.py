@@ -129,7 +129,7 @@ class _Trial:
         return not bool(of_gradient.any()) or _close(of_gradient, of_decay)
 
     def _by_proportion(self, zero: torch.Tensor) -> float | None:
-        """Return λ where a gradient moves weights in proportion to itself, as plain descent does."""
+        """Return λ where a gradient moves weights in proportion to itself, as descent does."""
         by_gradient = self.move(torch.zeros_like(self.w), self._gradient(1.0)) / self.w
         if not _alike(by_gradient) or not bool(by_gradient.all()):
             return None

@@ -98,7 +98,8 @@ class Follower(TorchFunctionMode):
             self._numbers.append((result, behind))
             return
         for made in _flat((result,)):
-            if (isinstance(made, torch.Tensor) and not any(made is p for p in tensors)) or (isinstance(made, torch.Tensor) and not self._is_weight(made)):
+            own = any(made is tensor for tensor in tensors)
+            if isinstance(made, torch.Tensor) and not (own and self._is_weight(made)):
                 self._made[made] = behind
 
     def _behind(self, tensors: Sequence[torch.Tensor]) -> frozenset[int] | None:

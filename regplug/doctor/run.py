@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
-from regplug.backend import step_events, wrapped
+from regplug.backend import private, step_events, wrapped
 from regplug.backend.names import Named, named_parameters
 from regplug.doctor.decay import Measured, measure
 from regplug.doctor.dropouts import Dropouts
@@ -34,6 +35,7 @@ class Run:
         passes: for each step that was looked at, how many backward passes it took.
         with_data: whether anything but penalties was in a loss.
         lost: the identities of weights of which a penalty without a graph was in a loss.
+        world: how many ranks trained together.
         troubles: what could not be seen, and why.
     """
 
@@ -53,6 +55,7 @@ class Run:
         self.dropouts = Dropouts(model)
         self.with_data = False
         self.lost: set[int] = set()
+        self.world = 1
         self.tracks: list[Track] = []
         self._by_id: dict[int, Track] = {}
         self._known: dict[Any, Measured | None] = {}
@@ -92,6 +95,9 @@ class Run:
 
     def begins(self) -> None:
         """A backward pass begins: what was zeroed since the last one is forgotten."""
+        for gathered, own in private.gathered_weights(self.model):
+            if id(own) in self._by_id:
+                self._by_id[id(gathered)] = self._by_id[id(own)]
         for track in self.tracks:
             g = track.parameter.grad
             if g is None or (
@@ -111,13 +117,25 @@ class Run:
         mine: dict[int, list[Reading]] = {}
         for reading in readings:
             for leaf in reading.leaves:
-                mine.setdefault(id(leaf), []).append(reading)
-        for track in reached:
-            if found := mine.get(id(track.parameter)):
+                if (track := self._by_id.get(id(leaf))) is not None:
+                    mine.setdefault(id(track), []).append(reading)
+        for track in dict.fromkeys(reached):
+            if found := mine.get(id(track)):
                 track.add(found, loss_scale)
             if track.parameter.grad is not None:
                 track.accumulated = track.sampler.of(track.parameter.grad)
         self.dropouts.passed()
+
+    def summed(self, tensor: torch.Tensor, ranks: int) -> None:
+        """The loop itself added up a gradient over ranks, of which each has the penalties in it."""
+        for track in self.tracks:
+            g = track.parameter.grad
+            if g is not None and g.data_ptr() == tensor.data_ptr() and g.shape == tensor.shape:
+                for seen in track.pending.values():
+                    seen.scale *= ranks
+                    if seen.strength is not None:
+                        seen.strength *= ranks
+                track.accumulated = track.sampler.of(g)
 
     # --- steps -----------------------------------------------------------------------------
 
@@ -128,6 +146,8 @@ class Run:
             return
         self._in_step = False
         self._real = step_events.is_real(self.optimizer)
+        if dist.is_available() and dist.is_initialized():
+            self.world = dist.get_world_size()
         if self._changed():
             self._find()
         for index, group in enumerate(self.optimizer.param_groups):
@@ -188,6 +208,11 @@ class Run:
         if left > 1e-4:
             with_weights, left = fit(now, was, track.before.to(now.dtype))  # type: ignore[union-attr]
             if left > 1e-4:
+                if track.pending:
+                    self.trouble(
+                        "between backward and step gradients were changed by more than a factor: "
+                        "λ of penalties in the loss is told as it was before"
+                    )
                 return
             ratio, look.added = with_weights[0], with_weights[1] / within
         look.ratio = ratio / within

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from regplug import sessions
+from regplug.backend.marks import is_hook
 from regplug.backend.shards import local
 from regplug.doctor.groups import Decay, Group, Penalty
 from regplug.doctor.run import Run
@@ -27,7 +28,7 @@ class Treated:
         penalties: its penalties.
         decays: its decays.
         plugins: regplug's plugins on it.
-        ratio: by what factor a loss scale and clipping changed the gradient: the middle one.
+        decaying_plugins: how many of those decay it.
         lr: the last learning rate.
     """
 
@@ -36,6 +37,7 @@ class Treated:
     decays: tuple[Decay, ...]
     plugins: tuple[str, ...]
     lr: float
+    decaying_plugins: int = 0
 
     def penalty(self, *kinds: str) -> Penalty | None:
         """Return the first of its penalties that is of one of these kinds."""
@@ -62,8 +64,9 @@ def treated(run: Run) -> list[Treated]:
             track,
             _penalties(track),
             tuple(_decays(track)),
-            tuple(plugins.get(id(track.parameter), ())),
+            tuple(name for name, _ in plugins.get(id(track.parameter), ())),
             track.looks[-1].lr if track.looks else 0.0,
+            sum(decays for _, decays in plugins.get(id(track.parameter), ())),
         )
         for track in run.tracks
     ]
@@ -108,8 +111,9 @@ def _by_hand(looks: Sequence[Look]) -> list[Decay]:
     return [Decay(rate, lr, "lr·wd", rate / lr, each, by="loop")]
 
 
-def _plugins(run: Run) -> dict[int, list[str]]:
-    found: dict[int, list[str]] = {}
+def _plugins(run: Run) -> dict[int, list[tuple[str, bool]]]:
+    """Return the plugins on each parameter, with whether it is decay that they do."""
+    found: dict[int, list[tuple[str, bool]]] = {}
     try:
         attached = sessions.on(run.optimizer)
     except RegplugError:
@@ -125,8 +129,22 @@ def _plugins(run: Run) -> dict[int, list[str]]:
                 continue
             strengths = ", ".join(f"{key} {value:g}" for key, value in plugin.strengths().items())
             for p in covered:
-                found.setdefault(id(p), []).append(f"{plugin.name}({strengths})")
+                found.setdefault(id(p), []).append(
+                    (f"{plugin.name}({strengths})", _decays_by(plugin))
+                )
     return found
+
+
+def _decays_by(plugin: Any) -> bool:
+    """Whether a plugin pulls weights in proportion to themselves: by its values, or its hook."""
+    value = getattr(plugin, "value", None)
+    if callable(value):
+        try:
+            once, twice = (float(value(torch.full((2, 2), size))) for size in (1.0, 2.0))
+        except Exception:
+            return False
+        return once > 0 and math.isclose(twice, 4 * once, rel_tol=1e-4)
+    return is_hook(getattr(plugin, "before_step", None))
 
 
 def groups_of(run: Run, all_treated: Sequence[Treated]) -> list[Group]:
@@ -143,7 +161,7 @@ def _group(run: Run, members: Sequence[Treated]) -> Group:
     first = members[0]
     with torch.no_grad():
         parts = [local(track.parameter.detach()) for track in tracks]
-        weights = sum(part.numel() for part in parts)
+        here = sum(part.numel() for part in parts)
         zeros = sum(int((part == 0).sum()) for part in parts)
         squares = sum(float(part.double().square().sum()) for part in parts)
     # Those of the last look, of which one is told as they act now.
@@ -151,14 +169,14 @@ def _group(run: Run, members: Sequence[Treated]) -> Group:
     moved, update = sum(s[0] for s in shares), sum(s[1] for s in shares)
     return Group(
         parameters=tuple(track.name for track in tracks),
-        weights=weights,
+        weights=sum(track.parameter.numel() for track in tracks),
         penalties=first.penalties,
         decays=first.decays,
         plugins=first.plugins,
         dropout=_dropout(run, tracks),
         share=math.sqrt(moved / update) if update else None,
         time=_time(first),
-        zeros=zeros / weights if weights else 0.0,
+        zeros=zeros / here if here else 0.0,
         norm=math.sqrt(squares),
         lr=first.lr,
     )

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as optim_module
 
 from regplug.backend.backwards import Listening
+from regplug.backend.reductions import Reductions
 from regplug.doctor.detached import Follower
 from regplug.doctor.graph import Terms, terms_of
 from regplug.doctor.readings import Readings
@@ -46,6 +47,7 @@ class Watch:
     def __enter__(self) -> "Watch":
         self._undo = [
             Listening(self._backward_begins, self._backward_ends).remove,
+            Reductions(self._summed).remove,
             optim_module.register_optimizer_step_pre_hook(self._step_begins).remove,
             optim_module.register_optimizer_step_post_hook(self._step_ends).remove,
         ]
@@ -118,6 +120,11 @@ class Watch:
             if (scaler := ref()) is not None and scaler.is_enabled():
                 return float(scaler.get_scale())
         return 1.0
+
+    def _summed(self, tensor: torch.Tensor, ranks: int) -> None:
+        for run in self.runs:
+            if run.looking:
+                run.summed(tensor, ranks)
 
     # --- steps -----------------------------------------------------------------------------
 

@@ -23,6 +23,14 @@ def flat(model):
     return nn.utils.parameters_to_vector(model.parameters())
 
 
+def end_to_end(model):
+    return torch.cat([p.view(-1) for p in model.parameters()])
+
+
+def norms(model):
+    return torch.stack([p.norm() for p in model.parameters()])
+
+
 # How it is written, the kind that it is, and λ as a multiple of what is written before it.
 WRITTEN = {
     "abs sum": (every(lambda p: p.abs().sum()), "l1", 1),
@@ -31,10 +39,10 @@ WRITTEN = {
     "norm(1)": (every(lambda p: p.norm(1)), "l1", 1),
     "torch.norm p=1": (every(lambda p: torch.norm(p, p=1)), "l1", 1),
     "vector_norm 1": (every(lambda p: torch.linalg.vector_norm(p, 1)), "l1", 1),
-    "a cat of weights": (lambda m: torch.cat([p.view(-1) for p in m.parameters()]).abs().sum(), "l1", 1),
-    "norm(1) of a cat": (lambda m: torch.cat([p.flatten() for p in m.parameters()]).norm(1), "l1", 1),
+    "a cat of weights": (lambda m: end_to_end(m).abs().sum(), "l1", 1),
+    "norm(1) of a cat": (lambda m: end_to_end(m).norm(1), "l1", 1),
     "parameters_to_vector": (lambda m: flat(m).abs().sum(), "l1", 1),
-    "l1_loss to zeros": (first(lambda p: F.l1_loss(p, torch.zeros_like(p), reduction="sum")), "l1", 1),
+    "l1_loss to zeros": (first(lambda p: F.l1_loss(p, 0 * p.detach(), reduction="sum")), "l1", 1),
     "L1Loss, mean": (first(lambda p: nn.L1Loss()(p, torch.zeros_like(p))), "l1", 1 / 24),
     "transposed and reshaped": (first(lambda p: p.t().reshape(-1).abs().sum()), "l1", 1),
     "stacked": (every(lambda p: torch.stack([p.abs().sum()]).sum()), "l1", 1),
@@ -65,16 +73,16 @@ WRITTEN = {
     "@": (every(lambda p: p.view(-1) @ p.view(-1)), "l2", 1),
     "trace": (first(lambda p: torch.trace(p.T @ p)), "l2", 1),
     "tensordot": (first(lambda p: torch.tensordot(p, p, dims=2)), "l2", 1),
-    "mse_loss to zeros": (first(lambda p: F.mse_loss(p, torch.zeros_like(p), reduction="sum")), "l2", 1),
+    "mse_loss to zeros": (first(lambda p: F.mse_loss(p, 0 * p.detach(), reduction="sum")), "l2", 1),
     "MSELoss, mean": (first(lambda p: nn.MSELoss()(p, torch.zeros_like(p))), "l2", 1 / 24),
-    "a cat, squared": (lambda m: torch.cat([p.view(-1) for p in m.parameters()]).pow(2).sum(), "l2", 1),
+    "a cat, squared": (lambda m: end_to_end(m).pow(2).sum(), "l2", 1),
     "norm of a vector, squared": (lambda m: flat(m).norm(2) ** 2, "l2", 1),
     "float()": (every(lambda p: p.float().double().pow(2).sum()), "l2", 1),
     "norm()": (first(lambda p: p.norm()), "norm", 1),
     "torch.norm": (every(torch.norm), "norm", 1),
     "the root of squares": (first(lambda p: p.pow(2).sum().sqrt()), "norm", 1),
     "the norm of a vector": (lambda m: flat(m).norm(2), "norm", 1),
-    "the norm of norms": (lambda m: torch.stack([p.norm() for p in m.parameters()]).norm(), "norm", 1),
+    "the norm of norms": (lambda m: norms(m).norm(), "norm", 1),
     "foreach_norm": (lambda m: sum(torch._foreach_norm(list(m.parameters()))), "norm", 1),
     "to an anchor": (first(lambda p: (p - ANCHOR).pow(2).sum()), "l2_to_anchor", 1),
     "norm to an anchor, squared": (first(lambda p: (p - ANCHOR).norm() ** 2), "l2_to_anchor", 1),
@@ -170,7 +178,7 @@ def test_what_is_none_of_these_is_another_penalty(penalty):
         lambda m, x: m(x).square().mean(),
         lambda m, x: (m(x) + m[2].bias.abs().sum() * 0).square().mean(),
         lambda m, x: F.linear(F.linear(x, m[0].weight / m[0].weight.norm()), m[2].weight).mean(),
-        lambda m, x: F.linear(F.linear(x, m[0].weight * m[0].weight.abs().mean()), m[2].weight).mean(),
+        lambda m, x: m[2](F.linear(x, m[0].weight * m[0].weight.abs().mean())).mean(),
         lambda m, x: (m[2](F.softplus(m[0].bias) * m[0](x))).mean(),
     ],
     ids=["plain", "times 0", "normalized", "scaled", "softplus"],
