@@ -8,6 +8,8 @@ DEVICE ?= cpu
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 FRAMEWORKS := $(VENV)/.ready-frameworks
+DOCS := $(VENV)/.ready-docs
+RELEASE := $(VENV)/.ready-release
 # DeepSpeed changes what Accelerate does, so it has an environment of its own.
 ENGINES := $(VENV)/engines
 ENGINES_READY := $(VENV)/.ready-engines
@@ -22,10 +24,10 @@ export OMP_NUM_THREADS ?= 1
 test soak matrix gpu frameworks engines: export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint matrix gpu soak frameworks engines bench compat setup clean
+.PHONY: help demo test lint matrix gpu soak frameworks engines bench compat docs release-check setup clean
 
 help: ## list these targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 demo: $(READY) ## one loop with and without regularizers, on real data: a table and a picture
 	$(BIN)/python examples/demo.py
@@ -41,8 +43,8 @@ lint: $(READY) ## ruff, mypy and the direction of imports
 	$(BIN)/lint-imports --no-logo
 
 # `make matrix DEVICE=cuda` trains on a GPU. Nothing else that is tested here sees one.
-matrix: $(READY) ## every plugin in every regime against one float64 reference, as a table
-	REGPLUG_GPU=$(if $(filter-out cpu,$(DEVICE)),1) REGPLUG_DEVICE=$(DEVICE) \
+matrix: $(READY) ## every plugin in every regime against one float64 reference, into docs/matrix.md
+	REGPLUG_PAGES=1 REGPLUG_GPU=$(if $(filter-out cpu,$(DEVICE)),1) REGPLUG_DEVICE=$(DEVICE) \
 	    $(BIN)/python -m pytest -m matrix tests/matrix $(PYTEST_FLAGS)
 
 gpu: $(READY) ## the tests that need a GPU; they are skipped where there is none
@@ -62,8 +64,17 @@ engines: $(ENGINES_READY) ## DeepSpeed's ZeRO on two processes of a CPU: the rea
 compat: $(READY) ## every version that regplug takes, each in an environment of its own: a table
 	$(BIN)/python tests/compat/try_all.py $(ONLY)
 
-bench: $(READY) ## what a step costs
+bench: $(READY) ## what a step costs, into docs/performance.md
 	$(BIN)/python tests/benchmarks/run.py
+	$(BIN)/python tests/helpers/generated.py docs/performance.md "make bench" build/benchmarks/benchmarks.md
+
+# Each reference must lead somewhere (-n), and a warning is an error (-W).
+docs: $(DOCS) ## the site, into build/site: strictly, without a network
+	$(BIN)/python -m sphinx -q -E -n -W --keep-going -b html docs build/site
+	@echo "open build/site/index.html"
+
+release-check: $(RELEASE) ## what would be released: built, checked, installed, tried
+	$(BIN)/python tests/helpers/release.py
 
 setup: $(READY) ## only make the environment (in .venv)
 
@@ -73,7 +84,7 @@ clean: ## remove the environment and everything that tools and builds left
 
 # An editable install keeps the entry points it was made with, so a changed pyproject installs anew.
 $(READY): pyproject.toml constraints.txt tests/compat/environments.toml
-	@rm -f $(READY) $(FRAMEWORKS) $(ENGINES_READY)
+	@rm -f $(READY) $(FRAMEWORKS) $(DOCS) $(RELEASE) $(ENGINES_READY)
 	@if ! $(BIN)/python $(NEW_ENOUGH) 2>/dev/null; then \
 	    if ! $(PYTHON) $(NEW_ENOUGH) 2>/dev/null; then \
 	        echo "regplug needs Python 3.10 or newer, but '$(PYTHON) --version' says:" \
@@ -92,6 +103,14 @@ $(READY): pyproject.toml constraints.txt tests/compat/environments.toml
 $(FRAMEWORKS): $(READY)
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,frameworks]'
 	@touch $(FRAMEWORKS)
+
+$(DOCS): $(READY)
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,docs]'
+	@touch $(DOCS)
+
+$(RELEASE): $(READY)
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,release]'
+	@touch $(RELEASE)
 
 # Without its operators, which want a compiler and are not used here; without isolation, since its
 # setup.py asks the torch that is installed. Accelerate wants transformers for it.

@@ -32,10 +32,12 @@ that a ``GradScaler`` skips for overflow, one with no gradient at all, and the d
 order of the list that was attached. ``session.steps`` is, in every event of a step, the number
 of real steps completed before it.
 
-A hook implementation is a method marked with :data:`hookimpl`; it takes only the arguments it
-names. Gradient mode is off in the step events; whoever needs autograd there turns it on.
+A hook implementation is a method marked with :data:`regplug.hookimpl`; it takes only the
+arguments it names. Gradient mode is off in the step events; whoever needs autograd there turns it
+on.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,10 +47,32 @@ import torch
 from regplug.backend.marks import PROJECT
 from regplug.view import SessionView
 
-__all__ = ["PROJECT", "hookimpl", "hookspec"]
+__all__ = ["PROJECT", "VERSION", "hookimpl", "hookspec", "serves"]
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
+
+VERSION = "1.1"
+"""The version of this contract. The second number grows when something is added, the first when
+something changes that a plugin may rest on. A plugin says the one that it needs as ``requires``."""
+
+
+def serves(requires: str) -> bool:
+    """Return whether this contract serves a plugin that was written for version ``requires``.
+
+    Args:
+        requires: two whole numbers with a dot between, such as ``"1.0"``.
+
+    Raises:
+        ValueError: it is no version.
+
+    >>> serves("1.0"), serves("2.0")
+    (True, False)
+    """
+    if not isinstance(requires, str) or not re.fullmatch(r"\d+\.\d+", requires):
+        raise ValueError(f"a version of the hook contract is written as '1.0', got {requires!r}")
+    (major, minor), (ours, newest) = (map(int, v.split(".")) for v in (requires, VERSION))
+    return major == ours and minor <= newest
 
 
 @hookspec

@@ -112,6 +112,10 @@ class Plugin:
     one session at a time.
     """
 
+    requires: str = "1.0"
+    """The version of the hook contract that the class was written for, which is to be no newer than
+    :data:`regplug.hookspecs.VERSION`, and of the same first number."""
+
     changes_weights: bool = True
     """Whether ``before_step`` and ``after_step``, if implemented, change weights. Such a plugin is
     refused with LBFGS, whose line search it would break; a plugin that only watches says False."""
@@ -138,7 +142,7 @@ class Plugin:
 
     @property
     def name(self) -> str:
-        """The name under which state and metrics go: the entry point's, or the class's."""
+        """The name under which state and metrics go, the entry point's or the class's."""
         return self._name or entry_name_of(type(self)) or _snake_case(type(self).__name__)
 
     @name.setter

@@ -1,8 +1,9 @@
-"""Plain text tables, for the terminal and for messages."""
+"""Tables: of plain text for the terminal and for messages, of HTML for notebooks."""
 
 from collections.abc import Sequence
+from html import escape
 
-__all__ = ["table"]
+__all__ = ["html_table", "table"]
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -26,6 +27,20 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return "  ".join(padded).rstrip()
 
     return "\n".join([line(heads), line(["-" * width for width in widths]), *map(line, rows)])
+
+
+def html_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return the same in HTML, for notebooks.
+
+    >>> html_table(["name", "n"], [["a<b", "7"]])  # doctest: +ELLIPSIS
+    '<table><thead><tr><th>name</th><th>n</th></tr></thead><tbody><tr><td>a&lt;b</td>...'
+    """
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    body = "".join(line(row, "td") for row in rows)
+    return f"<table><thead>{line(heads, 'th')}</thead><tbody>{body}</tbody></table>"
 
 
 def _is_number(cell: str) -> bool:

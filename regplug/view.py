@@ -68,7 +68,7 @@ class SessionView(Protocol):
 
     @property
     def gradient_scale(self) -> float:
-        """What gradients are still multiplied by in on_gradients: 1, but for fused optimizers."""
+        """What gradients are still multiplied by in on_gradients; not 1 for fused ones alone."""
 
     def coverage(self, selection: Selection) -> Coverage:
         """Return what ``selection`` covers of this optimizer's parameters."""

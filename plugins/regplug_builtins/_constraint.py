@@ -71,7 +71,7 @@ class Constraint(Selective):
             rows: Sequence[int] = range(len(weights))
             if self.orientation is not None:
                 kernel = self._row_kernel(self.orientation, session)
-                if kernel.serves(weights[0]):
+                if kernel.serves(*weights):
                     found = [layouts.get(w) for w in weights]
                     rows = kernel.apply(self.constrained, [weights], found)
             for w in (weights[row] for row in rows):
@@ -107,13 +107,14 @@ class Constraint(Selective):
     def notes(self, session: SessionView) -> Sequence[str]:
         """Return what is covered if it is little, what is special, and what executes it."""
         found = super().notes(session)
+        covered = session.coverage(self._selection).trainable
         if self.orientation is not None:
             rows = self._row_kernel(self.orientation, session)
-            covered = session.coverage(self._selection).trainable
-            one = bool(covered) and rows.describe(covered[0].parameter) == "Triton"
-            return [*found, "in one kernel (Triton)"] if one else found
-        if not self.separable:
+            weights = [entry.parameter for entry in covered]
+            by = rows.describe(*weights) if weights else "foreach"
+        elif self.separable:
+            parts = [local(entry.parameter) for entry in covered]
+            by = self._elementwise(session).describe(self.constrained, 1, parts)
+        else:
             return found
-        parts = [local(e.parameter) for e in session.coverage(self._selection).trainable]
-        by = self._elementwise(session).describe(self.constrained, 1, parts)
         return found if by.startswith("foreach") else [*found, f"in one kernel ({by})"]

@@ -72,7 +72,7 @@ class GroupLasso(Penalty):
     factor √n, the usual one, makes groups of different length comparable.
 
     The proximal operator is w_g·max(1 − step·λ·√n/‖w_g‖, 0); under optimizers with a step for each
-    element, as Adam, it is found by :func:`shrink_groups`.
+    element, as Adam, it is found by ``shrink_groups``.
 
     Args:
         strength: λ, a finite number ≥ 0 or a schedule of the step count.

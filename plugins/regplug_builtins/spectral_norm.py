@@ -43,7 +43,7 @@ class SpectralNorm(Penalty):
 
     σ is exact on the CPU, from the eigenvalues of the smaller of WWᵀ and WᵀW; elsewhere, where
     these would have the host wait, it is found by products of that matrix with itself
-    (:func:`leading_vector`), unless the gradient itself is to be differentiated. The cost is that
+    (``leading_vector``), unless the gradient itself is to be differentiated. The cost is that
     of a matrix product and of min(m, n)³, so for wide layers choose ``where`` with care.
 
     Args:

@@ -25,7 +25,7 @@ _graphs = _Graphs()
 
 
 def called_by_a_graph() -> bool:
-    """Whether this runs in a function that is :func:`eagerly` one, of a compiled caller."""
+    """Whether this runs in a function that is ``eagerly`` one, of a compiled caller."""
     return _graphs.callers > 0
 
 

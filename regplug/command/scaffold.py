@@ -7,6 +7,7 @@ from pathlib import Path
 from string import Template
 
 import regplug
+from regplug import hookspecs
 from regplug.errors import SpecError
 from regplug.installed import offers
 
@@ -50,6 +51,7 @@ def create(name: str, into: Path = Path()) -> Path:
         "module": "regplug_" + name,
         "cls": "".join(part.capitalize() for part in name.split("_")),
         "version": regplug.__version__,
+        "contract": hookspecs.VERSION,
     }
     files = {
         "pyproject.toml": "pyproject.toml",

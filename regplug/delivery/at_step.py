@@ -61,7 +61,7 @@ def add_gradients(
         _add_separable(kernel, [*parts, *kernel.companion_parts(weights)], factor)
         return
     rows: Sequence[int] = range(len(weights))
-    if kernel.rows is not None and kernel.has_gradient and kernel.rows.serves(weights[0]):
+    if kernel.rows is not None and kernel.has_gradient and kernel.rows.serves(*weights):
         rows = _add_to_rows(
             kernel, [gradients, weights, *kernel.companion_parts(weights)], factor, layouts
         )

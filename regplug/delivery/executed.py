@@ -33,7 +33,11 @@ def executed_by(kernel: Kernel, delivery: str, covered: Sequence[Covered]) -> li
     if delivery not in ("step", "proximal"):
         return []
     if kernel.rows is not None:
-        by = {kernel.rows.describe(entry.parameter) for entry in covered}
+        every = [entry.parameter for entry in covered]
+        by = {
+            kernel.rows.describe(like, *[other for other in every if other is not like])
+            for like in _kinds(every)
+        }
         return [_line(name) for name in sorted(by - {"foreach"})]
     if not kernel.separable:
         return []
@@ -54,4 +58,4 @@ def _line(name: str) -> str:
 
 
 def _kinds(parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    return list({(part.dtype, part.device): part for part in parts}.values())
+    return list({(part.dtype, part.device, type(part)): part for part in parts}.values())

@@ -42,7 +42,7 @@ def apply_one_step(
         _apply_one_step(kernel, [parts, *kernel.companion_parts(weights)], step)
         return
     rows: Sequence[int] = range(len(weights))
-    if kernel.rows is not None and kernel.rows.serves(weights[0]):
+    if kernel.rows is not None and kernel.rows.serves(*weights):
         moved, scalars = _moved(kernel, step, len(weights))
         columns = [weights, *kernel.companion_parts(weights)]
         found = [layouts.get(w) for w in weights]
@@ -95,7 +95,7 @@ def apply_elementwise_steps(
     if kernel.rows is None:
         pays = kernel.separable and kernel.choice.pays(updated)
     else:
-        pays = bool(updated) and kernel.rows.serves(updated[0])
+        pays = kernel.rows.serves(*updated)
     if pays:
         left = compiled_proximal(kernel, rule, group, own, updated, used, layouts)
         own, updated, used = ([column[row] for row in left] for column in (own, updated, used))

@@ -9,9 +9,18 @@ callback adds what that lacks: checkpoints hold the session's state, and resumin
 With delivery at the step, the strength that is written is the one that arrives, whatever
 ``gradient_accumulation_steps`` is. A penalty that is added in ``compute_loss`` may arrive as many
 times as there are accumulated batches.
+
+For a script that reads its arguments with ``HfArgumentParser`` there is the flag ``--regplug``::
+
+    parser = HfArgumentParser((TrainingArguments, RegplugArguments))
+    args, plugins = parser.parse_args_into_dataclasses()
+    trainer = Trainer(model, args, callbacks=[RegplugCallback.from_args(plugins)], …)
+
+    python train.py --regplug "l1(1e-5)" "weight_decay(0.1)" --output_dir out
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +28,29 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback
 
-from regplug.errors import StateError
+from regplug.errors import SpecError, StateError
 from regplug.plugin import Plugin
 from regplug.session import Session, attach
 from regplug.session.accelerate import is_sharded
 
-__all__ = ["RegplugCallback"]
+__all__ = ["RegplugArguments", "RegplugCallback"]
+
+
+@dataclass
+class RegplugArguments:
+    """The flag ``--regplug`` for ``HfArgumentParser``, beside ``TrainingArguments``.
+
+    Attributes:
+        regplug: specs, such as ``["l1(1e-5)", "weight_decay(0.1)"]``; none is no plugin.
+    """
+
+    regplug: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "regularizers, a spec each; `regplug plugins` lists what is installed",
+            "nargs": "*",
+        },
+    )
 
 
 class RegplugCallback(TrainerCallback):
@@ -53,6 +79,32 @@ class RegplugCallback(TrainerCallback):
         self.plugins = list(plugins)
         self.resume_from = resume_from
         self.session: Session | None = None
+
+    @classmethod
+    def from_args(cls, args: Any) -> "RegplugCallback":
+        """Return a callback with the plugins that a command line or a configuration names.
+
+        Args:
+            args: anything with an attribute or key ``regplug``: :class:`RegplugArguments`, your own
+                subclass of ``TrainingArguments``, an ``argparse.Namespace``, a mapping. Its value
+                is a spec or several; None or none at all is no plugin. ``resume_from_checkpoint``
+                is heeded where it is a folder.
+
+        Raises:
+            SpecError: there is no ``regplug``, or it is neither a string nor several.
+        """
+        values = args if isinstance(args, Mapping) else vars(args)
+        if "regplug" not in values:
+            raise SpecError(
+                f"{type(args).__name__} has no 'regplug': add RegplugArguments to the parser, or a "
+                "field or option of that name"
+            )
+        given = values["regplug"]
+        plugins = [given] if isinstance(given, str) else given or []
+        if not isinstance(plugins, Iterable) or not all(isinstance(p, str) for p in plugins):
+            raise SpecError(f"regplug takes one spec or several, got {given!r}")
+        folder = values.get("resume_from_checkpoint")
+        return cls(plugins, resume_from=folder if isinstance(folder, str | Path) else None)
 
     def on_train_begin(
         self,

@@ -7,6 +7,8 @@ import torch
 
 from regplug.kernels import cpu, cuda
 from regplug.kernels.expression import Expression
+from regplug.kernels.row_symbols import RowExpression
+from regplug.kernels.row_tables import RowRun
 from regplug.kernels.tables import Table
 
 __all__ = ["Backend", "Columns", "Run", "serving"]
@@ -30,8 +32,11 @@ class Backend(Protocol):
     def dtype(self, like: torch.Tensor) -> torch.dtype:
         """Return the dtype in which a kernel computes for tensors like this."""
 
-    def pays(self, table: Table) -> bool:
-        """Whether a launch pays for these tensors."""
+    def takes(self, dtypes: Sequence[torch.dtype]) -> bool:
+        """Whether there are kernels for columns of these dtypes."""
+
+    def pays(self, sizes: Sequence[int]) -> bool:
+        """Whether a launch pays for tensors of these sizes."""
 
     def refuses(self, expression: Expression) -> str | None:
         """Return why torch's own operations are to be used for an expression, or None."""
@@ -43,6 +48,14 @@ class Backend(Protocol):
         scalars: tuple[torch.dtype, ...],
     ) -> Run:
         """Return what executes an expression for columns, and 0-d tensors, of these dtypes."""
+
+    def row_kernel(
+        self,
+        expression: RowExpression,
+        dtypes: tuple[torch.dtype, ...],
+        scalars: tuple[torch.dtype, ...],
+    ) -> RowRun:
+        """Return the same for an expression of rows."""
 
 
 _NUMBA: Backend = cpu.Numba()

@@ -4,6 +4,7 @@ What compiles them is imported when they first do: a little model never needs it
 """
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,9 @@ from regplug.errors import SpecError
 
 if TYPE_CHECKING:
     from regplug.kernels.engine import Columns, Engine, Formula, Reference
+    from regplug.kernels.proof import Prover
 
-__all__ = ["ALTOGETHER", "KERNELS", "Choice", "chosen"]
+__all__ = ["ALTOGETHER", "KERNELS", "Asked", "Choice", "chosen"]
 
 KERNELS = ("auto", "foreach", "numba", "triton")
 """What ``kernels=`` may be: whatever serves, ``torch._foreach`` alone, or one compiler alone."""
@@ -41,8 +43,8 @@ def chosen(kernels: str | None) -> str:
     return found
 
 
-class Choice:
-    """The kernels of one formula.
+class Asked(ABC):
+    """What is asked of kernels of one formula, whatever it acts on.
 
     Args:
         name: the plugin's, for messages.
@@ -50,37 +52,17 @@ class Choice:
     """
 
     def __init__(self, name: str, kernels: str) -> None:
-        self._name = name
-        self._kernels = kernels
-        self._others: dict[Any, Choice] = {}
+        self._name, self._kernels = name, kernels
 
-    @cached_property
-    def engine(self) -> "Engine":
-        """What compiles and launches them."""
-        from regplug.kernels.engine import Engine
-
-        return Engine(self._name, self._kernels)
+    @property
+    @abstractmethod
+    def engine(self) -> "Prover":
+        """What compiles and launches them, which is imported when it is first needed."""
 
     @property
     def why_not(self) -> str | None:
         """Why torch's operations are used where a compiler would serve, None if none is known."""
         return self.engine.why_not
-
-    def other(self, formula: object) -> "Choice":
-        """Return the kernels of another formula of the same plugin: that of its value, say.
-
-        Each formula has its own, for one may be compiled where another can't.
-
-        Args:
-            formula: a name, or what else tells it apart.
-        """
-        if formula not in self._others:
-            self._others[formula] = Choice(self._name, self._kernels)
-        return self._others[formula]
-
-    def serves(self, tensors: Sequence[torch.Tensor]) -> bool:
-        """Whether there is a compiler for these, of one dtype and device, and it pays."""
-        return self.pays(tensors, ALTOGETHER) and self.engine.serves(tensors[0])
 
     def pays(self, tensors: Sequence[torch.Tensor], least: int = TINY) -> bool:
         """Whether tensors are worth a kernel: torch is done with little ones before one begins.
@@ -100,6 +82,37 @@ class Choice:
             if size < least:
                 return False
         return self.engine.why_not is None
+
+
+class Choice(Asked):
+    """The kernels of one formula that acts element by element: see :class:`Asked`."""
+
+    def __init__(self, name: str, kernels: str) -> None:
+        super().__init__(name, kernels)
+        self._others: dict[Any, Choice] = {}
+
+    @cached_property
+    def engine(self) -> "Engine":
+        """What compiles and launches them."""
+        from regplug.kernels.engine import Engine
+
+        return Engine(self._name, self._kernels)
+
+    def other(self, formula: object) -> "Choice":
+        """Return the kernels of another formula of the same plugin: that of its value, say.
+
+        Each formula has its own, for one may be compiled where another can't.
+
+        Args:
+            formula: a name, or what else tells it apart.
+        """
+        if formula not in self._others:
+            self._others[formula] = Choice(self._name, self._kernels)
+        return self._others[formula]
+
+    def serves(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether there is a compiler for these, of one dtype and device, and it pays."""
+        return self.pays(tensors, ALTOGETHER) and self.engine.serves(tensors[0])
 
     def execute(
         self,

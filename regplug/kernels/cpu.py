@@ -10,7 +10,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,13 +18,28 @@ from regplug.kernels.emitted import SAID_ALIKE, Dialect, bounded, lines_of
 from regplug.kernels.expression import SLOW, Expression
 from regplug.kernels.sources import executed
 from regplug.kernels.tables import Table
-from regplug.kernels.threads import SHARE, run
+from regplug.kernels.threads import SHARE, cut_elements, run
 
-__all__ = ["Numba", "compiled", "is_installed", "source_of", "takes"]
+if TYPE_CHECKING:
+    from regplug.kernels.row_symbols import RowExpression
+    from regplug.kernels.row_tables import RowRun
+
+__all__ = [
+    "DIALECT",
+    "DTYPES",
+    "Numba",
+    "block",
+    "compiled",
+    "is_installed",
+    "source_of",
+    "takes",
+]
 
 _log = logging.getLogger("regplug")
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+
+_address = torch.Tensor.data_ptr
 
 _WHERE = "{1} if {0} else {2}"
 
@@ -52,7 +67,7 @@ def _templates(one: str, zero: str) -> dict[str, str]:
     }
 
 
-_DIALECT = Dialect(
+DIALECT = Dialect(
     elements=_templates("one", "zero"),
     uniform=_templates("1.0", "0.0"),
     number="numbers[{0}]",
@@ -119,16 +134,18 @@ def takes(dtypes: Sequence[torch.dtype]) -> bool:
     return dtypes[0] in DTYPES and all(dtype == dtypes[0] for dtype in dtypes)
 
 
+def block(lines: Sequence[str], indent: int) -> str:
+    """Return lines as a block of a program."""
+    return "\n".join(" " * indent + line for line in lines)
+
+
 def source_of(
     expression: Expression, dtype: torch.dtype, scalars: Sequence[torch.dtype] = ()
 ) -> str:
     """Return the module that computes ``expression``."""
-    lines = lines_of(expression, _DIALECT)
+    lines = lines_of(expression, DIALECT)
     name, columns = DTYPES[dtype], expression.columns - len(scalars)
     sums = expression.target is None
-
-    def block(lines: Sequence[str], indent: int) -> str:
-        return "\n".join(" " * indent + line for line in lines)
 
     return _MODULE.format(
         dtype=name,
@@ -179,9 +196,13 @@ class Numba:
         """Return the tensors' own dtype."""
         return like.dtype
 
-    def pays(self, table: Table) -> bool:
+    def takes(self, dtypes: Sequence[torch.dtype]) -> bool:
+        """Whether there are kernels for columns of these dtypes."""
+        return takes(dtypes)
+
+    def pays(self, sizes: Sequence[int]) -> bool:
         """Whether there is more to do than torch does in the time that it takes to begin."""
-        return sum(table.sizes) >= SHARE
+        return sum(sizes) >= SHARE
 
     def refuses(self, expression: Expression) -> str | None:
         """Return why an expression is no better compiled."""
@@ -198,7 +219,8 @@ class Numba:
         """Return what executes an expression for tensors of these dtypes."""
         import numpy
 
-        function, itemsize = compiled(expression, dtypes[0], scalars), dtypes[0].itemsize
+        function = compiled(expression, dtypes[0], scalars)
+        cut = functools.partial(cut_elements, columns=len(dtypes), itemsize=dtypes[0].itemsize)
 
         def execute(
             numbers: Sequence[float],
@@ -208,10 +230,21 @@ class Numba:
         ) -> float:
             addresses = table.addresses
             if scalars:
-                addresses = addresses + [[s.data_ptr() for s in column] for column in scalars]
+                addresses = addresses + [list(map(_address, column)) for column in scalars]
             if table.changed or table.packed is None or table.packed[0] != addresses:
                 packed = numpy.array([*addresses, table.sizes], dtype=numpy.int64)
                 table.packed = addresses, packed
-            return run(function, table.packed[1], numbers, len(columns), itemsize)
+            return run(function, table.packed[1], numbers, cut)
 
         return execute
+
+    def row_kernel(
+        self,
+        expression: "RowExpression",
+        dtypes: tuple[torch.dtype, ...],
+        scalars: tuple[torch.dtype, ...],
+    ) -> "RowRun":
+        """Return what executes an expression of rows for tensors of these dtypes."""
+        from regplug.kernels.row_cpu import launching
+
+        return launching(expression, dtypes, scalars)

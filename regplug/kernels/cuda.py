@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,7 +21,20 @@ from regplug.kernels.packed import BLOCK, Packed
 from regplug.kernels.sources import executed
 from regplug.kernels.tables import Table
 
-__all__ = ["Triton", "is_installed", "is_interpreted", "source_of", "takes"]
+if TYPE_CHECKING:
+    from regplug.kernels.row_symbols import RowExpression
+    from regplug.kernels.row_tables import RowRun
+
+__all__ = [
+    "DTYPES",
+    "FROM_LIBRARY",
+    "LIBRARY",
+    "Triton",
+    "is_installed",
+    "is_interpreted",
+    "source_of",
+    "takes",
+]
 
 _log = logging.getLogger("regplug")
 
@@ -34,6 +47,8 @@ DTYPES = {
 
 FROM_LIBRARY = frozenset(["expm1", "log1p", "tanh", "sin", "cos", "sinh", "cosh", "pow"])
 """Operations that come from the device's library, which Triton's interpreter has not."""
+
+LIBRARY = "from triton.language.extra import libdevice as library\n"
 
 _WHERE = "tl.where({0}, {1}, {2})"
 
@@ -146,14 +161,12 @@ def source_of(
     else:
         kept = names[expression.target]
         store = f"tl.store(p{expression.target} + place, {lines.result}.to(tl.{kept}), mask=within)"
-    needed = {expression.steps[place][0] for place in expression.needed()}
-    library = "from triton.language.extra import libdevice as library\n"
 
     def block(lines: Sequence[str]) -> str:
         return "\n".join(f"    {line}" for line in lines)
 
     return _MODULE.format(
-        imports=library if needed & FROM_LIBRARY else "",
+        imports=LIBRARY if expression.names() & FROM_LIBRARY else "",
         computed=computed,
         pointers=block(pointers),
         once=block(lines.once),
@@ -187,9 +200,13 @@ class Triton:
         """Return float32 for halves, else the tensors' own dtype."""
         return computed_in(like.dtype)
 
-    def pays(self, table: Table) -> bool:
+    def takes(self, dtypes: Sequence[torch.dtype]) -> bool:
+        """Whether there are kernels for columns of these dtypes."""
+        return takes(dtypes)
+
+    def pays(self, sizes: Sequence[int]) -> bool:
         """Whether there is anything to do: a launch is one launch for torch, too."""
-        return any(table.sizes)
+        return any(sizes)
 
     def refuses(self, expression: Expression) -> str | None:
         """Return why an expression can't be compiled."""
@@ -241,3 +258,14 @@ class Triton:
             return partial.sum() if sums else None
 
         return execute
+
+    def row_kernel(
+        self,
+        expression: "RowExpression",
+        dtypes: tuple[torch.dtype, ...],
+        scalars: tuple[torch.dtype, ...],
+    ) -> "RowRun":
+        """Return what launches an expression of rows for tensors of these dtypes."""
+        from regplug.kernels.row_cuda import launching
+
+        return launching(expression, dtypes, scalars)

@@ -5,7 +5,6 @@ plugin (a schedule's strength, a branch on it) is what it is now. What is compil
 operations alone: its numbers are arguments.
 """
 
-import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from operator import attrgetter
@@ -15,8 +14,9 @@ import torch
 
 from regplug.backend.blocks import PLAIN
 from regplug.kernels import backends
-from regplug.kernels.backends import Backend, Columns, Run
+from regplug.kernels.backends import Columns, Run
 from regplug.kernels.expression import Expression
+from regplug.kernels.proof import Prover
 from regplug.kernels.samples import disagreement
 from regplug.kernels.tables import Table, lie_alike
 from regplug.kernels.traced import Formula, traced, why_untraceable
@@ -29,28 +29,12 @@ Reference: TypeAlias = Callable[[list[list[torch.Tensor]]], Any]
 _TABLES = 64  # as many loops over other tensors are remembered
 
 
-class Engine:
-    """The kernels of one formula.
-
-    Args:
-        name: the plugin's, for messages.
-        kernels: one of :data:`regplug.kernels.choice.KERNELS`.
-
-    Attributes:
-        why_not: why no kernel can be made of the formula, None as long as one may be.
-        runs: each kernel that was made, None for one that is not used.
-    """
+class Engine(Prover):
+    """The kernels of one formula that acts element by element: see :class:`Prover`."""
 
     def __init__(self, name: str, kernels: str) -> None:
-        self._name = name
-        self._kernels = kernels
-        self.why_not: str | None = None
-        self.runs: dict[Any, Run | None] = {}
+        super().__init__(name, kernels)
         self._tables: dict[Any, Table] = {}
-
-    def serves(self, like: torch.Tensor) -> bool:
-        """Whether there is a compiler for tensors like this one."""
-        return backends.serving(like, (like.dtype,), self._kernels) is not None
 
     def apply(
         self,
@@ -99,22 +83,16 @@ class Engine:
 
     def describe(self, formula: Formula, columns: int, like: torch.Tensor) -> str:
         """Return the name of the kernel that tensors like ``like`` get, and why if it is none."""
-        backend = backends.serving(like, (like.dtype,), self._kernels)
-        if backend is None:
-            return "foreach"
-        if self.why_not is not None:
-            return f"foreach ({self.why_not})"
-        try:
-            dtype = backend.dtype(like)
-            recording, result = traced(formula, columns, (), dtype, like.device, 0)
-        except Exception as error:
-            return f"foreach ({why_untraceable(error)})"
-        if (why := backend.refuses(recording.expression(result, 0))) is not None:
-            return f"foreach ({why})"
-        for (*_, name, dtypes, _, _), run in self.runs.items():
-            if run is None and name == backend.name and like.dtype in dtypes:
-                return "foreach (its kernel came to something else)"
-        return backend.name
+        backend = self.backend(like)
+        if backend is not None and self.why_not is None:
+            try:
+                dtype = backend.dtype(like)
+                recording, result = traced(formula, columns, (), dtype, like.device, 0)
+            except Exception as error:
+                return f"foreach ({why_untraceable(error)})"
+            if (why := backend.refuses(recording.expression(result, 0))) is not None:
+                return f"foreach ({why})"
+        return self.executed_by(like)
 
     # --- one kind of tensors ---------------------------------------------------------------
 
@@ -162,73 +140,47 @@ class Engine:
         """Execute a formula; return the sum or True, or None if it can't be, or does not pay."""
         first = columns[0][0]
         backend = backends.serving(first, table.dtypes, self._kernels)
-        if backend is None or not backend.pays(table):
+        if backend is None or not backend.pays(table.sizes):
             return None
         dtypes = table.dtypes
-        try:
-            dtype = backend.dtype(first)
-            recording, result = traced(formula, len(columns), scalars, dtype, first.device, target)
-        except Exception as error:  # the formula's own faults come again, from torch's operations
-            self.why_not = why_untraceable(error)
+        dtype = backend.dtype(first)
+        found = self.recorded(traced, formula, len(columns), scalars, dtype, first.device, target)
+        if found is None:
             return None
+        recording, result = found
         of_scalars = tuple([column[0].dtype for column in scalars])
         steps = tuple(recording.steps)
         key = (steps, result, target, backend.name, dtypes, of_scalars, first.device)
         if key not in self.runs:
             expression = Expression(steps, result, recording.columns, target)
-            self.runs[key] = self._proven(
-                backend, expression, recording.numbers, columns, compare, scalars, of_scalars
-            )
+
+            def made() -> tuple[Run, str | None]:
+                run = backend.kernel(expression, dtypes, of_scalars)
+
+                def compiled(sample: list[list[torch.Tensor]]) -> Any:
+                    table = Table()
+                    if not table.read(sample):
+                        raise AssertionError("a sample lies otherwise than what it is of")
+                    few = [[column[0]] * len(sample[0]) for column in scalars]
+                    return run(recording.numbers, table, sample, few)
+
+                return run, compare(compiled, columns=columns, target=target)
+
+            self.runs[key] = self.proven(backend, expression, dtypes, made)
         run = self.runs[key]
         if run is None:
             return None
-        found = run(recording.numbers, table, columns, scalars)
+        total = run(recording.numbers, table, columns, scalars)
         if target is not None:
             torch.autograd.graph.increment_version(columns[target])
             return True
-        return found
+        return total
 
     def _table(self, columns: Columns, target: int | None) -> Table:
         key = (target, len(columns), len(columns[0]), id(columns[-1][0]))
         if key not in self._tables and len(self._tables) >= _TABLES:
             self._tables.clear()
         return self._tables.setdefault(key, Table())
-
-    def _proven(
-        self,
-        backend: Backend,
-        expression: Expression,
-        numbers: Sequence[float],
-        columns: Columns,
-        compare: Callable[..., str | None],
-        scalars: Columns,
-        of_scalars: tuple[torch.dtype, ...],
-    ) -> Run | None:
-        """Return a new kernel, if it does the same as torch's operations to a sample of these."""
-        if backend.refuses(expression) is not None:
-            return None
-        try:
-            dtypes = tuple([column[0].dtype for column in columns])
-            run = backend.kernel(expression, dtypes, of_scalars)
-
-            def compiled(sample: list[list[torch.Tensor]]) -> Any:
-                table = Table()
-                if not table.read(sample):
-                    raise AssertionError("a sample lies otherwise than what it is of")
-                few = [[column[0]] * len(sample[0]) for column in scalars]
-                return run(numbers, table, sample, few)
-
-            why = compare(compiled, columns=columns, target=expression.target)
-        except Exception as error:  # of a compiler, or of torch's operations on a sample
-            why = f"{type(error).__name__}: {error}"
-        if why is None:
-            return run
-        warnings.warn(
-            f"{self._name}: its kernel for {backend.name} is not used ({why}); it goes on with "
-            "torch's own operations, which are slower. Please report this, with the formula",
-            stacklevel=2,
-        )
-        return None
 
 
 _kind = attrgetter("dtype", "device")

@@ -7,7 +7,16 @@ schedule, or a learning rate, leaves the kernel what it is.
 from dataclasses import dataclass
 from typing import TypeAlias
 
-__all__ = ["COMPARISONS", "LOGICAL", "SLOW", "Expression", "Recording", "Step", "arguments"]
+__all__ = [
+    "COMPARISONS",
+    "LOGICAL",
+    "SLOW",
+    "TRUTHS",
+    "Expression",
+    "Recording",
+    "Step",
+    "arguments",
+]
 
 Step: TypeAlias = tuple[str, int] | tuple[str, int, int] | tuple[str, int, int, int]
 """An operation and the places of its arguments; ``("input", column)``, ``("number", place)`` and
@@ -20,7 +29,10 @@ SLOW = frozenset(
 )
 """Operations for which torch has vectors of its own on a CPU, and a compiled loop has calls."""
 
-_TRUTHS = COMPARISONS | LOGICAL | {"isnan", "isfinite", "not"}
+TRUTHS = COMPARISONS | LOGICAL | {"isnan", "isfinite", "not"}
+"""Operations whose results are true or false."""
+
+_LEAVES = frozenset(["input", "number", "scalar", "count", "groups"])
 
 
 @dataclass(frozen=True)
@@ -46,7 +58,7 @@ class Expression:
 
     def truths(self) -> frozenset[int]:
         """Return the places of results that are true or false."""
-        return frozenset(i for i, step in enumerate(self.steps) if step[0] in _TRUTHS)
+        return frozenset(i for i, step in enumerate(self.steps) if step[0] in TRUTHS)
 
     def needed(self) -> list[int]:
         """Return the places of the steps that the result is made of, in order."""
@@ -57,6 +69,10 @@ class Expression:
                 found.add(place)
                 open_ += arguments(self.steps[place])
         return sorted(found)
+
+    def names(self) -> set[str]:
+        """Return the operations that the result is made of."""
+        return {self.steps[place][0] for place in self.needed()}
 
     def inputs(self) -> list[int]:
         """Return the columns whose elements are read."""
@@ -79,8 +95,10 @@ class Expression:
 
 
 def arguments(step: Step) -> tuple[int, ...]:
-    """Return the places that a step reads."""
-    return () if step[0] in ("input", "number", "scalar") else step[1:]
+    """Return the places that a step reads; the last one of a loop is how many rounds it has."""
+    if step[0] in _LEAVES:
+        return ()
+    return step[1:3] if step[0] == "loop" else step[1:]
 
 
 class Recording:

@@ -2,24 +2,33 @@
 
 from typing import Any
 
-import numba
 from numba import types
 from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 
 __all__ = ["elements"]
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _pointer(context: Any, dtype: Any, address: Any) -> Any:
-    pointer = types.CPointer(dtype.dtype)
+def elements(context: Any, dtype: Any, address: Any, size: Any) -> Any:
+    """Return the ``size`` elements at an address as an array, which owns nothing.
+
+    It is what ``numba.carray`` makes of a pointer, without the time that it takes to compile.
+    """
+    array = types.Array(dtype.dtype, 1, "C")
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[1], context.get_value_type(signature.return_type))
+        element = context.get_data_type(dtype.dtype)
+        itemsize = context.get_constant(types.intp, context.get_abi_sizeof(element))
+        made = context.make_array(array)(context, builder)
+        populate_array(
+            made,
+            data=builder.inttoptr(arguments[1], element.as_pointer()),
+            shape=[arguments[2]],
+            strides=[itemsize],
+            itemsize=itemsize,
+            meminfo=None,
+        )
+        return made._getvalue()
 
-    return pointer(dtype, types.int64), generate
-
-
-@numba.njit(error_model="numpy", nogil=True, inline="always")  # type: ignore[untyped-decorator]
-def elements(dtype: Any, address: int, size: int) -> Any:
-    """Return the ``size`` elements at an address as an array."""
-    return numba.carray(_pointer(dtype, address), size)
+    return array(dtype, types.int64, types.int64), generate

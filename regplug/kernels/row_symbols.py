@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from regplug.kernels.expression import Step, arguments
+from regplug.kernels.expression import SLOW, Expression, arguments
 from regplug.kernels.operations import OPERATIONS
 from regplug.kernels.symbols import Symbol, Tracing, UntraceableError
 
@@ -22,7 +22,6 @@ __all__ = [
     "RowExpression",
     "RowTracing",
     "levels_of",
-    "row_arguments",
     "traced_rows",
 ]
 
@@ -33,32 +32,27 @@ _FIXED = ("number", "scalar", "count", "groups")
 
 
 @dataclass(frozen=True)
-class RowExpression:
+class RowExpression(Expression):
     """A formula of the groups of corresponding tensors.
 
-    Beside the steps of :class:`regplug.kernels.expression.Expression` it has ``("count",)`` and
-    ``("groups",)``, of the tensor that a row is of; ``("row_sum", x)`` and ``("row_max", x)``;
-    ``("carried", start)``, what a loop changes, and ``("loop", carried, found, rounds)``, what it
-    ends with; the steps between the two are its body.
-
-    Attributes:
-        steps: the operations; each has the results of earlier ones as arguments.
-        result: the place of the step whose result it is.
-        columns: how many columns of tensors there are, those of scalars included.
-        target: the column that gets the result.
+    Beside the steps of other expressions it has ``("count",)`` and ``("groups",)``, of the tensor
+    that a row is of; ``("row_sum", x)`` and ``("row_max", x)``; ``("carried", start)``, what a loop
+    changes, and ``("loop", carried, found, rounds)``, what it ends with; the steps between the two
+    are its body.
     """
 
-    steps: tuple[Step, ...]
-    result: int
-    columns: int
-    target: int
+    def levels(self) -> list[int]:
+        """Return the level of each step: see :func:`levels_of`."""
+        return levels_of(self.steps)
 
+    def is_slow(self) -> bool:
+        """Whether the elements go through functions that torch computes in vectors."""
+        levels = self.levels()
+        return any(self.steps[i][0] in SLOW and levels[i] == 2 for i in self.needed())
 
-def row_arguments(step: Any) -> tuple[int, ...]:
-    """Return the places that a step reads."""
-    if step[0] in _FIXED:
-        return ()
-    return step[1:3] if step[0] == "loop" else arguments(step)
+    def uniform(self) -> frozenset[int]:
+        """Return the places of results that are the same for all rows of a tensor."""
+        return frozenset(i for i, level in enumerate(self.levels()) if level == 0)
 
 
 def levels_of(steps: Sequence[Any]) -> list[int]:
@@ -263,11 +257,11 @@ def _refuse_leaks(steps: Sequence[Any]) -> None:
     levels, inside = levels_of(steps), set[int]()
     for place, step in enumerate(steps):
         if step[0] != "loop":
-            if inside.intersection(row_arguments(step)):
+            if inside.intersection(arguments(step)):
                 raise UntraceableError("it keeps what a round found")
             continue
         moving = {step[1]}
         for later in range(step[1] + 1, place):
-            if levels[later] == 1 or moving.intersection(row_arguments(steps[later])):
+            if levels[later] == 1 or moving.intersection(arguments(steps[later])):
                 moving.add(later)
         inside |= moving

@@ -1,7 +1,7 @@
 """Where the groups of weights lie in memory, and what a kernel of rows needs to know of it."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import torch
 
@@ -9,7 +9,24 @@ from regplug.backend.blocks import PLAIN
 from regplug.backend.layouts import ORIENTATIONS, Layout
 from regplug.kernels.packed import sent
 
-__all__ = ["RowTable", "axis_of", "geometry_of"]
+__all__ = ["TABLES", "Geometries", "RowRun", "RowTable", "are_plain", "axis_of", "geometry_of"]
+
+Geometries: TypeAlias = tuple[tuple[int, ...], ...]
+"""Of each tensor what :data:`regplug.kernels.row_lines.SHAPES` says."""
+
+RowRun: TypeAlias = Callable[
+    [
+        Sequence[float],
+        Geometries,
+        Sequence[Sequence[torch.Tensor]],
+        Sequence[Sequence[torch.Tensor]],
+    ],
+    None,
+]
+"""Given numbers, geometries, columns and scalars: executes an expression of rows."""
+
+TABLES = 64
+"""As many lists of tensors are remembered."""
 
 _MOST = (1 << 31) - 1
 
@@ -30,11 +47,11 @@ def axis_of(orientation: str, layout: Layout | None) -> int | None:
 def geometry_of(row: Sequence[torch.Tensor], axis: int) -> tuple[int, ...] | None:
     """Return how the groups of corresponding tensors lie in memory, in all of them alike.
 
-    The numbers are those of :data:`regplug.kernels.row_source.SHAPES`. It is None where a kernel
+    The numbers are those of :data:`regplug.kernels.row_lines.SHAPES`. It is None where a kernel
     can't go through them: they lie otherwise in one than in another, or in more than runs of runs.
 
     >>> geometry_of([torch.empty(4, 3)], 0), geometry_of([torch.empty(4, 3, 2)], 1)
-    ((3, 3, 0, 1, 3, 12, 4), (8, 2, 6, 1, 2, 24, 3))
+    ((3, 3, 0, 1, 3, 4, 12), (8, 2, 6, 1, 2, 3, 24))
     """
     first = row[0]
     shape, strides = first.shape, first.stride()
@@ -58,7 +75,7 @@ def geometry_of(row: Sequence[torch.Tensor], axis: int) -> tuple[int, ...] | Non
     (near, inner), (far, _) = [*runs, (1, length), (0, 1)][:2] if runs else [(1, 1), (0, 1)]
     if len(runs) < 2:
         inner, far = length, 0
-    return (length, inner, far, near, strides[axis], first.numel(), groups)
+    return (length, inner, far, near, strides[axis], groups, first.numel())
 
 
 class RowTable:
@@ -70,9 +87,9 @@ class RowTable:
         is_nested: whether the elements of some group are more than one run.
     """
 
-    def __init__(self, geometries: Sequence[tuple[int, ...]], device: torch.device) -> None:
+    def __init__(self, geometries: Geometries, device: torch.device) -> None:
         shapes = torch.tensor(geometries, dtype=torch.int64)
-        counts = shapes[:, -1]
+        counts = shapes[:, -2]
         longest = int(shapes[:, 0].max())
         self.programs = int(counts.sum())
         self.block = min(max(1 << (longest - 1).bit_length(), 32), 1024)

@@ -1,4 +1,4 @@
-"""Formulas of rows or columns, executed in one launch for all groups of all weights.
+"""Formulas of rows or columns, executed in one call for all groups of all weights.
 
 A plugin that acts on whole groups after a step may have one of its own:
 
@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from regplug.backend.blocks import PLAIN
 from regplug.backend.layouts import Layout
+from regplug.kernels.choice import Asked
 
 if TYPE_CHECKING:
     from regplug.kernels.row_engine import RowEngine
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["RowKernel"]
 
 
-class RowKernel:
+class RowKernel(Asked):
     """The kernels of one formula of rows, or columns.
 
     The formula is given a weight with its groups where ``orientation`` says, outputs first and
@@ -43,36 +45,34 @@ class RowKernel:
     """
 
     def __init__(self, name: str, orientation: str, kernels: str = "auto") -> None:
-        self._name, self._orientation, self._kernels = name, orientation, kernels
+        super().__init__(name, kernels)
+        self._orientation = orientation
 
     @cached_property
     def engine(self) -> "RowEngine":
         """What makes and launches them, which is imported when it is first needed."""
         from regplug.kernels.row_engine import RowEngine
 
-        return RowEngine(self._name, self._orientation)
+        return RowEngine(self._name, self._orientation, self._kernels)
 
-    def serves(self, like: torch.Tensor) -> bool:
-        """Whether there may be a kernel for tensors like this one."""
-        if self._kernels in ("foreach", "numba"):
-            return False
-        if like.is_cpu and self._kernels != "triton":
-            return False
-        from regplug.kernels import cuda
+    def serves(self, *tensors: torch.Tensor) -> bool:
+        """Whether there may be a kernel for these together, and it pays."""
+        return self.pays(tensors) and self.engine.serves(tensors[0])
 
-        if like.is_cpu:  # by the interpreter, which is there for tests
-            return cuda.is_interpreted() and self.engine.why_not is None
-        return like.is_cuda and cuda.is_installed() and self.engine.why_not is None
-
-    def describe(self, like: torch.Tensor) -> str:
-        """Return the name of the kernel that tensors like this one get, and why if it is none.
+    def describe(self, like: torch.Tensor, *others: torch.Tensor) -> str:
+        """Return the name of the kernel that a tensor gets, and why if it is none.
 
         It is known after the first event in which the formula was executed.
+
+        Args:
+            like: the tensor.
+            others: those that are worked on together with it: few and small ones get no kernel.
         """
-        if self.serves(like):
-            return "Triton"
         made = vars(self).get("engine")
-        return "foreach" if made is None or made.why_not is None else f"foreach ({made.why_not})"
+        is_known = made is not None and made.why_not is not None
+        if type(like) not in PLAIN or not (is_known or self.pays([like, *others])):
+            return "foreach"
+        return self.engine.executed_by(like)
 
     def apply(
         self,
@@ -84,7 +84,7 @@ class RowKernel:
         scalars: Sequence[Sequence[torch.Tensor]] = (),
         nonnegative: Collection[int] = (),
     ) -> Sequence[int]:
-        """Execute a formula on all weights in one launch, as far as a kernel can.
+        """Execute a formula on all weights in one call, as far as a kernel can.
 
         Args:
             formula: given a tensor of each column, or a symbol for it.
@@ -98,7 +98,7 @@ class RowKernel:
             The rows that are left, for torch's own operations to do.
         """
         rows = range(len(columns[0]))
-        if not rows or not self.serves(columns[0][0]):
+        if not rows or not self.serves(*columns[0]):
             return rows
         given = layouts or [None] * len(rows)
         return self.engine.apply(formula, columns, given, target, scalars, nonnegative)

@@ -50,9 +50,12 @@ class Table:
         sizes = list(map(_bytes, columns[0]))
         dtypes = tuple([column[0].dtype for column in columns])
         self.changed = addresses != self.addresses or sizes != self._bytes or dtypes != self.dtypes
-        # An address and a size that are known may have come to another tensor, but not to one of
-        # another dtype: no two floating dtypes of torch are equally wide, but the halves, and
-        # models are of one of these.
+        # An address and a size that are known may have come to another tensor, of another dtype. No
+        # other floating one is as wide as float32, so that what is usual need not be asked.
+        if not self.changed:
+            for column, dtype in zip(columns, dtypes, strict=True):
+                if dtype is not torch.float32 and set(map(_dtype, column)) != {dtype}:
+                    self.changed = True
         if self.changed and not self._learn(columns, addresses, sizes, dtypes):
             return False
         return all(all(map(_is_contiguous, column)) for column in columns) or all(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["SHARE", "run"]
+__all__ = ["SHARE", "bounds", "cut_elements", "run"]
 
 SHARE = 1 << 15
 """Elements that a thread should have at least; as torch's own loops."""
@@ -35,17 +35,15 @@ def run(
     kernel: Callable[[Any, Any], float],
     table: Any,
     numbers: Sequence[float],
-    columns: int,
-    itemsize: int,
+    cut: Callable[[Any, int], list[Any]],
 ) -> float:
     """Call a kernel over a table, by as many threads as torch has; return the sum of what they do.
 
     Args:
-        kernel: of :func:`compiled`.
-        table: int64, a column for each tensor: addresses, those of 0-d tensors, and its size.
+        kernel: given a table and numbers.
+        table: int64, a column for each tensor, whose last number is that of its elements.
         numbers: the expression's.
-        columns: how many of the addresses are of elements.
-        itemsize: bytes of an element.
+        cut: ``(table, parts)``, returns tables that are nearly the same work.
     """
     import numpy
 
@@ -55,23 +53,35 @@ def run(
     parts = min(threads, size // SHARE)
     if parts <= 1:
         return kernel(table, values)
-    tables = _parts(table, parts, columns, itemsize)
+    tables = cut(table, parts)
     pool = _threads.pool(threads)
     others = [pool.submit(kernel, part, values) for part in tables[1:]]
     own = kernel(tables[0], values)
     return own + sum(other.result() for other in others)
 
 
-def _parts(table: Any, parts: int, columns: int, itemsize: int) -> list[Any]:
-    """Return tables of nearly the same number of elements; tensors are cut where need be."""
+def bounds(ends: Any, parts: int) -> list[tuple[int, int]]:
+    """Return where the parts of what ends there begin and end, in whole vectors of elements."""
+    whole = int(ends[-1])
+    return list(itertools.pairwise([whole * i // parts // 64 * 64 for i in range(parts)] + [whole]))
+
+
+def cut_elements(table: Any, parts: int, columns: int, itemsize: int) -> list[Any]:
+    """Return tables of nearly the same number of elements; tensors are cut where need be.
+
+    Args:
+        table: addresses, those of 0-d tensors, and sizes.
+        parts: how many.
+        columns: how many of the addresses are of elements.
+        itemsize: bytes of an element.
+    """
     import numpy
 
     sizes = table[-1]
     ends = numpy.cumsum(sizes)
     starts = ends - sizes
-    bounds = [int(ends[-1]) * i // parts // 64 * 64 for i in range(parts)] + [int(ends[-1])]
     found = []
-    for low, high in itertools.pairwise(bounds):
+    for low, high in bounds(ends, parts):
         rows = (starts < high) & (ends > low)
         part = table[:, rows].copy()
         skipped = numpy.maximum(low - starts[rows], 0)

@@ -88,7 +88,7 @@ class Coverage(Sequence[Covered]):
 
     @property
     def names(self) -> list[str]:
-        """The names of all that is, or may once be, covered: what ranks must have alike."""
+        """The names of all that is, or may once be, covered, which ranks must have alike."""
         return [entry.name for entry in (*self.entries, *self.lazy)]
 
     @property

@@ -55,7 +55,7 @@ def attach(
             does not show ``l2`` then. With ``kernels="foreach"`` ``l2`` is not left to it either.
 
     Returns:
-        The session: a handle that reports (``metrics()``, ``describe()``), saves (``state_dict()``)
+        The session, a handle that reports (``metrics()``, ``describe()``), saves (``state_dict()``)
         and restores everything (``detach()``, or leaving its ``with`` block).
 
     Raises:

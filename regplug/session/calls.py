@@ -1,6 +1,5 @@
 """The plugins of one session as they are called: in order, each failure with its culprit's name."""
 
-import inspect
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
@@ -9,19 +8,14 @@ from typing import Any
 import pluggy
 import torch
 
-from regplug import hookspecs
 from regplug.backend import stack
 from regplug.backend.gradmode import grad_off, grad_on
-from regplug.backend.marks import PROJECT, is_hook, is_spec
 from regplug.backend.precision import as_outside
-from regplug.errors import PluginError
 from regplug.plugin import Plugin, failure
+from regplug.session.contract import EVENTS, managed
 from regplug.view import SessionView
 
 __all__ = ["Calls", "described", "is_number", "is_scalar"]
-
-_EVENTS = [name for name, hook in vars(hookspecs).items() if is_spec(hook) and callable(hook)]
-
 
 # Those in which a plugin acts on a loop, and not just answers its session.
 _LOOP = ("on_loss", "on_gradients", "on_closure", "before_step", "after_step")
@@ -47,8 +41,8 @@ class Calls:
     def __init__(self, plugins: Iterable[Plugin], tell: Callable[[Exception], None]) -> None:
         self._plugins = tuple(plugins)
         self._tell = tell
-        self._manager = _manager(self._plugins)
-        callers = {event: getattr(self._manager.hook, event) for event in _EVENTS}
+        self._manager = managed(self._plugins)
+        callers = {event: getattr(self._manager.hook, event) for event in EVENTS}
         # Looked up once, since some fire at every step; left out where no plugin listens.
         self._callers: dict[str, pluggy.HookCaller] = {
             event: caller for event, caller in callers.items() if caller.get_hookimpls()
@@ -208,51 +202,3 @@ def described(value: object) -> str:
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     return repr(value)
-
-
-class _Manager(pluggy.PluginManager):
-    """Looks for hooks without reading a plugin's attributes.
-
-    pluggy reads each of them up to 1.6, and a property that can't be read yet is an error there.
-    """
-
-    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
-        return super().parse_hookimpl_opts(plugin, name) if _is_marked(plugin, name) else None
-
-
-def _is_marked(plugin: object, name: str) -> bool:
-    if name in _EVENTS:
-        return True
-    # One of another name is no event; pluggy says so.
-    found = inspect.getattr_static(plugin, name, None)
-    return inspect.isroutine(found) and (
-        is_hook(found) or is_hook(getattr(found, "__func__", None))
-    )
-
-
-def _manager(plugins: Iterable[Plugin]) -> pluggy.PluginManager:
-    """Return a plugin manager of this session's own that calls plugins in the order given."""
-    manager = _Manager(PROJECT)
-    manager.add_hookspecs(hookspecs)
-    for plugin in reversed(list(plugins)):
-        if type(plugin).__hash__ is None:
-            raise PluginError(
-                f"{plugin.name} ({plugin.source}) can't be hashed, which pluggy needs; a plugin is "
-                "equal to itself alone: for a dataclass write @dataclass(eq=False)"
-            )
-        for name in _EVENTS:
-            hook: Callable[..., Any] | None = getattr(plugin, name, None)
-            if callable(hook) and not is_hook(hook):
-                raise PluginError(
-                    f"{plugin.name} ({plugin.source}): {name} is a hook but is not marked with "
-                    "@regplug.hookimpl, so it would never be called"
-                )
-        try:
-            # pluggy calls the last registered first.
-            manager.register(plugin, name=plugin.name)
-            manager.check_pending()
-        except pluggy.PluginValidationError as error:
-            raise PluginError(
-                f"{plugin.name} ({plugin.source}) breaks the hook contract: {error}"
-            ) from error
-    return manager

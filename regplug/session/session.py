@@ -22,13 +22,14 @@ from regplug.session.binding import Binding
 from regplug.session.calls import Calls
 from regplug.session.events import Events
 from regplug.session.loss_event import LossEvent
+from regplug.session.shown import Shown
 from regplug.session.silence import Silence
 from regplug.session.states import States
 
 __all__ = ["Session"]
 
 
-class Session(Asked):
+class Session(Asked, Shown):
     """One model, one optimizer, and the plugins attached to them. Made by :func:`attach`.
 
     Attributes:
@@ -219,19 +220,6 @@ class Session(Asked):
         if not self._detached:
             self._silence.ask(self)
         return measured(self, *self._states.answering())
-
-    def describe(self) -> str:
-        """Return a table of the plugins: where each acts, what it covers, how strong it is now."""
-        from regplug.session.description import described
-
-        self._binding.bind(self)
-        plugins, _ = self._states.answering()
-        notes = [] if self._detached else self._silence.notes(self)
-        return described(self, plugins, detached=self._detached, notes=notes)
-
-    def __repr__(self) -> str:
-        names = ", ".join(plugin.name for plugin in self.plugins)
-        return f"<regplug.Session {self.name!r}: {names or 'no plugins'}; {self.steps} steps>"
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs: the step count, and each plugin's state by its name.

@@ -50,7 +50,7 @@ def check_plugin(
         spec: a spec such as ``"name(1e-3)"``; or an instance, which is copied; or a callable
             without arguments that returns a new instance. For the distributed checks it must be
             possible to pickle it.
-        checks: the ids of the checks to make, out of :data:`CHECKS`; None for all.
+        checks: the ids of the checks to make, out of :data:`~regplug.testing.CHECKS`; None for all.
         expected_failures: ids of checks that are known to fail, each with the reason. A check
             that passes in every regime although it is listed here fails.
         model: returns a new model to try the plugin on, for one that needs more than a small
@@ -58,7 +58,7 @@ def check_plugin(
         batch: returns the model's inputs for ``n`` samples, a tensor of shape ``(n, …)``.
 
     Returns:
-        The report: ``report.passed``, ``str(report)``, ``report.as_json()``.
+        The report, with ``report.passed``, ``str(report)`` and ``report.as_json()``.
 
     Raises:
         SpecError: an id is unknown, or a spec is wrong.

@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 from regplug.tune.data import check_data, scored
 from regplug.tune.estimator import Reading, Trained
 from regplug.tune.fits import Scorer, score
+from regplug.tune.shown import scores_html
 
 __all__ = ["ChosenModel"]
 
@@ -27,6 +28,20 @@ class ChosenModel(MetaEstimatorMixin, BaseEstimator):
     _reading: Reading
     _scorer: Scorer
     _trained: Trained
+
+    def _repr_mimebundle_(self, **options: Any) -> dict[str, str]:
+        """Return what a notebook shows: scikit-learn's view, and after ``fit`` the scores."""
+        bundle: dict[str, str] = super()._repr_mimebundle_(**options)
+        if hasattr(self, "cv_results_"):
+            bundle["text/html"] = scores_html(self)
+        return bundle
+
+    @property
+    def _repr_html_(self) -> Any:
+        """The same, for what doesn't ask for the bundle; scikit-learn has a property too."""
+        if not hasattr(self, "cv_results_"):
+            return super()._repr_html_
+        return lambda: scores_html(self)
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the chosen model's values, or labels for classes, one for each row of ``X``.

@@ -256,7 +256,7 @@ class StrengthCV(ChosenModel):
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Draw the score against the strength; of two strengths, a heat map.
 
-        See :func:`regplug.tune.plots.plot_scores`.
+        See ``regplug.tune.plots.plot_scores``.
         """
         from regplug.tune.plots import plot_scores
 
@@ -266,7 +266,7 @@ class StrengthCV(ChosenModel):
     def plot_path(self, ax: "Axes | None" = None, names: Sequence[str] | None = None) -> "Axes":
         """Draw the coefficients of a linear model against the strength.
 
-        See :func:`regplug.tune.plots.plot_coefficients`.
+        See ``regplug.tune.plots.plot_coefficients``.
         """
         from regplug.tune.plots import plot_coefficients
 

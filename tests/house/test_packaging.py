@@ -136,3 +136,27 @@ def test_wheel_installs_and_attaches_a_built_in(installed: Path, tmp_path: Path)
 def test_wheel_installs_the_command(installed: Path) -> None:
     names = {path.stem for path in installed.iterdir()}
     assert set(PROJECT["scripts"]) <= names
+
+
+def test_version_is_the_same_wherever_it_stands() -> None:
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    recipe = (ROOT / "recipe" / "recipe.yaml").read_text(encoding="utf-8")
+    assert re.findall(r"^version: (.*)$", citation, re.MULTILINE) == [regplug.__version__]
+    assert re.findall(r'^  version: "(.*)"$', recipe, re.MULTILINE) == [regplug.__version__]
+    for name in ("python >=", "pytorch >=", "pluggy >=", "accelerate >="):
+        assert name in recipe
+    for wanted in PROJECT["dependencies"]:
+        assert (
+            wanted.replace("torch>", "pytorch >").replace(">=", " >=").replace("  ", " ") in recipe
+        )
+
+
+def test_everything_that_was_public_in_0_1_is_still_there() -> None:
+    text = (Path(__file__).parent / "names_of_0_1.json").read_text(encoding="utf-8")
+    for path, names in json.loads(text).items():
+        try:
+            owner = importlib.import_module(path)
+        except ModuleNotFoundError:
+            module, _, name = path.rpartition(".")
+            owner = getattr(importlib.import_module(module), name)
+        assert [name for name in names if not hasattr(owner, name)] == [], path

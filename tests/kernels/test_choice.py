@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -83,7 +84,7 @@ def test_a_formula_that_cannot_be_traced_goes_on_as_ever_and_is_named():
 def test_a_kernel_that_differs_from_torch_is_thrown_away_with_a_warning(monkeypatch):
     from regplug.kernels import cpu
 
-    monkeypatch.setitem(cpu._DIALECT.elements, "sign", "one if {0} > zero else zero")
+    monkeypatch.setitem(cpu.DIALECT.elements, "sign", "one if {0} > zero else zero")
     cpu.compiled.cache_clear()
     model, stepping, session = attached(L1(0.5, delivery="step"))
     with session:
@@ -150,14 +151,15 @@ def test_a_process_that_forked_has_threads_of_its_own():
         return float(table[-1].sum())
 
     table = numpy.array([[0], [200_000]])
+    cut = partial(threads.cut_elements, columns=1, itemsize=4)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        assert threads.run(work, table, (), 1, 4) == 200_000
+        assert threads.run(work, table, (), cut) == 200_000
         child = os.fork()
         if child == 0:
             signal.alarm(20)
-            os._exit(0 if threads.run(work, table, (), 1, 4) == 200_000 else 1)
+            os._exit(0 if threads.run(work, table, (), cut) == 200_000 else 1)
         assert os.waitpid(child, 0)[1] == 0
     finally:
         torch.set_num_threads(before)

@@ -142,7 +142,7 @@ def test_a_sum_that_differs_from_torchs_is_thrown_away_with_a_warning(
 ):
     from regplug.kernels import cpu
 
-    monkeypatch.setitem(cpu._DIALECT.elements, operation, wrong)
+    monkeypatch.setitem(cpu.DIALECT.elements, operation, wrong)
     cpu.compiled.cache_clear()
     model = weights()
     with regplug.attach(model, None, [L1(0.3, where="all")], kernels="numba") as session:

@@ -1,7 +1,6 @@
 """Kernels of rows and columns against closed forms in float64: Triton's, which is interpreted."""
 
 import importlib.util
-import warnings
 
 import pytest
 import torch
@@ -10,82 +9,20 @@ from torch import nn
 import regplug
 from regplug.backend.update_rules import update_rule
 from regplug.delivery import compiled
-from regplug.kernels import row_engine
+from regplug.kernels import cuda, row_cuda, row_tables
 from regplug_builtins import GroupLasso, MaxNorm, UnitNorm
+from tests.kernels.row_cases import F64, OPTIMIZERS, Layers, Least, Ridges, check_by, trained
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available() or importlib.util.find_spec("triton") is None,
     reason="no Triton, or it is not interpreted",
 )
 
-F64 = torch.float64
 DTYPES = [torch.float32, F64, torch.float16, torch.bfloat16]
-OPTIMIZERS = {
-    "SGD": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.5),
-    "Adam": lambda p: torch.optim.Adam(p, lr=0.02, eps=1e-3, amsgrad=True),
-    "RAdam": lambda p: torch.optim.RAdam(p, lr=0.02, betas=(0.9, 0.7)),
-    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=0.02, centered=True),
-    "Adadelta": lambda p: torch.optim.Adadelta(p, lr=0.5),
-}
-
-
-class Layers(nn.Module):
-    """Weights whose rows lie in every way: whole, strided, in runs, and as no view at all."""
-
-    def __init__(self, dtype, groups="rows"):
-        super().__init__()
-        generator = torch.Generator().manual_seed(3)
-        self.linear = nn.Linear(7, 5)
-        # Groups that are read in pieces. They are few: the interpreter takes its time for each.
-        self.long = nn.Linear(1030, 2) if groups == "rows" else nn.Linear(2, 1030)
-        self.filters = nn.Conv2d(3, 4, 3)
-        self.last = nn.Conv2d(4, 3, 2).to(memory_format=torch.channels_last)
-        self.turned = nn.ConvTranspose1d(4, 3, 2)
-        self.grouped = nn.Conv1d(4, 6, 3, groups=2)
-        self.both = nn.ConvTranspose1d(4, 6, 2, groups=2)
-        self.nothing = nn.Embedding(4, 3)
-        for p in self.parameters():
-            p.data.copy_(torch.randn(p.shape, generator=generator))
-        self.nothing.weight.data.zero_()
-        self.to(dtype)
-        spread = torch.randn(6, 16, generator=generator).to(dtype)[:, ::2]
-        self.spread = nn.Linear(8, 6, bias=False)
-        self.spread.weight = nn.Parameter(spread)
-
-
-def trained(plugin, optimizer, kernels, dtype=torch.float32, steps=2):
-    """Return the weights after some steps, and the kernel that worked on rows."""
-    model = Layers(dtype, plugin.groups)
-    stepping = optimizer(model.parameters())
-    generator = torch.Generator().manual_seed(2)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a kernel that is not used says so
-        with regplug.attach(model, stepping, [plugin], kernels=kernels):
-            for _ in range(steps):
-                for w in model.parameters():
-                    drawn = torch.randn(w.shape, generator=generator).to(dtype)
-                    w.grad = torch.empty_like(w).copy_(drawn)
-                model.linear.weight.grad = None
-                stepping.step()
-            constraint = getattr(plugin, "_rows", None)
-            kernel = constraint[1] if constraint else plugin._formula_kernel.rows
-    return [w.detach() for w in model.parameters()], kernel
 
 
 def check(make, optimizer, dtype=torch.float32):
-    found, kernel = trained(make(), optimizer, "triton", dtype)
-    assert kernel.engine.why_not is None
-    assert kernel.engine._proven
-    assert all(kernel.engine._proven.values())
-    torchs, _ = trained(make(), optimizer, "foreach", dtype)
-    expected, _ = trained(make(), optimizer, "foreach", F64)
-    for own, other, exact in zip(found, torchs, expected, strict=True):
-        # As near to the exact ones as torch's own are, but for the order in which it sums up.
-        error = (own.double() - exact).abs().max()
-        rounding = torch.finfo(dtype).eps * exact.abs().max()
-        assert error <= 3 * (other.double() - exact).abs().max() + 8 * rounding
-        if dtype in (torch.float32, F64):
-            assert torch.equal(own == 0, exact == 0)
+    check_by("triton", make, optimizer, dtype)
 
 
 @pytest.mark.parametrize("groups", ["rows", "columns"])
@@ -125,13 +62,13 @@ def test_groups_do_become_zero():
 
 def test_all_rows_of_all_weights_are_one_launch_whatever_layer_they_are_of(monkeypatch):
     launched = []
-    launch = row_engine.RowEngine._launch
+    numbers = row_tables.RowTable.numbers
 
-    def counted(self, expression, numbers, geometries, columns, scalars):
-        launched.append(len(geometries))
-        launch(self, expression, numbers, geometries, columns, scalars)
+    def counted(self, given):
+        launched.append(self.shapes.shape[1])
+        return numbers(self, given)
 
-    monkeypatch.setattr(row_engine.RowEngine, "_launch", counted)
+    monkeypatch.setattr(row_tables.RowTable, "numbers", counted)
     trained(MaxNorm(1.0), OPTIMIZERS["SGD"], "triton", steps=1)
     verified = len(launched) - 1  # each new kind of weight is tried on two samples before
     assert launched[:verified] == [1] * verified
@@ -150,10 +87,8 @@ def test_all_rows_of_all_weights_are_one_launch_whatever_layer_they_are_of(monke
 
 def test_a_schedule_compiles_nothing_anew_and_is_followed(monkeypatch):
     made = []
-    source = row_engine.row_source_of
-    monkeypatch.setattr(
-        row_engine, "row_source_of", lambda *given: made.append(given) or source(*given)
-    )
+    source = row_cuda.source_of
+    monkeypatch.setattr(row_cuda, "source_of", lambda *given: made.append(given) or source(*given))
     model = nn.Linear(7, 3, bias=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     bound = regplug.schedules.linear(1.0, 0.1, steps=9)
@@ -181,43 +116,6 @@ def test_weights_that_move_in_memory_are_followed():
             torch.testing.assert_close(sizes, torch.ones(3))
 
 
-class Ridges(regplug.Penalty):
-    """A stranger's: λ·Σ √n·log(1 + mean of squares), of filters; its formula flattens them."""
-
-    orientation = "rows"
-
-    def value(self, w):
-        flat = w.flatten(1)
-        return flat.square().mean(1).log1p().sum()
-
-    def gradient(self, w):
-        flat = w.flatten(1)
-        inside = 1 + flat.square().mean(1, keepdim=True)
-        return (2 * flat / (flat.shape[1] * inside)).view_as(w)
-
-
-class Least(regplug.Plugin):
-    """A stranger's constraint: no row's elements are further from its mean than a bound."""
-
-    def __init__(self, bound):
-        self.bound, self.selection = bound, regplug.Selection("weights")
-
-    def kept(self, w):
-        mean = w.mean(dim=1, keepdim=True)
-        return torch.minimum(torch.maximum(w, mean - self.bound), mean + self.bound)
-
-    @regplug.hookimpl
-    def on_attach(self, session):
-        self.rows = regplug.RowKernel(self.name, "rows", session.kernels)
-
-    @regplug.hookimpl
-    def after_step(self, session):
-        for _, weights, _ in session.updates(self.selection):
-            self.left = self.rows.apply(self.kept, [weights])
-            for row in self.left:
-                weights[row].copy_(self.kept(weights[row]))
-
-
 def test_a_strangers_formulas_are_compiled_as_they_are():
     model = nn.Linear(9, 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -226,7 +124,7 @@ def test_a_strangers_formulas_are_compiled_as_they_are():
     with regplug.attach(model, optimizer, [Ridges(0.5), least], kernels="triton") as session:
         model.weight.grad = torch.zeros_like(model.weight)
         optimizer.step()
-        assert session.plugins[0]._formula_kernel.rows.engine._proven
+        assert session.plugins[0]._formula_kernel.rows.engine.runs
         assert session.plugins[0]._formula_kernel.rows.engine.why_not is None
         assert list(least.left) == []
         assert least.rows.describe(weight) == "Triton"
@@ -262,11 +160,11 @@ def test_what_is_no_formula_of_rows_is_left_to_torch(formula, why):
 
 
 def test_a_kernel_that_differs_is_thrown_away_with_a_warning(monkeypatch):
-    source = row_engine.row_source_of
+    source = row_cuda.source_of
     monkeypatch.setattr(
-        row_engine, "row_source_of", lambda *given: source(*given).replace("tl.sum(", "2 * tl.sum(")
+        row_cuda, "source_of", lambda *given: source(*given).replace("tl.sum(", "2 * tl.sum(")
     )
-    monkeypatch.setattr(row_engine, "_compiled", row_engine._compiled.__wrapped__)
+    monkeypatch.setattr(row_cuda, "compiled", row_cuda.compiled.__wrapped__)
     model = nn.Linear(7, 3, bias=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with regplug.attach(model, optimizer, ["unit_norm()"], kernels="triton"):
@@ -304,10 +202,10 @@ def test_a_loop_stops_in_each_row_by_itself_and_keeps_nothing_else():
 
 
 def test_without_triton_nothing_is_different(monkeypatch):
-    monkeypatch.setattr(row_engine.cuda, "is_interpreted", lambda: False)
-    monkeypatch.setattr(row_engine.cuda, "is_installed", lambda: False)
+    monkeypatch.setattr(cuda, "is_interpreted", lambda: False)
+    monkeypatch.setattr(cuda, "is_installed", lambda: False)
     found, kernel = trained(MaxNorm(1.0), OPTIMIZERS["SGD"], "triton")
-    assert kernel.engine._proven == {}
+    assert kernel.engine.runs == {}
     expected, _ = trained(MaxNorm(1.0), OPTIMIZERS["SGD"], "foreach")
     assert all(map(torch.equal, found, expected))
 

@@ -1,11 +1,16 @@
 """Prints the matrix: rows plugins, columns regimes, each cell its largest error."""
 
+import os
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.helpers.generated import write
 from tests.helpers.pair import Pair
+
+PAGE = Path(__file__).parents[2] / "docs" / "matrix.md"
 
 outcome = pytest.StashKey[pytest.TestReport]()
 
@@ -55,33 +60,43 @@ def pytest_configure() -> None:
         )
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
+def pytest_terminal_summary(terminalreporter: Any, exitstatus: int) -> None:
     if not errors:
         return
+    from tests.matrix.tasks import DEVICE
+
+    terminalreporter.section("plugin × regime: the largest error against one process in float64")
+    lines = list(_table())
+    for line in lines:
+        terminalreporter.write_line(line)
+    # Only `make matrix` says so: a run of some cells, or of all tests, leaves the page alone.
+    if os.environ.get("REGPLUG_PAGES") and DEVICE == "cpu" and not exitstatus:
+        write(PAGE, "make matrix", "\n".join(lines))
+
+
+def _table() -> Iterator[str]:
     from tests.matrix.cells import REASONS
     from tests.matrix.regimes import REGIMES
     from tests.matrix.tasks import DEVICE, RANKS
 
     rows = list(dict.fromkeys(row for row, _ in errors))
     columns = [name for name in REGIMES if any(column == name for _, column in errors)]
-    write = terminalreporter.write_line
-    terminalreporter.section("plugin × regime: the largest error against one process in float64")
-    write("")
-    write("| plugin, delivery | " + " | ".join(columns) + " |")
-    write("| --- |" + " --- |" * len(columns))
+    yield ""
+    yield "| plugin, delivery | " + " | ".join(columns) + " |"
+    yield "| --- |" + " --- |" * len(columns)
     for row in rows:
         shown = [_shown((row, column)) for column in columns]
-        write(f"| {row} | " + " | ".join(shown) + " |")
-    write("")
+        yield f"| {row} | " + " | ".join(shown) + " |"
+    yield ""
     cannot = [error for error in errors.values() if isinstance(error, str)]
     for letter in sorted(set(cannot)):
-        write(f"({letter}) {REASONS[letter]}")
+        yield f"({letter}) {REASONS[letter]}\n"
     held = len(errors) - len(cannot) - len(failed)
-    write(f"{len(errors)} cells: {held} hold, {len(failed)} fail, {len(cannot)} cannot be")
+    yield f"{len(errors)} cells: {held} hold, {len(failed)} fail, {len(cannot)} cannot be"
     if DEVICE != "cpu":
         import torch
 
-        write(f"trained on {torch.cuda.get_device_name()}, {RANKS} rank(s) where there are ranks")
+        yield f"trained on {torch.cuda.get_device_name()}, {RANKS} rank(s) where there are ranks"
 
 
 def _shown(cell: tuple[str, str]) -> str:

@@ -2,13 +2,14 @@
 
 import importlib.util
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 
 from regplug.kernels import backends, cpu, cuda
-from regplug.kernels.choice import Choice
+from regplug.kernels.choice import Asked
 from tests.matrix.cells import Row, cannot, rows
 from tests.matrix.reference import by_formula
 from tests.matrix.regimes import REGIMES, plugin_of, run
@@ -55,14 +56,12 @@ CELLS = [
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return what names each launch; tensors are worth a kernel however small they are."""
     found: list[str] = []
-    pays = Choice.pays
-    monkeypatch.setattr(Choice, "pays", lambda self, tensors, least=0: pays(self, tensors, 0))
-    monkeypatch.setattr(cpu.Numba, "pays", lambda self, table: any(table.sizes))
-    for backend in (cpu.Numba, cuda.Triton):
+    pays = Asked.pays
+    monkeypatch.setattr(Asked, "pays", lambda self, tensors, least=0: pays(self, tensors, 0))
+    monkeypatch.setattr(cpu.Numba, "pays", lambda self, sizes: any(sizes))
 
-        def kernel(
-            self: Any, *of: Any, own: Callable[..., Any] = backend.kernel
-        ) -> Callable[..., Any]:
+    def counting(own: Callable[..., Any]) -> Callable[..., Any]:
+        def kernel(self: Any, *of: Any) -> Callable[..., Any]:
             execute = own(self, *of)
 
             def counted(*arguments: Any) -> Any:
@@ -71,7 +70,10 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
             return counted
 
-        monkeypatch.setattr(backend, "kernel", kernel)
+        return kernel
+
+    for backend, name in product((cpu.Numba, cuda.Triton), ("kernel", "row_kernel")):
+        monkeypatch.setattr(backend, name, counting(getattr(backend, name)))
     return found
 
 
@@ -91,7 +93,8 @@ def test_cell_by_compiled_kernels(
     assert error < (2e-5 if chosen.task.exact else 1e-12 if DEVICE == "cpu" else 1e-11)
     # l2 at the step may be left to the optimizer.
     handed_over = row.delivery == "step" and row.plugin == "l2"
-    if by_formula(plugin) and plugin.separable and not handed_over:
+    is_of_rows = row.plugin == "group_lasso" and row.delivery != "loss"
+    if by_formula(plugin) and (plugin.separable or is_of_rows) and not handed_over:
         assert len(launched) >= len(chosen.task.micro), "no kernel was at work"
 
 

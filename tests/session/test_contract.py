@@ -1,49 +1,53 @@
-"""The contract: every hook is documented, and fires in the test of the whole order."""
-
-import ast
-import inspect
-import re
+"""A plugin says which version of the hook contract it needs; another one is refused."""
 
 import pytest
+import torch
 
+import regplug
 from regplug import hookspecs
-from tests.session import watching
-
-HOOKS = [
-    name for name, hook in vars(hookspecs).items() if hasattr(hook, f"{hookspecs.PROJECT}_spec")
-]
+from regplug.errors import PluginError
 
 
-def test_there_are_hooks():
-    tree = ast.parse(inspect.getsource(hookspecs))
-    written = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
-    assert written == HOOKS
-    assert len(HOOKS) >= 10
+def attach(requires):
+    class Written(regplug.Penalty):
+        def value(self, w):
+            return w.square().sum()
+
+    if requires is not None:
+        Written.requires = requires
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    regplug.attach(model, optimizer, [Written(1e-3)]).detach()
 
 
-@pytest.mark.parametrize("name", HOOKS)
-def test_hook_is_documented(name):
-    """It says when it fires and what its return means."""
-    text = inspect.getdoc(getattr(hookspecs, name))
-    assert text, f"{name} has no docstring"
-    assert text.startswith("Fires "), "the first words say when"
-    assert re.search(r"\b[Rr]eturn(s|ed)\b|``state`` is", text), "what its return means"
+MAJOR, MINOR = map(int, hookspecs.VERSION.split("."))
 
 
-@pytest.mark.parametrize("name", HOOKS)
-def test_hook_stands_in_the_loop_of_the_module(name):
-    assert re.search(rf"\b{name}\b", hookspecs.__doc__)
+@pytest.mark.parametrize("requires", [None, f"{MAJOR}.0", hookspecs.VERSION])
+def test_what_is_served_attaches(requires):
+    attach(requires)
 
 
-@pytest.mark.parametrize("name", HOOKS)
-def test_hook_fires_in_the_test_of_the_whole_order(name):
-    watch = vars(watching.Watch)
-    assert hasattr(watch[name], f"{hookspecs.PROJECT}_impl"), f"Watch does not declare {name}"
-    for plugin in ("a", "b"):
-        line = re.compile(rf"^\d {plugin} {name}$", re.MULTILINE)
-        assert line.search(watching.ORDER + watching.CLOSURE_ORDER), f"{name} never fires"
+@pytest.mark.parametrize(
+    ("requires", "way_out"),
+    [
+        (f"{MAJOR}.{MINOR + 1}", "upgrade regplug"),
+        (f"{MAJOR + 1}.0", "upgrade regplug"),
+        (f"{MAJOR - 1}.9", "upgrade the plugin"),
+    ],
+)
+def test_another_version_is_refused_with_the_way_out(requires, way_out):
+    with pytest.raises(PluginError, match=rf"written .* {requires} .*{way_out}"):
+        attach(requires)
 
 
-@pytest.mark.parametrize("name", HOOKS)
-def test_hook_gives_the_session(name):
-    assert "session" in inspect.signature(getattr(hookspecs, name)).parameters
+@pytest.mark.parametrize("requires", ["1", "one.two", 1.0, None.__class__, ">=1.0"])
+def test_what_is_no_version_is_told(requires):
+    with pytest.raises(PluginError, match=r"written as '1\.0'"):
+        attach(requires)
+
+
+def test_versions_are_compared_as_numbers(monkeypatch):
+    monkeypatch.setattr(hookspecs, "VERSION", "1.10")
+    assert hookspecs.serves("1.9")
+    assert not hookspecs.serves("1.11")

@@ -15,7 +15,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-GUIDE = (Path(__file__).resolve().parents[2] / "plugins" / "README.md").read_text("utf-8")
+GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "writing.md").read_text("utf-8")
 EXAMINED = ("Smooth", "Lasso", "Frobenius", "Huber", "Box", "CompiledBox", "Ramp")
 
 

@@ -95,12 +95,12 @@ def environment(folder):
 @pytest.mark.parametrize(
     "text",
     [
-        (ROOT / "README.md").read_text("utf-8"),
+        (ROOT / "docs" / "writing.md").read_text("utf-8"),
         (ROOT / "regplug" / "command" / "templates" / "README.md.txt").read_text("utf-8"),
         (ROOT / "regplug" / "command" / "templates" / "ci.yml.txt").read_text("utf-8"),
         (EXAMPLE / "README.md").read_text("utf-8"),
     ],
-    ids=["README", "new README", "new CI", "example"],
+    ids=["guide", "new README", "new CI", "example"],
 )
 def test_wherever_a_package_is_tested_it_is_installed_to_be_edited(text):
     tested = [
