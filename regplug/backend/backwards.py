@@ -7,7 +7,7 @@ which patch nothing: for tools that look at a run for a while.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +46,9 @@ class Listening:
         def listened(*args: Any, **kwargs: Any) -> Any:
             if not self._on or torch.compiler.is_compiling():
                 return original(*args, **kwargs)
+            # A generator can be gone through once, and that is torch's.
+            args = tuple(map(_kept, args))
+            kwargs = {key: _kept(value) for key, value in kwargs.items()}
             first = args[0] if args else kwargs.get("tensors", kwargs.get("outputs"))
             inputs = args[place] if len(args) > place else kwargs.get(asked)
             token = self._before(_tensors(first), None if inputs is None else _tensors(inputs))
@@ -63,7 +66,13 @@ class Listening:
         self._undo.append(undo)
 
 
+def _kept(given: Any) -> Any:
+    return list(given) if isinstance(given, Iterator) else given
+
+
 def _tensors(given: Any) -> Sequence[torch.Tensor]:
     """Return one tensor, a sequence of them, or edges of a graph, as a list of tensors."""
+    if isinstance(given, Mapping):
+        given = given.values()
     several = [given] if isinstance(given, torch.Tensor) else list(given or ())
     return [tensor for tensor in several if isinstance(tensor, torch.Tensor)]

@@ -45,7 +45,8 @@ def trial_steps(
     for weight, gradient in steps:
         p.data.copy_(weight)
         p.grad = gradient.detach().clone()
-        step(copy, *closure)
+        with optimizer_names.no_global_hooks():
+            step(copy, *closure)
     return p.detach()
 
 

@@ -42,7 +42,7 @@ class Decay:
     lr: float
     convention: str
     strength: float
-    in_each: dict[str, float] = field(default_factory=dict)
+    in_each: dict[str, float] = field(default_factory=dict, compare=False)
     by: str = "optimizer"
 
     def as_json(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def test_its_code_runs(capsys):
     (block,) = blocks("python")
     exec(compile(block, "docs/doctor.md", "exec"), {"__name__": "page"})
     shown = capsys.readouterr().out
-    assert "Sequential with AdamW: 5 steps, 5 looked at" in shown
+    assert "Sequential with AdamW: 5 real steps, 5 of them looked at" in shown
     for code in ("decayed-twice", "decays-bias-or-norm", "penalizes-bias-or-norm"):
         assert f"warning {code}" in shown
 
@@ -37,7 +37,7 @@ def test_its_commands_are_real(tmp_path):
     for line in lines:
         ended = command(*line[line.index("doctor") :], cwd=tmp_path)
         assert ended.code == 0, ended.err
-        assert "with SGD: 3 steps" in ended.err
+        assert "with SGD: 3 real steps" in ended.err
     assert (tmp_path / "out.json").is_file()
 
 
