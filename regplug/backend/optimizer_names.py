@@ -133,7 +133,7 @@ def unhooked_step(kind: type[Optimizer]) -> Callable[..., Any]:
 
 @contextmanager
 def no_global_hooks() -> Iterator[None]:
-    """Have no optimizer's step call global hooks within: a step that calls ``super().step()`` would.
+    """Have no step call global hooks within, as one that calls ``super().step()`` would.
 
     They are put out of sight and not removed, for torch may be going through them right now.
     Without the tables: nothing is done, and the hooks see steps on copies.

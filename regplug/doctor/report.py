@@ -46,7 +46,8 @@ class RunReport:
         }
 
     def __str__(self) -> str:
-        head = f"{self.model} with {self.optimizer}: {self.steps:,} real steps, {self.looked} of them looked at"
+        steps = f"{self.steps:,} real steps, {self.looked} of them looked at"
+        head = f"{self.model} with {self.optimizer}: {steps}"
         heads = ["parameters", "weights", "in the loss", "decay per step", "dropout", "share"]
         heads += ["1/(lr·λ)", "zeros", "norm"]
         lines = [head, table(heads, [_row(group) for group in self.groups])]

@@ -119,6 +119,15 @@ FINDINGS = {
             with torch.no_grad():
                 (model(x).argmax(1) == y).float().mean()
     """,
+    "dropout-in-eval: long after the first steps": """
+        model = Net(drop=0.5)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        train(model, optimizer, steps=50)
+        @torch.no_grad()
+        def accuracy():
+            return (model(x).argmax(1) == y).float().mean()
+        accuracy()
+    """,
     "dropout-off-in-training": """
         model = Net(drop=0.5)
         model.eval()

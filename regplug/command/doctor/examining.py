@@ -9,6 +9,7 @@ from torch.nn.modules import module as nn_module
 from torch.optim import Optimizer
 
 from regplug.backend import wrappers
+from regplug.backend.gradless import Gradless
 from regplug.doctor.report import RunReport
 from regplug.doctor.run import Run
 from regplug.doctor.watch import Watch
@@ -19,6 +20,8 @@ from regplug.finding.naming import class_names, names_of_optimizer
 
 __all__ = ["Examiner"]
 
+# So often the forward hook is put back for an evaluation between looks.
+_EVALUATIONS = 1000
 # So many runs are told of, and looked at.
 _MOST = 16
 
@@ -42,14 +45,19 @@ class Examiner:
         self._watch = Watch(self.runs, self._backward)
         self._searched = False
         self._hook: Any = None
+        self._gradless: Gradless | None = None
+        self._evaluations = 0
 
     def __enter__(self) -> "Examiner":
         self._finder.__enter__()
         self._watch.__enter__()
         self._rehook()
+        self._gradless = Gradless(self._evaluating)
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self._gradless is not None:
+            self._gradless.remove()
         self._unhook()
         self._watch.__exit__(*error)
         self._finder.__exit__(*error)
@@ -105,6 +113,14 @@ class Examiner:
         for run in self.runs:
             if module is run.model:
                 run.dropouts.called()
+                if not any(other.looking for other in self.runs):
+                    self._unhook()
+
+    def _evaluating(self) -> None:
+        """Look at the next forward, which an evaluation has, wherever in the run that is."""
+        if self._hook is None and self._evaluations < _EVALUATIONS:
+            self._evaluations += 1
+            self._hook = nn_module.register_module_forward_pre_hook(self._forward)
 
     def _rehook(self) -> None:
         """Look at forwards while some run is looked at, so that the others cost nothing."""
