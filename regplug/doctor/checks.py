@@ -15,7 +15,7 @@ def _names(members: Sequence[Treated]) -> tuple[str, ...]:
 
 
 def nothing_acts(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
-    if not run.looked:
+    if not run.looked or run.hidden:
         return
     acting = any(t.decays or t.plugins or any(p.strength != 0 for p in t.penalties) for t in all_)
     drops = any(max(d.training, default=0.0) > 0 for d in run.dropouts.all if not d.without_effect)

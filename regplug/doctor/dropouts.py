@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from regplug.backend import stack
+
 __all__ = ["Dropout", "Dropouts"]
 
 _RATES = (
@@ -59,6 +61,7 @@ class Dropouts:
             for name, module in model.named_modules()
             if (attribute := _attribute(module)) is not None
         ]
+        self._modules = {id(dropout.module): dropout for dropout in self.all}
         self.modes: list[bool] = []
         self._now: tuple[bool, list[float]] | None = None
         self.evaluated: set[bool] = set()
@@ -73,6 +76,16 @@ class Dropouts:
             self.modes.append(self._now[0])
             for dropout, rate in zip(self.all, self._now[1], strict=True):
                 dropout.training.append(rate)
+
+    def part_called(self, module: nn.Module) -> None:
+        """A part of the model is called without gradients, perhaps by a trainer of its own.
+
+        A checkpointed part is, too, where it trains.
+        """
+        if id(module) in self._modules and not stack.is_within("torch.utils.checkpoint"):
+            self.evaluated.add(self.model.training)
+            dropout = self._modules[id(module)]
+            dropout.evaluation.add(dropout.acting)
 
     def called(self, *arguments: Any) -> None:
         """The model is called: note what is on, if it is for no gradient."""

@@ -35,6 +35,7 @@ class Run:
         passes: for each step that was looked at, how many backward passes it took.
         with_data: whether anything but penalties was in a loss.
         lost: the identities of weights of which a penalty without a graph was in a loss.
+        hidden: whether penalties could have been in a loss without being seen.
         world: how many ranks trained together.
         troubles: what could not be seen, and why.
     """
@@ -56,6 +57,7 @@ class Run:
         self.with_data = False
         self.lost: set[int] = set()
         self.world = 1
+        self.hidden = False
         self.tracks: list[Track] = []
         self._by_id: dict[int, Track] = {}
         self._known: dict[Any, Measured | None] = {}

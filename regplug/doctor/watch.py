@@ -96,6 +96,7 @@ class Watch:
             scale = self._loss_scale()
             for run in runs:
                 run.with_data = run.with_data or terms.data
+                run.hidden = run.hidden or bool(terms.hidden)
                 for name in terms.hidden:
                     run.trouble(
                         f"{name} is one node of a compiled graph: penalties inside it can't be seen"

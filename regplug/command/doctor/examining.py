@@ -115,6 +115,8 @@ class Examiner:
                 run.dropouts.called()
                 if not any(other.looking for other in self.runs):
                     self._unhook()
+            else:
+                run.dropouts.part_called(module)
 
     def _evaluating(self) -> None:
         """Look at the next forward, which an evaluation has, wherever in the run that is."""
