@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from regplug.backend.groups import Group, sign
 from regplug.backend.trial import trial_steps, untouched_randomness
+from regplug.errors import UnsupportedError
 
 __all__ = ["CONVENTIONS", "Measured", "measure"]
 
@@ -27,6 +28,7 @@ CONVENTIONS = {
 }
 
 _LARGEST = 1 << 22
+_WARM = 8
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def measure(
         max_lr: its largest one yet.
 
     Raises:
+        UnsupportedError: it moves weights without a gradient, and not as decay does.
         Exception: whatever the optimizer's own step raises on a copy.
     """
     with torch.no_grad(), untouched_randomness(weight.device):
@@ -71,7 +74,11 @@ def measure(
         except Exception:
             trial = _Trial(optimizer, group, _stand_in(weight, torch.float32))
             zero = trial.move(trial.w, torch.zeros_like(trial.w))
-        if not bool((zero != 0).any()):
+        if not bool(zero.any()) and group.get("weight_decay"):
+            # Some do nothing in their first steps, until their state is one to go by.
+            trial.warm = [(torch.zeros_like(trial.w), torch.zeros_like(trial.w))] * _WARM
+            zero = trial.move(trial.w, torch.zeros_like(trial.w))
+        if not bool(zero.any()):
             return None
         lr = float(group.get("lr", 1.0))
         strength = trial.coupled(zero)
@@ -97,9 +104,11 @@ class _Trial:
 
     def __init__(self, optimizer: Optimizer, group: Group, w: torch.Tensor) -> None:
         self.optimizer, self.group, self.w = optimizer, group, w
+        self.warm: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def move(self, w: torch.Tensor, g: torch.Tensor, lr_times: float = 1.0) -> torch.Tensor:
-        return trial_steps(self.optimizer, self.group, [(w, g)], lr_times=lr_times) - w
+        steps = [*self.warm, (w, g)]
+        return trial_steps(self.optimizer, self.group, steps, lr_times=lr_times) - w
 
     def coupled(self, zero: torch.Tensor) -> float | None:
         """Return λ of coupled decay, None if the decay is another one."""
@@ -163,24 +172,23 @@ def _alike(ratios: torch.Tensor) -> bool:
 def _decoupled(
     trial: _Trial, zero: torch.Tensor, lr: float, lr0: float, max_lr: float
 ) -> Measured | None:
+    told = trial.group.get("weight_decay")
+    said = float(told) if _is_number(told) else 0.0
     rate = float(-(zero * trial.w).sum() / (trial.w * trial.w).sum())
-    if rate == 0:
-        return None
+    apart = float((zero + rate * trial.w).abs().max())
+    if rate <= 0 or apart > 0.05 * float(zero.abs().max()):
+        raise UnsupportedError("without a gradient it moves weights in another way than decay does")
     in_each = _in_each(rate, lr, lr0, max_lr)
+    if rate > 0.25 and not any(_near(value, said) for value in in_each.values()):
+        raise UnsupportedError(f"without a gradient it takes {100 * rate:.3g} % off the weights")
     halved = trial.move(trial.w, torch.zeros_like(trial.w), lr_times=0.5)
     half = float(-(halved * trial.w).sum() / (trial.w * trial.w).sum())
     power = round(math.log2(rate / half), 2) if half / rate > 0 else 1.0
-    said = trial.group.get("weight_decay")
-    if power == 0:
+    if power == 0 or lr == 0:
         convention = "plain wd"
     elif power == 2:
         convention = "lr²/max_lr·wd"
-    elif (
-        _is_number(said)
-        and said
-        and not _near(in_each["lr·wd"], float(said))
-        and _near(in_each["lr/lr₀·wd"], float(said))
-    ):
+    elif said and not _near(in_each["lr·wd"], said) and _near(in_each["lr/lr₀·wd"], said):
         convention = "lr/lr₀·wd"
     else:
         convention = "lr·wd"
@@ -189,7 +197,7 @@ def _decoupled(
 
 def _in_each(rate: float, lr: float, lr0: float, max_lr: float) -> dict[str, float]:
     if lr == 0:
-        return dict.fromkeys(("lr·wd", "lr/lr₀·wd", "lr²/max_lr·wd"), math.nan) | {"plain wd": rate}
+        return {"plain wd": rate}
     return {
         "lr·wd": rate / lr,
         "lr/lr₀·wd": rate * lr0 / lr,
