@@ -173,7 +173,7 @@ def _decoupled(
     trial: _Trial, zero: torch.Tensor, lr: float, lr0: float, max_lr: float
 ) -> Measured | None:
     told = trial.group.get("weight_decay")
-    said = float(told) if _is_number(told) else 0.0
+    said = float(told) if told is not None and _is_number(told) else 0.0
     rate = float(-(zero * trial.w).sum() / (trial.w * trial.w).sum())
     apart = float((zero + rate * trial.w).abs().max())
     if rate <= 0 or apart > 0.05 * float(zero.abs().max()):
