@@ -92,6 +92,8 @@ def _decay(decay: Decay) -> str:
 
 def _dropout(dropout: dict[str, Any]) -> str:
     def rates(found: Sequence[float]) -> str:
+        if len(found) > 3:
+            return f"{min(found):g} … {max(found):g}"
         return ", ".join(f"{rate:g}" for rate in found) or "–"
 
     if not dropout["modules"]:

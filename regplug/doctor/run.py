@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from regplug.backend import private, step_events, wrapped
 from regplug.backend.names import Named, named_parameters
+from regplug.doctor.attached import plugins_on
 from regplug.doctor.decay import Measured, measure
 from regplug.doctor.dropouts import Dropouts
 from regplug.doctor.readings import Reading
@@ -35,6 +36,7 @@ class Run:
         passes: for each step that was looked at, how many backward passes it took.
         with_data: whether anything but penalties was in a loss.
         lost: the identities of weights of which a penalty without a graph was in a loss.
+        plugins: regplug's own by the names of parameters, and whether they decay them.
         hidden: whether penalties could have been in a loss without being seen.
         world: how many ranks trained together.
         troubles: what could not be seen, and why.
@@ -58,6 +60,7 @@ class Run:
         self.lost: set[int] = set()
         self.world = 1
         self.hidden = False
+        self.plugins: dict[str, list[tuple[str, bool]]] = {}
         self.tracks: list[Track] = []
         self._by_id: dict[int, Track] = {}
         self._known: dict[Any, Measured | None] = {}
@@ -148,6 +151,7 @@ class Run:
             return
         self._in_step = False
         self._real = step_events.is_real(self.optimizer)
+        self.plugins = plugins_on(self.optimizer) or self.plugins
         if dist.is_available() and dist.is_initialized():
             self.world = dist.get_world_size()
         if self._changed():

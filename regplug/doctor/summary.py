@@ -8,13 +8,10 @@ from typing import Any
 
 import torch
 
-from regplug import sessions
-from regplug.backend.marks import is_hook
 from regplug.backend.shards import local
 from regplug.doctor.groups import Decay, Group, Penalty
 from regplug.doctor.run import Run
 from regplug.doctor.tracks import Look, Track
-from regplug.errors import RegplugError
 
 __all__ = ["Treated", "groups_of", "treated"]
 
@@ -58,15 +55,15 @@ class Treated:
 
 def treated(run: Run) -> list[Treated]:
     """Return how each parameter was treated."""
-    plugins = _plugins(run)
+    plugins = run.plugins
     return [
         Treated(
             track,
             _penalties(track),
             tuple(_decays(track)),
-            tuple(name for name, _ in plugins.get(id(track.parameter), ())),
+            tuple(name for name, _ in plugins.get(track.name, ())),
             track.looks[-1].lr if track.looks else 0.0,
-            sum(decays for _, decays in plugins.get(id(track.parameter), ())),
+            sum(decays for _, decays in plugins.get(track.name, ())),
         )
         for track in run.tracks
     ]
@@ -109,42 +106,6 @@ def _by_hand(looks: Sequence[Look]) -> list[Decay]:
         return [Decay(rate, lr, "plain wd", rate, {"plain wd": rate}, by="loop")]
     each = {"lr·wd": rate / lr, "plain wd": rate}
     return [Decay(rate, lr, "lr·wd", rate / lr, each, by="loop")]
-
-
-def _plugins(run: Run) -> dict[int, list[tuple[str, bool]]]:
-    """Return the plugins on each parameter, with whether it is decay that they do."""
-    found: dict[int, list[tuple[str, bool]]] = {}
-    try:
-        attached = sessions.on(run.optimizer)
-    except RegplugError:
-        return {}
-    for session in attached:
-        for plugin in session.plugins:
-            selection = getattr(plugin, "selection", None)
-            if selection is None:
-                continue
-            try:
-                covered = [named.parameter for named in selection.of(session.model)]
-            except RegplugError:
-                continue
-            strengths = ", ".join(f"{key} {value:g}" for key, value in plugin.strengths().items())
-            for p in covered:
-                found.setdefault(id(p), []).append(
-                    (f"{plugin.name}({strengths})", _decays_by(plugin))
-                )
-    return found
-
-
-def _decays_by(plugin: Any) -> bool:
-    """Whether a plugin pulls weights in proportion to themselves: by its values, or its hook."""
-    value = getattr(plugin, "value", None)
-    if callable(value):
-        try:
-            once, twice = (float(value(torch.full((2, 2), size))) for size in (1.0, 2.0))
-        except Exception:
-            return False
-        return once > 0 and math.isclose(twice, 4 * once, rel_tol=1e-4)
-    return is_hook(getattr(plugin, "before_step", None))
 
 
 def groups_of(run: Run, all_treated: Sequence[Treated]) -> list[Group]:

@@ -117,3 +117,32 @@ def test_checkpointed_layers_are_computed_anew_once(reentrant):
     found = {name: g.penalties for g in report.groups for name in g.parameters}
     for name in ("0.weight", "1.weight", "2.weight"):
         assert found[name][0].strength == pytest.approx(0.01, rel=1e-5)
+
+
+@pytest.mark.parametrize("detached", [False, True])
+def test_plugins_that_are_attached_are_told_and_count_as_decay(detached):
+    (report,) = diagnosed(f"""
+        import regplug
+        model = Net()
+        optimizer = torch.optim.SGD(split(model, 1e-2), lr=0.1)
+        session = regplug.attach(
+            model, optimizer, ["l1(1e-4)", "weight_decay(0.1, existing='add')"])
+        train(model, optimizer)
+        if {detached}:
+            session.detach()
+    """)
+    found = {name: g.plugins for g in report.groups for name in g.parameters}
+    assert found["inner.weight"] == ("l1(strength 0.0001)", "weight_decay(strength 0.1)")
+    assert found["inner.bias"] == ()
+    assert [finding.code for finding in report.findings] == ["decayed-twice"]
+
+
+def test_a_plugin_in_the_place_of_the_optimizers_decay_is_sound():
+    (report,) = diagnosed("""
+        import regplug
+        model = Net()
+        optimizer = torch.optim.AdamW(split(model, 1e-2))
+        regplug.attach(model, optimizer, ["weight_decay(0.1, existing='replace')"])
+        train(model, optimizer)
+    """)
+    assert report.findings == []
