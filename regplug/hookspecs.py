@@ -15,6 +15,7 @@ One step of a training loop, with each event in its place::
         │   the optimizer's own update
         └                                          # after_step     weights may be changed
                                                    # then session.steps goes up by one
+    session.note(val_loss=…)                       # on_note
     session.metrics()                              # on_metrics
     session.state_dict()                           # on_state
     session.load_state_dict(state)                 # on_load_state
@@ -150,6 +151,16 @@ def after_step(session: SessionView) -> None:
 
 
 @hookspec
+def on_note(session: SessionView, values: "Mapping[str, Any]") -> None:
+    """Fires at each ``session.note(val_loss=…, …)``: the loop tells what it has measured.
+
+    Between steps, any number of times, with grad off. ``values`` is a mapping of what was noted
+    just now; tensors are detached. It is alike on all ranks that train one model together, which
+    the session compares. Strengths may be set, for the next step. Nothing is returned.
+    """
+
+
+@hookspec
 def on_metrics(session: SessionView) -> "Mapping[str, Any] | None":
     """Fires at each ``session.metrics()``, on every rank.
 
@@ -166,6 +177,9 @@ def on_state(session: SessionView) -> "Mapping[str, Any] | None":
     Returns what the plugin must remember to go on after a restart: numbers, strings, tensors,
     and lists and dicts of them (what ``torch.load(weights_only=True)`` accepts), or None.
     Strength schedules need nothing: the session saves the step count.
+
+    What is kept of a sharded weight is best returned as a ``DTensor`` like it (``regplug.like``):
+    it is saved whole, or as it is by ``torch.distributed.checkpoint``, and loads on other meshes.
     """
 
 
@@ -173,7 +187,8 @@ def on_state(session: SessionView) -> "Mapping[str, Any] | None":
 def on_load_state(session: SessionView, state: "Mapping[str, Any]") -> None:
     """Fires at each ``session.load_state_dict()``, after ``session.steps`` was set.
 
-    ``state`` is what ``on_state`` returned, an empty mapping for None. If any plugin raises, the
+    ``state`` is what ``on_state`` returned, an empty mapping for None. What was a ``DTensor`` is
+    whole now, or placed as this run's are: ``regplug.full`` takes either. If any plugin raises, the
     attributes of all are put back as they were, and it fires once more with what ``on_state`` then
     returns. Nothing is returned.
     """

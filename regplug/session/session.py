@@ -221,14 +221,13 @@ class Session(Asked, Shown):
             self._silence.ask(self)
         return measured(self, *self._states.answering())
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, sharded: bool = False) -> dict[str, Any]:
         """Return what a resumed run needs: the step count, and each plugin's state by its name.
 
-        Plain types and tensors alone, so ``torch.load(weights_only=True)`` reads it.
+        Plain types and tensors alone, so ``torch.load(weights_only=True)`` reads it. What plugins
+        keep as ``DTensor`` is whole, by a collective, or with ``sharded`` as they keep it.
         """
-        plugins, calls = self._states.answering()
-        states = {p.name: dict(calls.mapping(p, "on_state", self)) for p in plugins}
-        return {"steps": self.steps, "plugins": states}
+        return self._states.saved(self, self.steps, sharded=sharded)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state. If that fails, nothing has changed.
@@ -283,6 +282,5 @@ class Session(Asked, Shown):
             self.detach()
         else:
             self._leave()
-        # What other ranks see of a rank that failed is a lost connection.
-        if isinstance(error, RuntimeError) and (words := self._ranks.heard()) is not None:
-            raise RegplugError(f"session {self.name!r}: {words}") from error
+        if (explained := self._ranks.explained(error)) is not None:
+            raise explained from error

@@ -4,6 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from regplug.backend import shards
 from regplug.backend.gradmode import without_grad
 from regplug.errors import RegplugError, StateError
 from regplug.plugin import Plugin
@@ -81,6 +84,12 @@ class States:
             ghost.check()
         return self._answering
 
+    def saved(self, session: SessionView, steps: int, *, sharded: bool) -> dict[str, Any]:
+        """Return what ``session.state_dict()`` does."""
+        plugins, calls = self.answering()
+        states = {p.name: dict(calls.mapping(p, "on_state", session)) for p in plugins}
+        return {"steps": steps, "plugins": states if sharded else _whole(states)}
+
     def load(self, session: SessionView, state: object, advance: Callable[[int], None]) -> None:
         """Have the plugins go on from ``state``, or as before if any of them fails to.
 
@@ -112,3 +121,12 @@ class States:
 
     def _load(self, session: SessionView, plugin: Plugin, state: Mapping[str, Any]) -> None:
         without_grad(self._calls.one, plugin, "on_load_state", session, state=state)
+
+
+def _whole(state: Any) -> Any:
+    """Return ``state`` with what is spread over ranks whole, on the CPU."""
+    if isinstance(state, torch.Tensor):
+        return shards.full(state).cpu() if shards.is_spread(state) else state
+    if isinstance(state, dict):
+        return {key: _whole(value) for key, value in state.items()}
+    return type(state)(map(_whole, state)) if type(state) in (list, tuple) else state

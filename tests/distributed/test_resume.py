@@ -1,112 +1,35 @@
-"""A run of two processes that is killed at any moment, started again, and ends the same."""
+"""A run of several processes that is killed at any moment, started again, and ends the same."""
 
 from __future__ import annotations
 
-import os
-import random
-import signal
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.distributed import resumable
+from tests.distributed import resumable, resumable_on_a_mesh
+from tests.distributed.killing import Run, resume
 from tests.helpers.pair import Pair
 
-HERE = Path(__file__).parent
-
-
-def start(folder: Path, steps: int) -> list[subprocess.Popen[bytes]]:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port = listening.getsockname()[1]
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE_")}
-    log = (folder / "log").open("a")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(HERE / "resumable.py"), str(folder), str(steps)],
-            stdout=log,
-            stderr=log,
-            env={
-                **clean,
-                "PYTHONPATH": str(HERE.parents[1]),
-                "OMP_NUM_THREADS": "1",
-                "GLOO_SOCKET_IFNAME": "lo",
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": "2",
-                "LOCAL_WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            },
-        )
-        for rank in range(2)
-    ]
-    log.close()
-    return processes
-
-
-def progress(folder: Path) -> int:
-    file = folder / "progress"
-    return int(file.read_text() or 0) if file.exists() else 0
-
-
-def kill(processes: list[subprocess.Popen[bytes]]) -> None:
-    for process in processes:
-        process.send_signal(signal.SIGKILL)
-    for process in processes:
-        process.wait()
-
-
-def finish(folder: Path, steps: int) -> str:
-    processes = start(folder, steps)
-    try:
-        for process in processes:
-            assert process.wait(timeout=120) == 0, (folder / "log").read_text()
-    finally:
-        kill(processes)
-    return (folder / "result.json").read_text()
-
-
-def killed(folder: Path, steps: int, seed: int) -> int:
-    """Start the run and kill it a moment after a random step that it has yet to take."""
-    draw = random.Random(seed)
-    done = progress(folder)
-    until = draw.randint(done + 1, max(done + 1, min(done + 6, steps - 1)))
-    processes = start(folder, steps)
-    try:
-        deadline = time.monotonic() + 120
-        while progress(folder) < until and time.monotonic() < deadline:
-            assert all(process.poll() is None for process in processes), (
-                folder / "log"
-            ).read_text()
-            time.sleep(0.001)
-        time.sleep(draw.random() * 0.05)  # in a step, in a checkpoint, in between
-    finally:
-        kill(processes)
-    return progress(folder)
-
-
-def resume(pair: Pair, folder: Path, kills: int) -> None:
-    steps = 20 * kills  # so many that a fast machine does not finish before the last kill
-    whole, parts = folder / "whole", folder / "parts"
-    whole.mkdir()
-    parts.mkdir()
-    pair.run(resumable.on_rank, str(whole), steps)
-    expected = (whole / "result.json").read_text()
-    for seed in range(kills):
-        killed(parts, steps, seed)
-    assert not (parts / "result.json").exists()
-    assert finish(parts, steps) == expected
+DDP = Run(resumable, 2)
+MESH = Run(resumable_on_a_mesh, 4)
 
 
 def test_a_killed_run_ends_with_the_same_bits(pair: Pair, tmp_path: Path) -> None:
-    resume(pair, tmp_path, kills=2)
+    resume(pair, tmp_path, 2, DDP)
 
 
 @pytest.mark.soak
 def test_a_run_killed_twenty_times_ends_with_the_same_bits(pair: Pair, tmp_path: Path) -> None:
-    resume(pair, tmp_path, kills=20)
+    resume(pair, tmp_path, 20, DDP)
+
+
+@pytest.mark.slow
+def test_a_killed_run_on_a_mesh_ends_with_the_same_bits(four: Pair, tmp_path: Path) -> None:
+    resume(four, tmp_path, 2, MESH)
+
+
+@pytest.mark.soak
+def test_a_run_on_a_mesh_killed_twenty_times_ends_with_the_same_bits(
+    four: Pair, tmp_path: Path
+) -> None:
+    resume(four, tmp_path, 20, MESH)

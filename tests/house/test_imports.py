@@ -26,9 +26,9 @@ FLOORS = (
     {"session"},
     {"sessions"},
     {"discovery"},
-    {"penalty"},
+    {"joint", "penalty"},
     {"delivered"},
-    {"selective"},
+    {"adaptive", "selective"},
     {"plugin"},
     {"delivery"},
     {"kernels"},
@@ -37,13 +37,20 @@ FLOORS = (
     {"selection"},
     {"finding"},
     {"backend"},
+    {"strengths"},
     {"installed", "schedules", "table"},
     {"values"},
     {"errors"},
 )
 
 # What plugins may import of the core, as anyone else's would.
-PUBLIC_MODULES = ("regplug", "regplug.errors", "regplug.schedules", "regplug.sessions")
+PUBLIC_MODULES = (
+    "regplug",
+    "regplug.errors",
+    "regplug.schedules",
+    "regplug.sessions",
+    "regplug.strengths",
+)
 
 PUBLIC_NAMES = {
     "regplug": {"attach", "Session", "Plugin", "Penalty", "hookimpl", "hookspec"},
@@ -57,6 +64,7 @@ PUBLIC_NAMES = {
         "UnsupportedError",
     },
     "regplug.sessions": {"on"},
+    "regplug.strengths": {"per_layer"},
     "regplug.schedules": {"constant", "linear", "cosine", "exponential", "piecewise", "warmup"},
 }
 
@@ -91,6 +99,7 @@ WORDS_OF_TORCH = {
     ("doctor.summary", "dropout"): "what a finding or a report calls a thing of any loop",
     ("testing.bench", "Dropout"): "a layer of the model that plugins are tried on",
     ("testing.training", "Dropout"): "another such layer",
+    ("testing.randomness", "dropout"): "what such layers do",
 }
 
 CORE_MODULES = modules_of(CORE)

@@ -21,7 +21,10 @@ from tests.house.pages import DOCS, ROOT, Block, Page, page, pages
 
 PAGES = {each.name: each for each in pages()}
 # Run as modules or files of their own, by tests of their own.
-ELSEWHERE = {"docs/writing.md": "tests/testing/test_guide.py"}
+ELSEWHERE = {
+    "docs/writing.md": "tests/testing/test_guide.py",
+    "docs/one_file.md": "tests/house/test_author_pages.py",
+}
 PUBLIC = (
     "regplug",
     "regplug.errors",
@@ -50,6 +53,8 @@ def test_every_block_is_of_a_kind_that_is_checked(name: str) -> None:
 
 # Torch's own, where inductor is imported.
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+# Torch tells that a checkpoint is of one process.
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 @pytest.mark.parametrize(
     "name", [n for n, p in PAGES.items() if any(b.language == "python" for b in p.blocks)]
 )
