@@ -13,7 +13,7 @@ from regplug.doctor.groups import Decay, Group, Penalty
 from regplug.doctor.run import Run
 from regplug.doctor.tracks import Look, Track
 
-__all__ = ["Treated", "groups_of", "treated"]
+__all__ = ["Treated", "groups_of", "names", "treated"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,11 @@ class Treated:
             _rounded(self.lr),
             self.track.parameter.requires_grad,
         )
+
+
+def names(members: Sequence[Treated]) -> tuple[str, ...]:
+    """Return the names of these parameters."""
+    return tuple(member.track.name for member in members)
 
 
 def treated(run: Run) -> list[Treated]:
