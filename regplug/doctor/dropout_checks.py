@@ -39,9 +39,10 @@ def dropout_in_eval(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
     """Dropout is on where nothing is trained."""
     on = [d for d in run.dropouts.all if d.evaluation and max(d.evaluation) > 0]
     if on and True in run.dropouts.evaluated and False not in run.dropouts.evaluated:
+        # What another model learns from may well be made without gradients, and with dropout.
         yield Finding(
             "dropout-in-eval",
-            "warning",
+            "warning" if run.alone else "note",
             tuple(d.name for d in on),
             f"{listed([d.name for d in on])}: on in forwards without gradients, so that what is "
             "measured there is noisy and too low: model.eval() before an evaluation, model.train() "

@@ -1,5 +1,6 @@
 """What is told of the runs of a program, for people and as JSON."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -103,4 +104,13 @@ def _dropout(dropout: dict[str, Any]) -> str:
 
 def as_json(reports: Sequence[RunReport]) -> dict[str, Any]:
     """Return what ``regplug doctor --json`` writes."""
-    return {"version": 1, "runs": [report.as_json() for report in reports]}
+    return {"version": 1, "runs": [_finite(report.as_json()) for report in reports]}
+
+
+def _finite(data: Any) -> Any:
+    """Return plain data without NaN and infinity, which JSON has no words for."""
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data

@@ -37,6 +37,7 @@ class Run:
         with_data: whether anything but penalties was in a loss.
         lost: the identities of weights of which a penalty without a graph was in a loss.
         plugins: regplug's own by the names of parameters, and whether they decay them.
+        alone: whether no other model is trained beside this one.
         hidden: whether penalties could have been in a loss without being seen.
         world: how many ranks trained together.
         troubles: what could not be seen, and why.
@@ -60,6 +61,7 @@ class Run:
         self.lost: set[int] = set()
         self.world = 1
         self.hidden = False
+        self.alone = True
         self.plugins: dict[str, list[tuple[str, bool]]] = {}
         self.tracks: list[Track] = []
         self._by_id: dict[int, Track] = {}

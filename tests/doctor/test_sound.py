@@ -153,6 +153,20 @@ SOUND = {
             F.softplus(-netD(fake)).mean().backward()
             optG.step()
     """,
+    "a generator with dropout, whose fakes need no gradient": """
+        netG = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 6))
+        netD = nn.Sequential(nn.Linear(6, 8), nn.LeakyReLU(), nn.Linear(8, 1))
+        optG, optD = torch.optim.Adam(netG.parameters()), torch.optim.Adam(netD.parameters())
+        for _ in range(6):
+            optD.zero_grad()
+            with torch.no_grad():
+                fake = netG(torch.randn(64, 2))
+            (F.softplus(-netD(x)).mean() + F.softplus(netD(fake)).mean()).backward()
+            optD.step()
+            optG.zero_grad()
+            F.softplus(-netD(netG(torch.randn(64, 2)))).mean().backward()
+            optG.step()
+    """,
     "group lasso": """
         model = Net()
         train(model, torch.optim.SGD(model.parameters(), lr=0.1),

@@ -133,4 +133,6 @@ def test_a_module_and_wrong_arguments(tmp_path):
     assert (ended.code, ended.out) == (0, "__main__ ['--lr', '1']\n")
     assert "no optimizer of torch took a step" in ended.err
     assert command("doctor", "nowhere.py", cwd=tmp_path).code == 2
+    ended = command("doctor", "--json", "no/where.json", "-m", "package.train", cwd=tmp_path)
+    assert (ended.code, ended.out) == (2, "")
     assert command("doctor", "--steps", "0", "nowhere.py", cwd=tmp_path).code == 2

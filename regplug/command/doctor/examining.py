@@ -100,6 +100,8 @@ class Examiner:
                 raise RegplugError(f"{_MOST} others were looked at")
             title = (names[0], names_of_optimizer(optimizer)[-1])
             self.runs.append(Run(bare, optimizer, self._first, title))
+            for run in self.runs:
+                run.alone = len(self.runs) == 1
         except Exception as error:
             self._miss(optimizer, error)
 

@@ -61,6 +61,8 @@ def main(args: argparse.Namespace) -> int:
         if args.steps < 1:
             raise SpecError(f"--steps must be at least 1, got {args.steps}")
         path = None if args.json is None else Path(args.json).absolute()
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            raise SpecError(f"--json {args.json} can't be written: there is no such folder")
         script = Script(args.script, is_module=args.module)
     except RegplugError as error:
         print(f"regplug doctor: error: {error}", file=sys.stderr)
