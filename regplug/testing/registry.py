@@ -37,8 +37,6 @@ CHECKS = (
     "where",
     "every-batch",
     "adds",
-    "streams",
-    "reproducible",
     "strength",
     "clipping",
     "delivery",

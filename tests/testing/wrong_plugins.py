@@ -92,8 +92,6 @@ WRONG = {
     "where": IgnoresWhere,
     "every-batch": StoredGenerator,
     "adds": Assigns,
-    "streams": DrawsUnasked,
-    "reproducible": SharesGenerator,
     "strength": KeptAtInit,
     "clipping": partial(AlwaysInLoss, 0.01),
     "delivery": partial(HalfAtStep, 0.01),
