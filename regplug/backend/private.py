@@ -24,6 +24,8 @@ __all__ = [
     "children",
     "compiled_inside",
     "flattened",
+    "function_modes",
+    "gathered_weights",
     "in_transform",
     "is_any_autocast_enabled",
     "is_made",
@@ -49,7 +51,9 @@ _INNER, _COMPILED_CLASS = "_orig_mod", "OptimizedModule"
 _TRANSFORMS = "_C._are_functorch_transforms_active"
 _ANY_AUTOCAST = "_C._is_any_autocast_enabled"
 _VERSION = "_version"
+_FUNCTION_MODES = "overrides._get_current_function_mode_stack"
 _LEAF, _ACCUMULATES = "variable", "AccumulateGrad"
+_FSDP_STATE, _FSDP_GROUP, _GATHERED = "_get_fsdp_state", "_fsdp_param_group", "_unsharded_param"
 _CHILDREN, _PARAMETERS = "_modules", "_parameters"
 _NORMALIZATION = "nn.modules.batchnorm._NormBase"
 
@@ -235,6 +239,17 @@ def is_any_autocast_enabled(enabled: Callable[[], Iterable[str]]) -> Callable[[]
     return _found(_ANY_AUTOCAST) or (lambda: bool(enabled()))
 
 
+def function_modes() -> Sequence[object] | None:
+    """Return the modes that torch's functions are called under now, the innermost last.
+
+    Without torch's own answer: None, and whoever asks lets none of their own be on.
+    """
+    try:
+        return list(_getter(_FUNCTION_MODES)(torch)())
+    except AttributeError:
+        return None
+
+
 # --- modules -----------------------------------------------------------------------------------
 
 
@@ -259,6 +274,19 @@ def children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield from ((name, child) for name, child in table.items() if child is not None)
     else:
         yield from nn.Module.named_children(module)
+
+
+def gathered_weights(model: nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield what FSDP2 computes with, gathered, and the sharded parameter that it stands for.
+
+    Without the names: nothing, so that what is done with gathered weights is not seen.
+    """
+    for module in model.modules():
+        state = getattr(module, _FSDP_STATE, lambda: None)()
+        for held in getattr(getattr(state, _FSDP_GROUP, None), "fsdp_params", ()):
+            gathered, own = getattr(held, _GATHERED, None), getattr(held, "sharded_param", None)
+            if gathered is not None and own is not None:
+                yield gathered, own
 
 
 def put_parameter(module: nn.Module, name: str, tensor: torch.Tensor) -> None:

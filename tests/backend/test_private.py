@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 import regplug
 from regplug.backend import eager, names, precision, private, wrappers
-from regplug.command.run import search
 from regplug.errors import RegplugError, UnsupportedError
+from regplug.finding import search
 from regplug.selection import coverage, where
 from regplug.session.functional import refuse_transforms
 from regplug_builtins import Activity, _private
