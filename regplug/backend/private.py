@@ -21,19 +21,16 @@ from regplug.errors import UnsupportedError
 
 __all__ = [
     "PREFIXES",
-    "children",
     "compiled_inside",
     "flattened",
     "function_modes",
     "gathered_weights",
     "in_transform",
     "is_any_autocast_enabled",
-    "is_made",
     "leaf_of",
     "missing",
     "normalizations",
     "on_compile_start",
-    "put_parameter",
     "unflattened",
     "untraced",
     "version",
@@ -54,7 +51,6 @@ _VERSION = "_version"
 _FUNCTION_MODES = "overrides._get_current_function_mode_stack"
 _LEAF, _ACCUMULATES = "variable", "AccumulateGrad"
 _FSDP_STATE, _FSDP_GROUP, _GATHERED = "_get_fsdp_state", "_fsdp_param_group", "_unsharded_param"
-_CHILDREN, _PARAMETERS = "_modules", "_parameters"
 _NORMALIZATION = "nn.modules.batchnorm._NormBase"
 
 PREFIXES = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -253,29 +249,6 @@ def function_modes() -> Sequence[object] | None:
 # --- modules -----------------------------------------------------------------------------------
 
 
-def is_made(module: nn.Module) -> bool:
-    """Whether the ``__init__`` of ``nn.Module`` is through with ``module``."""
-    if _CHILDREN in vars(module):
-        return True
-    try:
-        next(nn.Module.named_children(module), None)
-    except AttributeError:
-        return False
-    return True
-
-
-def children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the children under each of their names.
-
-    Without the table: by the public method, which yields a child under its first name alone.
-    """
-    table = vars(module).get(_CHILDREN)
-    if table is not None:
-        yield from ((name, child) for name, child in table.items() if child is not None)
-    else:
-        yield from nn.Module.named_children(module)
-
-
 def gathered_weights(model: nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield what FSDP2 computes with, gathered, and the sharded parameter that it stands for.
 
@@ -287,25 +260,6 @@ def gathered_weights(model: nn.Module) -> Iterator[tuple[torch.Tensor, torch.Ten
             gathered, own = getattr(held, _GATHERED, None), getattr(held, "sharded_param", None)
             if gathered is not None and own is not None:
                 yield gathered, own
-
-
-def put_parameter(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    """Have ``tensor`` be a parameter of ``module``, though it may be no ``nn.Parameter``.
-
-    Raises:
-        UnsupportedError: it is none, and torch keeps parameters elsewhere by now.
-    """
-    table = vars(module).get(_PARAMETERS)
-    if table is not None:
-        table[name] = tensor
-    elif isinstance(tensor, nn.Parameter):
-        module.register_parameter(name, tensor)
-    else:
-        raise missing(
-            f"Module.{_PARAMETERS}",
-            "how to hold a plain tensor that an optimizer updates",
-            "make it an nn.Parameter",
-        )
 
 
 def normalizations() -> tuple[type[nn.Module], ...]:

@@ -103,6 +103,9 @@ WORDS_OF_TORCH = {
     ("testing.bench", "Dropout"): "a layer of the model that plugins are tried on",
     ("testing.training", "Dropout"): "another such layer",
     ("testing.randomness", "dropout"): "what such layers do",
+    ("testing.kinds", "dropout"): "an argument of recurrent layers",
+    ("testing.costs", "Dropout"): "another such layer",
+    ("testing.warming", "Dropout"): "another such layer",
 }
 
 CORE_MODULES = modules_of(CORE)
