@@ -11,7 +11,7 @@ from regplug.kernels.row_symbols import RowExpression
 from regplug.kernels.row_tables import RowRun
 from regplug.kernels.tables import Table
 
-__all__ = ["Backend", "Columns", "Run", "serving"]
+__all__ = ["Backend", "Columns", "Numba", "Run", "Triton", "serving"]
 
 Columns: TypeAlias = Sequence[Sequence[torch.Tensor]]
 
@@ -58,7 +58,9 @@ class Backend(Protocol):
         """Return the same for an expression of rows."""
 
 
-class _Numba(cpu.Numba):
+class Numba(cpu.Numba):
+    """Numba, for expressions of elements and of rows."""
+
     def row_kernel(
         self,
         expression: RowExpression,
@@ -70,7 +72,9 @@ class _Numba(cpu.Numba):
         return launching(expression, dtypes, scalars)
 
 
-class _Triton(cuda.Triton):
+class Triton(cuda.Triton):
+    """Triton, for expressions of elements and of rows."""
+
     def row_kernel(
         self,
         expression: RowExpression,
@@ -82,8 +86,8 @@ class _Triton(cuda.Triton):
         return launching(expression, dtypes, scalars)
 
 
-_NUMBA: Backend = _Numba()
-_TRITON: Backend = _Triton()
+_NUMBA: Backend = Numba()
+_TRITON: Backend = Triton()
 
 
 def serving(like: torch.Tensor, dtypes: Sequence[torch.dtype], kernels: str) -> Backend | None:

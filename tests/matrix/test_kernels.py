@@ -72,7 +72,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return kernel
 
-    for backend, name in product((cpu.Numba, cuda.Triton), ("kernel", "row_kernel")):
+    for backend, name in product((backends.Numba, backends.Triton), ("kernel", "row_kernel")):
         monkeypatch.setattr(backend, name, counting(getattr(backend, name)))
     return found
 
