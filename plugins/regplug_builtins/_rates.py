@@ -6,16 +6,16 @@ from typing import Any
 
 from torch import nn
 
-from regplug import Patterns, Plugin, SessionView, hookimpl, sessions
+from regplug import Patterns, Plugin, Scheduled, SessionView, hookimpl, sessions
 from regplug.errors import SelectionError, SpecError
 from regplug.schedules import Schedule
-from regplug.strengths import ByPattern, Setting
+from regplug.strengths import ByPattern, Setting, StrengthLike
 from regplug_builtins import _taken
 from regplug_builtins._copies import in_copies, not_scripted
 from regplug_builtins._rate import Rate
 from regplug_builtins._targets import Target, settled
 
-__all__ = ["ScheduledRates", "Target", "is_rate"]
+__all__ = ["Followed", "ScheduledRates", "Target", "is_rate"]
 
 
 def is_rate(value: object) -> bool:
@@ -25,6 +25,25 @@ def is_rate(value: object) -> bool:
     [True, False, False, False]
     """
     return isinstance(value, float | Rate) and 0 <= float(value) <= 1
+
+
+class Followed(Scheduled):
+    """A scheduled attribute that modules follow: set anew while attached, it reaches them at once.
+
+    Raises:
+        SpecError: as :class:`regplug.Scheduled`; or a constant is to become a schedule while it is
+            attached.
+    """
+
+    def __set__(self, instance: Plugin, value: StrengthLike) -> None:
+        assert isinstance(instance, ScheduledRates)
+        before = vars(instance).get(self.name)
+        super().__set__(instance, value)
+        try:
+            instance.follow()
+        except SpecError:
+            vars(instance)[self.name] = before
+            raise
 
 
 class ScheduledRates(Plugin):
@@ -178,6 +197,19 @@ class ScheduledRates(Plugin):
     def _set(self, step: int) -> None:
         for i, rate in enumerate(self._rates):
             rate.set(self._checked(step, i, self._targets[i]))
+
+    def follow(self) -> None:
+        """Set the modules that it is attached to, if to any, to the rates of now."""
+        if self._rates:
+            self._set(self._step)
+        elif self._targets and self.moving:
+            raise SpecError(
+                f"{self.name} is attached with a constant: detach() before it gets a schedule"
+            )
+        else:
+            values = [self._checked(self._step, i, t) for i, t in enumerate(self._targets)]
+            for value, target in zip(values, self._targets, strict=True):
+                _taken.take(target.module, target.attribute, value, target.own, self)
 
     @hookimpl
     def after_step(self, session: SessionView) -> None:

@@ -34,7 +34,7 @@ def compiles(subject: Subject) -> Iterable[Case]:
                 "a tensor, not in a Python attribute that the forward pass reads"
             )
 
-    setup = Setup(subject.source, subject.deliveries[0], changing)
+    setup = Setup(subject.source, subject.deliveries[0], {**subject.values, **changing})
     yield setup.regime, partial(run, setup)
 
 

@@ -14,7 +14,7 @@ from regplug.testing.subject import Failure, Skip, Subject, same
 __all__: list[str] = []
 
 
-@check("untouched")
+@check("untouched", after=("where",))
 def untouched(subject: Subject) -> Iterable[Case]:
     """Frozen, gradientless, foreign and unselected weights stay; a tied weight counts once."""
     for setup in subject.setups():
@@ -91,13 +91,28 @@ def _unselected(subject: Subject, setup: Setup) -> None:
 
 def _tied(subject: Subject, setup: Setup) -> None:
     if subject.bench.model is not Sample:
-        raise Skip("the model was given")
-    without = type(subject.bench)(partial(Sample, tied=False), subject.bench.batch)
-    once = Subject(subject.source, without)
+        raise Skip("the model is another than the exam's usual one")
+    if _hooked(subject, setup):
+        raise Skip("it watches modules, and one that is called twice is not two modules")
+    without = type(subject.bench)(
+        partial(Sample, tied=False), subject.bench.batch, subject.bench.loss
+    )
+    once = Subject(subject.source, without, subject.values)
     same(
         subject.rig(setup).run(3),
         once.rig(setup).run(3),
         "a weight with two names does not count once",
+    )
+
+
+def _hooked(subject: Subject, setup: Setup) -> bool:
+    """Tell whether it hooks one of the modules that hold the tied weight."""
+    rig, plain = subject.rig(setup), subject.rig(None)
+    return any(
+        len(hooks) != len(getattr(plain.model.get_submodule(name), kind))
+        for name in ("one", "two")
+        for kind, hooks in vars(rig.model.get_submodule(name)).items()
+        if kind.endswith("_hooks") and isinstance(hooks, dict) and "state_dict" not in kind
     )
 
 
