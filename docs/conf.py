@@ -6,6 +6,7 @@ torch's are, and Sphinx resolves each of them or fails.
 
 import importlib.metadata
 import re
+from pathlib import Path
 from typing import Any
 
 import regplug
@@ -50,6 +51,7 @@ html_title = "regplug"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_search_scorer = str(Path(__file__).with_name("static") / "scorer.js")
 copybutton_exclude = ".linenos, .gp"
 
 
@@ -62,7 +64,8 @@ SOURCE = next(
 
 def _out(app: Any, name: str, source: list[str]) -> None:
     """Let links that leave the folder, which work where the repository is read, lead there."""
-    source[0] = re.sub(r"\]\(\.\./(?!\.\.)", f"]({SOURCE}/blob/main/", source[0])
+    out = "../" * (name.count("/") + 1)
+    source[0] = source[0].replace(f"]({out}", f"]({SOURCE}/blob/main/")
 
 
 def _skip(app: Any, what: str, name: str, member: Any, skip: bool, options: Any) -> bool | None:

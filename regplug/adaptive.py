@@ -54,7 +54,7 @@ class Adaptive(Plugin):
     """
 
     adapts: ClassVar[tuple[str, ...]] = ("strength",)
-    """The attributes that move: scheduled ones (:class:`regplug.Scheduled`), or plain ones that
+    """The attributes that move, scheduled ones (:class:`regplug.Scheduled`) or plain ones that
     hold numbers, strings, None, tensors, and lists and dicts of them."""
 
     every: int = 1

@@ -70,14 +70,14 @@ class Penalty(Delivered):
     steps, as Adam and its like have. A separable one always does."""
 
     orientation: str | None = None
-    """``"rows"`` or ``"columns"`` for a formula of outputs, or inputs: a weight of any layer is
+    """``"rows"`` or ``"columns"`` for a formula of outputs, or inputs. A weight of any layer is
     then given with outputs first and inputs second, ``(out, in, …)``. By type of layer: transposed
     convolutions keep inputs first. With groups a row has the inputs of its group,
     ``(out, in/groups, …)``, and a column the outputs of its group, ``(out/groups, in, …)``. None
     for weights as they are kept. It is no matter for a separable penalty."""
 
     composition: str | None = None
-    """What :meth:`proximal` does, where it is known: proximal operators of several penalties, one
+    """What :meth:`proximal` does, where it is known. Proximal operators of several penalties, one
     after another, are that of their sum in one order at most, in which a session calls them.
     ``"threshold"``: magnitudes are reduced by step·c (l1). ``"groups"``: norms of groups are.
     ``"scale"``: weights are divided by 1 + step·c (l2). ``"threshold and scale"``: both (elastic

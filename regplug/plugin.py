@@ -150,7 +150,7 @@ class Plugin:
     that says it, for the hooks that it has: not for those that a subclass writes."""
 
     by_pattern: bool = False
-    """Whether strengths may be mappings of patterns: read in :meth:`regplug.Selective.by_part`."""
+    """Whether strengths may be mappings of patterns, as :meth:`regplug.Selective.by_part` reads."""
 
     stochastic: bool = False
     """Whether it draws at random. Then the exam compares distributed runs by their statistics."""
@@ -160,8 +160,8 @@ class Plugin:
     by whatever optimizer: as label smoothing does."""
 
     exam_model: Callable[[], Any] | None = None
-    """What returns a new model for the exam, for plugins that find nothing to act on in its own: a
-    function at the top of a module, as a ``staticmethod``, of a module from ``(N, 6)`` to
+    """What returns a new model for the exam, for plugins that find nothing to act on in its own. It
+    is a function at the top of a module, as a ``staticmethod``, of a module from ``(N, 6)`` to
     ``(N, 1)``. Whoever examines the plugin may give another."""
 
     _step: int = 0

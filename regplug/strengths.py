@@ -66,7 +66,7 @@ class per_layer:  # noqa: N801 - it reads as a function, as schedules do
 
 
 StrengthLike = ScheduleLike | per_layer | Mapping[str, ScheduleLike | per_layer]
-"""What a strength may be where one for each module is taken: a number, a schedule, or a mapping."""
+"""What a strength may be where one for each module is taken."""
 
 
 class Setting(NamedTuple):

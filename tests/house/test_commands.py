@@ -85,7 +85,7 @@ def make_target(target: str) -> None:
 def example(script: str, options: list[str]) -> None:
     """An example that another test runs (in its short form), with options that it has."""
     path = ROOT / script
-    assert script.startswith("examples/")
+    assert script.startswith(("examples/", "docs/pictures/"))
     assert f'"{path.name}"' in TESTS
     source = path.read_text(encoding="utf-8")
     assert all(f'"{option}"' in source for option in options if option.startswith("--"))
