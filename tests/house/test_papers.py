@@ -97,7 +97,7 @@ def test_picture_belongs_to_the_table_that_is_shown(script: str) -> None:
     assert path.stat().st_size < 200_000
     with Image.open(path) as picture:
         assert picture.text["Description"] == text.partition("\n\n")[0]
-    seconds = int(text.split()[-5])
+    (seconds,) = map(int, re.findall(r"^(\d+) seconds of one core\.$", text, re.MULTILINE))
     assert seconds < 600
 
 
@@ -191,3 +191,49 @@ def test_coupling_is_told_by_known_surfaces(scripts: dict[str, ModuleType]) -> N
 
 
 # --- what the page says ------------------------------------------------------------------------
+
+
+def test_page_on_grokking_says_what_the_table_says() -> None:
+    _, table = shown("grokking.py")
+    by_plugin = {row[0].strip("`"): row[1:] for row in table}
+    without, weak, middle, strong, excessive = by_plugin.values()
+    assert list(by_plugin)[0] == "weight_decay(0)"
+    assert without[1:3] == excessive[1:3] == ["never", "0 of 5"]
+    assert weak[2] == "3 of 5"
+    assert middle[2] == strong[2] == "5 of 5"
+    assert number(weak[1]) > number(middle[1]) > number(strong[1])
+    assert all(number(row[0]) <= 100 for row in by_plugin.values())
+    delays = [number(row[1]) / number(row[0]) for row in (weak, middle, strong)]
+    assert 16.5 <= min(delays) <= max(delays) <= 71.5
+
+
+def test_page_on_decoupling_says_what_the_table_says() -> None:
+    _, (_, l2, decay, torchs) = shown("decoupling.py")
+    assert abs(number(l2[2])) < 0.15 < abs(number(torchs[2])) < 0.5 < number(decay[2])
+    assert number(l2[4]) < number(torchs[4]) < number(decay[4])
+    assert number(l2[1]) <= min(number(decay[1]), number(torchs[1]))
+
+
+def test_page_on_early_dropout_says_what_the_table_says() -> None:
+    _, table = shown("early_dropout.py")
+    cells = {row[0].partition(":")[0]: row[1:] for row in table}
+    loss = {name: number(row[0]) for name, row in cells.items()}
+    assert loss["underfitting, early"] < 0.6 * loss["underfitting, none"]
+    assert loss["underfitting, standard"] > loss["underfitting, none"]
+    standard, early, late = (
+        number(cells[f"overfitting, {name}"][3]) for name in ("standard", "early", "late")
+    )
+    assert standard < late < -2 < early < -1
+
+
+def test_page_shows_the_plugins_that_are_run(scripts: dict[str, ModuleType]) -> None:
+    _, table = shown("grokking.py")
+    strengths = [f"`weight_decay({s:g})`" for s in scripts["grokking"].STRENGTHS]
+    assert [row[0] for row in table] == strengths
+    _, table = shown("early_dropout.py")
+    variants = [
+        f"{regime.name}, {name}: `{spec}`"
+        for regime in scripts["early_dropout"].REGIMES
+        for name, spec in regime.variants.items()
+    ]
+    assert [row[0] for row in table] == variants
