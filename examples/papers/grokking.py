@@ -123,17 +123,19 @@ def draw_picture(runs: dict[float, Run], steps: int) -> Figure:
         right.plot([strength] * len(firsts), firsts, "o", color=color, alpha=0.7)
     left.set(xscale="log", xlabel="step", ylabel="%, mean over seeds")
     left.set_title("Accuracy on training pairs (dotted) and on the others")
-    left.legend(loc="center left")
+    left.legend(loc="upper left", bbox_to_anchor=(0, 0.93))
     right.axhline(steps, color="#888888", ls="--", lw=1)
     right.text(0.02, steps, " the budget", va="bottom", transform=right.get_yaxis_transform())
     right.set(xscale="log", yscale="log", xlabel="strength λ", ylabel="step")
     right.set(xlim=(STRENGTHS[1] / 1.5, STRENGTHS[-1] * 1.5), ylim=(steps / 20, 2 * steps))
+    right.set_xticks(STRENGTHS[1:], [f"{strength:g}" for strength in STRENGTHS[1:]])
+    right.minorticks_off()
     right.set_title(f"First step with {GENERALIZED} % of the others")
     return figure
 
 
 def study(quick: bool) -> tuple[str, Figure]:
-    seeds, steps = (range(2), 200) if quick else (range(5), 6_000)
+    seeds, steps = (range(2), 50) if quick else (range(5), 6_000)
     bar = tqdm(STRENGTHS, leave=False)
     runs = {strength: train(strength, seeds, steps) for strength in bar}
     rows = []

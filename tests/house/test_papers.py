@@ -197,7 +197,7 @@ def test_page_on_grokking_says_what_the_table_says() -> None:
     _, table = shown("grokking.py")
     by_plugin = {row[0].strip("`"): row[1:] for row in table}
     without, weak, middle, strong, excessive = by_plugin.values()
-    assert list(by_plugin)[0] == "weight_decay(0)"
+    assert next(iter(by_plugin)) == "weight_decay(0)"
     assert without[1:3] == excessive[1:3] == ["never", "0 of 5"]
     assert weak[2] == "3 of 5"
     assert middle[2] == strong[2] == "5 of 5"
