@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from regplug import errors, schedules, sessions
+    from regplug.adaptive import Adaptive
     from regplug.backend import lent
     from regplug.backend.blocks import scratch
     from regplug.backend.captured import refuse_capture
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
     from regplug.backend.marks import is_hook
     from regplug.backend.precision import HALVES, widened
     from regplug.backend.shards import full, like, local, part
-    from regplug.backend.sums import Sum
+    from regplug.backend.sums import Sum, summed, total
     from regplug.delivery.terms import zeros
     from regplug.hookspecs import hookimpl, hookspec
+    from regplug.joint import JointPenalty
     from regplug.kernels.elementwise import Elementwise
     from regplug.kernels.iterated import iterated
     from regplug.kernels.rows import RowKernel
@@ -40,8 +42,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HALVES",
+    "Adaptive",
     "Coverage",
     "Elementwise",
+    "JointPenalty",
     "Layout",
     "Patterns",
     "Penalty",
@@ -70,6 +74,8 @@ __all__ = [
     "schedules",
     "scratch",
     "sessions",
+    "summed",
+    "total",
     "widened",
     "zeros",
 ]
@@ -80,8 +86,10 @@ __version__ = "0.1.0"
 # no session, and a command that lists what is installed needs neither.
 _HOMES = {
     "HALVES": "regplug.backend.precision",
+    "Adaptive": "regplug.adaptive",
     "Coverage": "regplug.selection.coverage",
     "Elementwise": "regplug.kernels.elementwise",
+    "JointPenalty": "regplug.joint",
     "Layout": "regplug.backend.layouts",
     "Patterns": "regplug.selection.patterns",
     "Penalty": "regplug.penalty",
@@ -105,6 +113,8 @@ _HOMES = {
     "local": "regplug.backend.shards",
     "part": "regplug.backend.shards",
     "scratch": "regplug.backend.blocks",
+    "summed": "regplug.backend.sums",
+    "total": "regplug.backend.sums",
     "widened": "regplug.backend.precision",
     "zeros": "regplug.delivery.terms",
 }

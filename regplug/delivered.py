@@ -4,18 +4,26 @@
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 
 from regplug.backend.copied import reduced_without
 from regplug.backend.groups import sign
-from regplug.backend.layouts import Layout
+from regplug.backend.marks import is_own
 from regplug.delivery import at_step, terms
 from regplug.delivery.executed import executed_by
+from regplug.delivery.parted import Parted
 from regplug.delivery.proximal import apply_elementwise_steps, apply_one_step
-from regplug.errors import RegplugError, SpecError, UnsupportedError
+from regplug.delivery.refused import (
+    refuse_apart,
+    refuse_elementwise_steps,
+    refuse_silent_loss,
+    refuse_sparse,
+    refuse_sparse_gradients,
+)
+from regplug.errors import SpecError
 from regplug.hookspecs import hookimpl
 from regplug.kernels.kernel import Kernel
 from regplug.kernels.pieces import NO_LAYOUTS
@@ -37,11 +45,13 @@ class Delivered(Selective):
 
     scaled_gradients = True
     reads_gradients = False
+    by_pattern = True
     _may_hand_over = False  # whether hands_over() is to be asked
 
     separable: bool
     orientation: str | None
     elementwise_steps: bool
+    composition: str | None
 
     strength = Scheduled()
 
@@ -50,6 +60,7 @@ class Delivered(Selective):
     _warned_of_rounding = False
     _switched = True  # whether a subclass says itself when it is active; known once attached
     _kernels = "auto"
+    _known_parts: Parted | None = None
 
     # --- what a formula gives -------------------------------------------------------------
 
@@ -112,7 +123,7 @@ class Delivered(Selective):
             others = ["on_gradients", "on_closure", "after_step"]
         else:  # "auto" has not settled, or it is to be seen whether the loss event ever fires
             others = ["after_step"]
-        return [event for event in others if not _is_own(self, event)]
+        return [event for event in others if not is_own(self, event, Delivered)]
 
     def waits_for_loss(self, session: SessionView) -> bool:
         """Return whether it is delivered in the loss, and not at strength 0."""
@@ -131,39 +142,17 @@ class Delivered(Selective):
         self._switched = type(self).active is not Delivered.active
         coverage = session.coverage(self._selection)
         self._settle_formula(coverage)
-        if coverage.apart:
-            self._settle_apart()
+        if coverage.apart:  # what is trained is not what the model computes with
+            if self._settled == "loss":
+                refuse_apart(self.name)
+            self._settled = self._settled or "step"
         if self._settled == "proximal":
             self._check_has_operator()
-            self._check_effective_step(session)
+            apart = not self.separable and not self.elementwise_steps
+            if session.update_rule().elementwise and apart:
+                refuse_elementwise_steps(self.name, session.optimizer)
             return
-        for entry in coverage:
-            if getattr(entry.module, "sparse", False) is True:
-                raise UnsupportedError(
-                    f"{self.name}: {entry.name} has sparse gradients ({type(entry.module).__name__}"
-                    "(sparse=True)), to which no dense gradient can be added: use sparse=False, "
-                    f"delivery='proximal', or exclude it with where=[…, '!{entry.name}']"
-                )
-
-    def _settle_apart(self) -> None:
-        """Leave the loss alone where what is trained is not what the model computes with."""
-        if self._settled == "loss":
-            raise UnsupportedError(
-                f"{self.name}: DeepSpeed's ZeRO trains weights apart from the model's, of which "
-                "each rank has a part, and no gradient of a loss reaches them but through its own "
-                "reduction: use delivery='step', which is λ exactly, clipping or not"
-            )
-        self._settled = self._settled or "step"
-
-    def _check_effective_step(self, session: SessionView) -> None:
-        rule = session.update_rule()
-        if rule.elementwise and not self.separable and not self.elementwise_steps:
-            raise UnsupportedError(
-                f"{self.name}: {type(session.optimizer).__name__} takes a step of its own for each "
-                "element, for which the proximal operator of a penalty that is not separable has "
-                "no closed form: use SGD, or delivery='step' (if it does act element by element, "
-                "say separable = True)"
-            )
+        refuse_sparse(self.name, coverage)
 
     @hookimpl
     def on_loss(self, session: SessionView) -> terms.Term | None:
@@ -179,8 +168,21 @@ class Delivered(Selective):
     def _term(self, session: SessionView, strength: float) -> terms.Term:
         """Return λ, with the sign that each group's objective gives it, and the coverage."""
         groups, coverage = session.groups, session.coverage(self._selection)
+        if self._mapped:
+            signs = tuple([sign(groups[i]) for i in coverage.by_group])
+            return terms.Term(
+                self._formula_kernel, coverage, signs, self._parted(session).shares(coverage)
+            )
         factors = tuple([strength * sign(groups[i]) for i in coverage.by_group])
         return terms.Term(self._formula_kernel, coverage, factors)
+
+    def _parted(self, session: SessionView) -> Parted:
+        """Return the parts of a penalty whose strengths are by pattern."""
+        kernel, strengths = self._formula_kernel, self.strengths_by_part(session)
+        known = self._known_parts
+        if known is None or (known.kernel, known.strengths) != (kernel, strengths):
+            self._known_parts = known = Parted(kernel, strengths, self._strength_now)
+        return known
 
     @hookimpl
     def on_gradients(self, session: SessionView) -> None:
@@ -190,8 +192,13 @@ class Delivered(Selective):
         if not (strength := self._strength_now()):
             return
         together: at_step.Together = {}
+        parted = self._parted(session) if self._mapped else None
         for update in session.updates(self._selection):
-            if self._may_hand_over and self.hands_over(session, update):
+            if self._may_hand_over and (
+                self.hands_over(session, update)
+                if parted is None
+                else parted.hands_over(update[1], partial(self.hands_over, session, update))
+            ):
                 continue
             index, weights, gradients = update
             first = weights[0]
@@ -203,21 +210,20 @@ class Delivered(Selective):
         if not together:
             return
         kernel = self._formula_kernel
-        scale = strength * session.gradient_scale
-        layouts = self._layouts(session) if kernel.orientation else NO_LAYOUTS
+        scale = session.gradient_scale
+        layouts = session.coverage(self._selection).layouts if kernel.orientation else NO_LAYOUTS
         for (direction, *_), (weights, gradients) in together.items():
-            factor = scale * direction
+            factor = strength * scale * direction
             if not self._warned_of_rounding:
                 self._warned_of_rounding = True
                 at_step.warn_of_rounding(kernel, gradients, weights, factor)
             try:
-                at_step.add_gradients(kernel, gradients, weights, factor, layouts)
+                if parted is None:
+                    at_step.add_gradients(kernel, gradients, weights, factor, layouts)
+                else:
+                    parted.add_gradients(gradients, weights, scale * direction, layouts)
             except RuntimeError as error:
-                if any(g.layout != torch.strided for g in gradients):
-                    raise UnsupportedError(
-                        f"{self.name}: a gradient is sparse, to which no dense gradient can be "
-                        "added: exclude that parameter, or use delivery='proximal'"
-                    ) from error
+                refuse_sparse_gradients(self.name, gradients, error)
                 raise
 
     def hands_over(self, session: SessionView, update: Update) -> bool:
@@ -237,18 +243,19 @@ class Delivered(Selective):
         if self._settled != "proximal" or not self.active:
             return
         kernel, rule, groups = self._formula_kernel, session.update_rule(), session.groups
-        layouts = self._layouts(session) if kernel.orientation else NO_LAYOUTS
+        layouts = session.coverage(self._selection).layouts if kernel.orientation else NO_LAYOUTS
+        parted = self._parted(session) if self._mapped else None
+        elementwise = rule.elementwise
+        states = session.stateful.state if elementwise else {}
         for index, weights, gradients in session.updates(self._selection):
             group = groups[index]
-            if rule.elementwise:
-                states = session.stateful.state
+            if parted is not None:
+                parted.apply_proximal(rule, group, states, weights, gradients, layouts)
+            elif elementwise:
                 apply_elementwise_steps(kernel, rule, group, states, weights, gradients, layouts)
             else:
                 step = rule.step(group, {}, gradients[0])
                 apply_one_step(kernel, weights, step, layouts)
-
-    def _layouts(self, session: SessionView) -> Mapping[torch.Tensor, Layout]:
-        return session.coverage(self._selection).layouts
 
     @hookimpl
     def on_metrics(self, session: SessionView) -> Mapping[str, Any]:
@@ -256,21 +263,22 @@ class Delivered(Selective):
         from regplug.selection.in_use import in_use  # not before somebody asks
 
         coverage = session.coverage(self._selection)
-        strengths = self.strengths()
-        used = in_use(coverage)
+        strengths, used = self.strengths(), in_use(coverage)
         # Companions belong to the parameters themselves.
         valued = coverage if self._formula_kernel.has_companions else used
-        value = terms.value(self._formula_kernel, valued, factor=strengths.get("strength", 1.0))
+        if self._mapped:
+            shares = self._parted(session).shares_in_use(coverage, valued)
+            value = terms.value(self._formula_kernel, valued, 1.0, shares)
+            strengths = {**strengths, **self.figures_by_part(session)}
+        else:
+            value = terms.value(self._formula_kernel, valued, strengths.get("strength", 1.0))
         return {"value": value, **strengths, "zeros": terms.zeros(used, self._kernels)}
 
     def _settle(self, session: SessionView) -> str:
         if self._settled is None:
             self._settled = "loss" if session.gradients_through_loss else "step"
         elif self._settled == "loss" and not session.gradients_through_loss:
-            raise RegplugError(
-                f"{self.name} has delivery='loss', but no gradient came through the loss event: "
-                "write `loss = session.loss(loss)` before `loss.backward()`, or use delivery='step'"
-            )
+            refuse_silent_loss(self.name)
         return self._settled
 
     def agreement(self, session: SessionView) -> Mapping[str, Any]:
@@ -291,9 +299,3 @@ class Delivered(Selective):
         """Return by what kernels, where a compiler serves; nothing where torch does it, as ever."""
         covered = session.coverage(self._selection).trainable
         return executed_by(self._formula_kernel, self._settled or "auto", covered)
-
-
-def _is_own(plugin: Delivered, event: str) -> bool:
-    """Whether ``plugin`` has a hook of its own for an event."""
-    hook = getattr(plugin, event)
-    return getattr(hook, "__func__", hook) is not getattr(Delivered, event)

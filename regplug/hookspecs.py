@@ -15,6 +15,7 @@ One step of a training loop, with each event in its place::
         │   the optimizer's own update
         └                                          # after_step     weights may be changed
                                                    # then session.steps goes up by one
+    session.note(val_loss=…)                       # on_note
     session.metrics()                              # on_metrics
     session.state_dict()                           # on_state
     session.load_state_dict(state)                 # on_load_state
@@ -146,6 +147,16 @@ def after_step(session: SessionView) -> None:
     with its gradients; ``p.grad`` may be None by now, where the update clears it.
     ``session.steps`` is not yet raised, so whatever is to hold in the next step is a schedule at
     ``session.steps + 1``. Nothing is returned.
+    """
+
+
+@hookspec
+def on_note(session: SessionView, values: "Mapping[str, Any]") -> None:
+    """Fires at each ``session.note(val_loss=…, …)``: the loop tells what it has measured.
+
+    Between steps, any number of times, with grad off. ``values`` is a mapping of what was noted
+    just now; tensors are detached. It is alike on all ranks that train one model together, which
+    the session compares. Strengths may be set, for the next step. Nothing is returned.
     """
 
 

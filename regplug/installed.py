@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
-__all__ = ["GROUP", "Offer", "distribution_of", "entry_name_of", "offers"]
+__all__ = ["FILES", "GROUP", "Offer", "distribution_of", "entry_name_of", "offers"]
 
 GROUP = "regplug"
 
@@ -113,6 +113,10 @@ def _read() -> tuple[Offer, ...]:
     return tuple(found[key] for key in sorted(found))
 
 
+FILES: dict[str, tuple[str, str]] = {}
+"""The files that specs named, by the module that each is here: its name, and a digest of it."""
+
+
 _entry_names: WeakKeyDictionary[type, str | None] = WeakKeyDictionary()
 
 
@@ -127,8 +131,11 @@ def distribution_of(cls: type) -> tuple[str, str]:
     """Return name and version of the distribution that offers ``cls``.
 
     A class that no entry point names belongs to the distribution of its top-level package, or to
-    none: then its module is returned, with an empty version.
+    none: then its module is returned, with an empty version. One of a single file belongs to
+    that, and its version is a digest, so that ranks and reports tell one state from another.
     """
+    if cls.__module__ in FILES:
+        return FILES[cls.__module__]
     for offer in offers():
         if offer.is_of(cls):
             return offer.distribution, offer.version

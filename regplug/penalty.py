@@ -4,10 +4,10 @@ A whole one:
 
 >>> import regplug, torch
 >>> class Smooth(regplug.Penalty):
-...     "λ·Σ log cosh(w)"
+...     "λ·Σ log(2·cosh w), in the form that does not overflow"
 ...     separable = True
 ...     def value(self, w):
-...         return w.cosh().log().sum()
+...         return torch.logaddexp(w, -w).sum()
 >>> model = torch.nn.Linear(3, 1)
 >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 >>> session = regplug.attach(model, optimizer, [Smooth(1e-3)])

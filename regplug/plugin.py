@@ -24,7 +24,8 @@ from typing import Any, overload
 from regplug.backend.marks import is_hook
 from regplug.errors import NeverSetError, PluginError, RegplugError, SpecError
 from regplug.installed import distribution_of, entry_name_of
-from regplug.schedules import Schedule, ScheduleLike, as_schedule, constant
+from regplug.schedules import Schedule, as_schedule, constant
+from regplug.strengths import ByPattern, StrengthLike, per_layer
 from regplug.values import checked
 from regplug.view import SessionView
 
@@ -42,7 +43,8 @@ __all__ = [
 class Scheduled:
     """An attribute that is set to a number or a schedule and read as its value now.
 
-    "Now" is the step that the session is in; before a plugin is attached it is step 0.
+    "Now" is the step that the session is in; before a plugin is attached it is step 0. With
+    :attr:`Plugin.by_pattern` it may be a mapping of patterns, too, and is read as the largest.
 
     Args:
         low: the smallest value allowed.
@@ -80,10 +82,24 @@ class Scheduled:
         schedule = instance.__dict__.get(self.name)
         if type(schedule) is constant:  # checked when it was set
             return schedule.value
+        if type(schedule) is ByPattern and schedule.instead is not None:
+            return schedule.instead  # type: ignore[no-any-return]
         return self.at(instance, instance._step)
 
-    def __set__(self, instance: "Plugin", value: ScheduleLike) -> None:
-        instance.__dict__[self.name] = as_schedule(value, self.name, low=self.low, high=self.high)
+    def __set__(self, instance: "Plugin", value: StrengthLike) -> None:
+        if isinstance(value, Mapping | per_layer):
+            if not instance.by_pattern:
+                raise SpecError(
+                    f"{instance.name}: {self.name} is one for all, and can't be given by pattern "
+                    f"(got {value!r}): attach the plugin once for each, with where= and a name="
+                )
+            found: Callable[[int], float] = ByPattern(value, self.name, self.low, self.high)
+        else:
+            found = as_schedule(value, self.name, low=self.low, high=self.high)
+        instance.__dict__[self.name] = found
+        if instance._mapped or type(found) is ByPattern:
+            instance._mapped = bool(instance.mappings)
+            instance.changed_patterns()
 
     def schedule(self, plugin: "Plugin") -> Callable[[int], float]:
         """Return the schedule behind the attribute of ``plugin``."""
@@ -133,10 +149,23 @@ class Plugin:
     comes later does, ``l2`` leaves its gradient to the optimizer. False is the word of the class
     that says it, for the hooks that it has: not for those that a subclass writes."""
 
+    by_pattern: bool = False
+    """Whether strengths may be mappings of patterns: read in :meth:`regplug.Selective.by_part`."""
+
     stochastic: bool = False
     """Whether it draws at random. Then the exam compares distributed runs by their statistics."""
 
+    shapes_loss: bool = False
+    """Whether it changes the loss of the loop itself, and so the gradients of all that is trained,
+    by whatever optimizer: as label smoothing does."""
+
+    exam_model: Callable[[], Any] | None = None
+    """What returns a new model for the exam, for plugins that find nothing to act on in its own: a
+    function at the top of a module, as a ``staticmethod``, of a module from ``(N, 6)`` to
+    ``(N, 1)``. Whoever examines the plugin may give another."""
+
     _step: int = 0
+    _mapped: bool = False  # whether there are mappings: asked in each event
     _name: str | None = None
     _session_name: str | None = None
 
@@ -219,6 +248,17 @@ class Plugin:
             if isinstance(attribute, Scheduled) and name in self.__dict__
         }
         return {name: getattr(self, name) for name in scheduled}
+
+    @property
+    def mappings(self) -> Mapping[str, ByPattern]:
+        """The scheduled attributes that are strengths by pattern."""
+        return {k: v for k, v in vars(self).items() if type(v) is ByPattern}
+
+    def settle_patterns(self, session: SessionView) -> None:
+        """Find out what strengths by pattern come to in a session's model."""
+
+    def changed_patterns(self) -> None:
+        """Take note that strengths by pattern were set, or are no more."""
 
     def notes(self, session: SessionView) -> Sequence[str]:
         """Return lines that ``session.describe()`` puts under the table."""

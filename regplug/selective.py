@@ -1,11 +1,15 @@
 """Plugins that act on selected parameters: :class:`Selective`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from regplug.plugin import Plugin
-from regplug.selection.where import Selection, Where
-from regplug.view import SessionView
+from regplug.backend.names import named_parameters
+from regplug.errors import NeverSetError
+from regplug.plugin import Plugin, Scheduled
+from regplug.selection.parts import Keys, Narrowing, Parts, Strengths
+from regplug.selection.where import Selection, Where, matches
+from regplug.view import SessionView, Update
 
 __all__ = ["Selective"]
 
@@ -18,6 +22,7 @@ class Selective(Plugin):
     """
 
     _selection = Selection()
+    _strengths: Strengths | None = None
 
     @property
     def where(self) -> Where:
@@ -26,7 +31,80 @@ class Selective(Plugin):
 
     @where.setter
     def where(self, where: Where) -> None:
-        self._selection = Selection(where)
+        self._selection = Selection(where, self._narrowing())
+
+    # --- strengths by pattern -------------------------------------------------------------
+
+    def changed_patterns(self) -> None:
+        """Cover what has a strength, and nothing else."""
+        self._selection = Selection(self.where, self._narrowing())
+
+    def _narrowing(self) -> Narrowing | None:
+        mappings = self.mappings
+        if not mappings:
+            return None
+        keys = {name: Keys(name, mapping.entries) for name, mapping in mappings.items()}
+        # Where it has no strength 0, as the bound of a constraint, what has none is left alone.
+        needed = [keys[name] for name in keys if _scheduled(self, name).off != 0]
+        try:
+            others = [name for name in self.strengths() if name not in keys]
+        except NeverSetError:  # it is being made, and asks again
+            others = []
+        enough = any(_scheduled(self, name).off == 0 for name in others)
+        return Narrowing(list(keys.values()), needed, enough=enough)
+
+    def strengths_by_part(self, session: SessionView) -> Strengths:
+        """Return the strengths of the parts of what is covered, where they are by pattern."""
+        coverage = session.coverage(self._selection)
+        if self._strengths is None or self._strengths.of is not coverage:
+            covered = [(e.named, e.parameter) for e in coverage if e.named is not None]
+            order = [named.name for named in named_parameters(session.model)]
+            mappings = self.mappings
+            parts = Parts(mappings, covered, order, matches)
+            self._strengths = Strengths(parts, mappings, partial(getattr, self), coverage)
+        return self._strengths
+
+    def settle_patterns(self, session: SessionView) -> None:
+        """Find out what strengths by pattern come to in a session's model.
+
+        Raises:
+            SpecError: a strength leaves its range in some layer.
+        """
+        if self._mapped:
+            self.strengths_by_part(session)
+
+    def by_part(self, session: SessionView) -> Iterator[Update]:
+        """Yield what takes part in this step, as ``session.updates`` does, part by part.
+
+        In the body of the loop each scheduled attribute is read as it is for those weights.
+        """
+        updates = session.updates(self._selection)
+        if not self._mapped:
+            yield from updates
+            return
+        strengths = self.strengths_by_part(session)
+        for index, weights, gradients in updates:
+            for part, rows in strengths.parts.rows(weights).items():
+                with strengths.at(part):
+                    yield index, [weights[row] for row in rows], [gradients[row] for row in rows]
+
+    def is_uniform(self, session: SessionView, weights: Sequence[Any]) -> bool:
+        """Return whether covered weights have the same strengths."""
+        return not self._mapped or len(self.strengths_by_part(session).parts.rows(weights)) < 2
+
+    def figures_by_part(self, session: SessionView) -> Mapping[str, float]:
+        """Return each strength by pattern under its name: ``strength/encoder.*``."""
+        if not self._mapped:
+            return {}
+        strengths = self.strengths_by_part(session)
+        found = {}
+        for part, labels in enumerate(strengths.parts.labels):
+            with strengths.at(part):
+                for name, label in labels.items():
+                    found[f"{name}/{label}"] = getattr(self, name)
+        return found
+
+    # --- what a session asks --------------------------------------------------------------
 
     def covers(self, session: SessionView) -> tuple[int, int] | None:
         """Return how many tensors and weights are covered."""
@@ -38,11 +116,19 @@ class Selective(Plugin):
         return session.coverage(self._selection).names
 
     def notes(self, session: SessionView) -> Sequence[str]:
-        """Return what is covered if it is little, and what is special about it."""
+        """Return what is covered if it is little, what is special, and strengths by pattern."""
         from regplug.selection.in_use import notes
 
-        return notes(session.coverage(self._selection))
+        by_part = [f"{name} {value:g}" for name, value in self.figures_by_part(session).items()]
+        found = notes(session.coverage(self._selection))
+        return [*found, "by pattern: " + ", ".join(by_part)] if by_part else found
 
     def agreement(self, session: SessionView) -> Mapping[str, Any]:
         """Return the settings, and what they come to in this model."""
         return {**super().agreement(session), "covers": self.covered(session)}
+
+
+def _scheduled(plugin: Plugin, name: str) -> Scheduled:
+    found = getattr(type(plugin), name)
+    assert isinstance(found, Scheduled)
+    return found

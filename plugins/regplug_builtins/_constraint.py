@@ -32,6 +32,7 @@ class Constraint(Selective):
     """
 
     reads_gradients = False
+    by_pattern = True
     separable = False
 
     orientation: str | None = None
@@ -67,7 +68,7 @@ class Constraint(Selective):
             )
             return
         layouts = session.coverage(self._selection).layouts if self.orientation else {}
-        for _, weights, _ in session.updates(self._selection):
+        for _, weights, _ in self.by_part(session):
             rows: Sequence[int] = range(len(weights))
             if self.orientation is not None:
                 kernel = self._row_kernel(self.orientation, session)
@@ -102,7 +103,8 @@ class Constraint(Selective):
     def on_metrics(self, session: SessionView) -> Mapping[str, Any]:
         """Return the bound, and the share of the covered weights that are exactly 0."""
         used = in_use.in_use(session.coverage(self._selection))
-        return {**self.strengths(), "zeros": zeros(used, session.kernels)}
+        by_part = self.figures_by_part(session)
+        return {**self.strengths(), **by_part, "zeros": zeros(used, session.kernels)}
 
     def notes(self, session: SessionView) -> Sequence[str]:
         """Return what is covered if it is little, what is special, and what executes it."""

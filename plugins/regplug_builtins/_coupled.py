@@ -10,15 +10,14 @@ from regplug import (
     HALVES,
     Coverage,
     Penalty,
-    Plugin,
     SessionView,
     called_by_a_graph,
     hookimpl,
-    is_hook,
     lent,
     sessions,
 )
 from regplug.schedules import constant
+from regplug_builtins._left import hears, taking
 
 __all__ = ["Coupled"]
 
@@ -129,7 +128,7 @@ class Coupled(Penalty):
         self._left = tuple(
             index
             for index, covered in coverage.by_group.items()
-            if _may_be_left(session.groups[index], covered)
+            if _may_be_left(session.groups[index], covered) and self.is_uniform(session, covered)
         )
         self._may_hand_over = bool(self._left)
 
@@ -154,10 +153,10 @@ class Coupled(Penalty):
         # Adadelta's proximal step is computed from the gradient.
         adadelta = type(session.optimizer) is torch.optim.Adadelta
         return (
-            any(_hears(plugin, "before_step") for plugin in [*others, *after])
+            any(hears(plugin, "before_step") for plugin in [*others, *after])
             or any(plugin.sees_gradients("on_gradients") for plugin in later)
             or any(
-                plugin.sees_gradients("after_step") or (adadelta and _hears(plugin, "after_step"))
+                plugin.sees_gradients("after_step") or (adadelta and hears(plugin, "after_step"))
                 for plugin in [*others, *beside]
             )
         )
@@ -183,8 +182,8 @@ class Coupled(Penalty):
 
 def _may_be_left(group: Mapping[str, Any], covered: Sequence[torch.Tensor]) -> bool:
     """Whether a group is covered whole, but for what is frozen, and its decay is a plain number."""
-    trainable, taking = (sum(p.requires_grad for p in each) for each in (group["params"], covered))
-    return taking == trainable and not (
+    trainable, own = (sum(p.requires_grad for p in each) for each in (group["params"], covered))
+    return own == trainable and not (
         group.get("decoupled_weight_decay") or group.get("differentiable")
     )
 
@@ -195,13 +194,8 @@ def _would_add(
     """Whether the update would add just this to just these gradients."""
     if not isinstance(group.get("weight_decay"), int | float):
         return False  # a tensor, which is on a device
-    if len(weights) != len(group["params"]):
-        # What is frozen with a gradient left is updated too.
-        taking = sum(p.grad is not None for p in group["params"])
-        if taking != len(weights):
-            return False
+    # What is frozen with a gradient left is updated too.
+    count = len(weights)
+    if count != len(group["params"]) and count != taking(group):
+        return False
     return set(map(_layout, gradients)) == _STRIDED
-
-
-def _hears(plugin: Plugin, event: str) -> bool:
-    return is_hook(getattr(plugin, event, None))

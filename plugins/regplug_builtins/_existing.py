@@ -1,10 +1,10 @@
 """What to do where the optimizer itself decays the weights that ``weight_decay`` is to decay."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from regplug import Plugin, lent
+from regplug import Plugin, SessionView, lent
 from regplug.errors import SpecError
 
 __all__ = ["EXISTING", "Existing", "Group"]
@@ -22,6 +22,7 @@ class Existing:
 
     Attributes:
         taken: the groups whose decay is replaced.
+        first: whether :meth:`step` has still to look.
     """
 
     def __init__(self, mode: str) -> None:
@@ -30,6 +31,44 @@ class Existing:
         self.mode = mode
         self.taken: list[Group] = []
         self._warned = False
+        self.first = False
+        self._undo: list[Callable[[], None]] = []
+
+    def attach(self, session: SessionView, take_over: Callable[[SessionView], None]) -> None:
+        """Stay right where the optimizer's state is saved, and where one is loaded.
+
+        Args:
+            session: whose optimizer it is.
+            take_over: begins anew: loading replaces the groups, and brings the old values back.
+        """
+        optimizer = session.optimizer
+        if optimizer is not None and self.mode != "add":
+            self.first = True
+            self._undo += [
+                lent.keep_in_states(optimizer),
+                optimizer.register_load_state_dict_post_hook(
+                    lambda optimizer: take_over(session)
+                ).remove,
+            ]
+
+    def step(self, session: SessionView) -> None:
+        """Look at the first step for what has been put around the optimizer by then."""
+        if self.first and session.optimizer is not None:
+            self.first = False
+            self._undo += map(lent.keep_in_states, lent.around(session.optimizer))
+
+    def detach(self) -> None:
+        """Undo it, and give the optimizer its own decay back."""
+        while self._undo:
+            self._undo[-1]()
+            self._undo.pop()
+        self.first = False
+        self.give_back()
+
+    def said(self) -> str:
+        """Return what is replaced, to be added to where a plugin acts."""
+        took = {f"{lent.own(group['weight_decay']):g}" for group in self.taken}
+        return f", replacing {', '.join(sorted(took))}" if took else ""
 
     def begin(
         self, groups: list[Group], covered: Iterable[int], plugin: Plugin, optimizer: object
@@ -67,6 +106,8 @@ class Existing:
         Raises:
             SpecError: the optimizer decays by now, and ``mode`` is ``"error"``.
         """
+        if self.mode == "add":
+            return
         for index in covered:
             value = groups[index].get("weight_decay")
             if not value or type(value) is lent.Lent:

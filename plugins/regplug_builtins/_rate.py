@@ -55,7 +55,7 @@ class Rate(Tensor):
             UnsupportedError: a CUDA graph is being captured, in which it would stay what it is.
         """
         refuse_capture(
-            "the dropout rate of this step, whatever its schedule says",
+            "the rate of this step, whatever its schedule says",
             "attach a constant rate, or detach() the session before the capture",
         )
         return self._value

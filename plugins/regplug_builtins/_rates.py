@@ -2,29 +2,20 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from regplug import Patterns, Plugin, SessionView, hookimpl, sessions
+from regplug import Patterns, Plugin, Scheduled, SessionView, hookimpl, sessions
 from regplug.errors import SelectionError, SpecError
 from regplug.schedules import Schedule
+from regplug.strengths import ByPattern, Setting, StrengthLike
 from regplug_builtins import _taken
 from regplug_builtins._copies import in_copies, not_scripted
 from regplug_builtins._rate import Rate
+from regplug_builtins._targets import Target, settled
 
-__all__ = ["ScheduledRates", "Target", "is_rate"]
-
-
-@dataclass
-class Target:
-    """One rate: an attribute of a module, with the value that it had."""
-
-    module: nn.Module
-    attribute: str
-    name: str
-    own: float
+__all__ = ["Followed", "ScheduledRates", "Target", "is_rate"]
 
 
 def is_rate(value: object) -> bool:
@@ -36,6 +27,25 @@ def is_rate(value: object) -> bool:
     return isinstance(value, float | Rate) and 0 <= float(value) <= 1
 
 
+class Followed(Scheduled):
+    """A scheduled attribute that modules follow: set anew while attached, it reaches them at once.
+
+    Raises:
+        SpecError: as :class:`regplug.Scheduled`; or a constant is to become a schedule while it is
+            attached.
+    """
+
+    def __set__(self, instance: Plugin, value: StrengthLike) -> None:
+        assert isinstance(instance, ScheduledRates)
+        before = vars(instance).get(self.name)
+        super().__set__(instance, value)
+        try:
+            instance.follow()
+        except SpecError:
+            vars(instance)[self.name] = before
+            raise
+
+
 class ScheduledRates(Plugin):
     """Base of the plugins that set probabilities of modules at each step.
 
@@ -44,12 +54,14 @@ class ScheduledRates(Plugin):
 
     changes_weights = False
     reads_gradients = False
+    by_pattern = True
     kind = "rate"
     """What is found, for messages."""
 
     where: list[str]
     _targets: Sequence[Target] = ()
     _rates: Sequence[Rate] = ()
+    _settings: Sequence[Setting | None] = ()  # of each target, where rates are by pattern
     _undo: Sequence[Callable[[], None]] = ()
 
     def find(self, model: nn.Module) -> Iterator[Target]:
@@ -79,7 +91,9 @@ class ScheduledRates(Plugin):
     def moving(self) -> bool:
         """Whether the rates ever change. If not, plain floats serve."""
         return not all(
-            isinstance(schedule, Schedule) and len(set(schedule.bounds())) == 1
+            schedule.constant
+            if isinstance(schedule, ByPattern)
+            else isinstance(schedule, Schedule) and len(set(schedule.bounds())) == 1
             for schedule in self.schedules()
         )
 
@@ -90,6 +104,8 @@ class ScheduledRates(Plugin):
         patterns = Patterns(self.where)
         matched = [t for t in found if patterns.takes(t.name, t.name.rpartition(".")[0])]
         targets = [target for target in matched if not self.leaves(session, target)]
+        if mappings := self.mappings:
+            targets, self._settings = settled(self, mappings, self.kind, found, targets)
         if not targets:
             have = ", ".join(target.name for target in found[:6]) or "none at all"
             but = f" but {matched[0].name}, which another plugin is there for" if matched else ""
@@ -116,7 +132,9 @@ class ScheduledRates(Plugin):
             # Equal rates that move together are one input of a compiled graph, not dozens.
             shared: dict[object, Rate] = {}
             self._rates = [
-                shared.setdefault(self.together(i, target), Rate(value))
+                shared.setdefault(
+                    (self.together(i, target), *self._settings[i : i + 1]), Rate(value)
+                )
                 for i, (target, value) in enumerate(zip(targets, values, strict=True))
             ]
             self._keep_to_the_session(targets)
@@ -154,14 +172,44 @@ class ScheduledRates(Plugin):
         return index
 
     def _checked(self, step: int, index: int, target: Target) -> float:
-        rate = self.rate_at(step, index, target)
+        (mapping,) = self.mappings.values() or (None,)
+        if mapping is not None:
+            mapping.now = self._settings[index]
+        try:
+            rate = self.rate_at(step, index, target)
+        finally:
+            if mapping is not None:
+                mapping.now = None
         if not 0 <= rate <= 1:
             raise SpecError(f"{self.name}: {target.name} would get rate {rate:g} at step {step}")
         return rate
 
+    def figures_by_pattern(self) -> dict[str, float]:
+        """Return each rate by pattern under its name: ``rate/encoder.*``."""
+        found = {}
+        for name, mapping in self.mappings.items():
+            for text in mapping.entries:
+                mapping.now = Setting(text)
+                found[f"{name}/{text}"] = getattr(self, name)
+                mapping.now = None
+        return found
+
     def _set(self, step: int) -> None:
         for i, rate in enumerate(self._rates):
             rate.set(self._checked(step, i, self._targets[i]))
+
+    def follow(self) -> None:
+        """Set the modules that it is attached to, if to any, to the rates of now."""
+        if self._rates:
+            self._set(self._step)
+        elif self._targets and self.moving:
+            raise SpecError(
+                f"{self.name} is attached with a constant: detach() before it gets a schedule"
+            )
+        else:
+            values = [self._checked(self._step, i, t) for i, t in enumerate(self._targets)]
+            for value, target in zip(values, self._targets, strict=True):
+                _taken.take(target.module, target.attribute, value, target.own, self)
 
     @hookimpl
     def after_step(self, session: SessionView) -> None:
@@ -180,7 +228,7 @@ class ScheduledRates(Plugin):
             _taken.give_back(target.module, target.attribute, self)
         for undo in self._undo:
             undo()
-        self._targets, self._rates, self._undo = (), (), ()
+        self._targets, self._rates, self._settings, self._undo = (), (), (), ()
 
     def covers(self, session: SessionView) -> None:
         """Rates are of modules, not of weights."""
@@ -213,6 +261,9 @@ class ScheduledRates(Plugin):
         if self._targets:
             names = (f"{target.name} (own {target.own:g})" for target in self._targets)
             lines.append("sets " + ", ".join(names))
+        if by_pattern := self.figures_by_pattern():
+            each = (f"{name} {value:g}" for name, value in by_pattern.items())
+            lines.append("by pattern: " + ", ".join(each))
         if without := self._without_effect(self._targets):
             lines.append(f"without effect: {without}")
         if self._rates:

@@ -1,4 +1,4 @@
-"""Torch's dropouts written with the rate as a tensor, for graphs that are traced.
+"""Torch's functions of a rate written with it as a tensor, for graphs that are traced.
 
 Torch's own ask a tensor for its number, which breaks the graph.
 """
@@ -100,6 +100,22 @@ def _attention(
     return _dropout(torch.softmax(scores, -1), dropout_p) @ value
 
 
+def _cross_entropy(
+    input: Tensor, target: Tensor, *arguments: Any, label_smoothing: Any = 0.0, **options: Any
+) -> Tensor:
+    """Return the loss, which is a straight line in the smoothing, from its two ends."""
+    if len(arguments) > _BEFORE_SMOOTHING:
+        *arguments, label_smoothing = arguments  # type: ignore[assignment]
+    loss: Callable[..., Tensor] = F.cross_entropy
+    plain = loss(input, target, *arguments, label_smoothing=0.0, **options)
+    smooth = loss(input, target, *arguments, label_smoothing=1.0, **options)
+    # Without smoothing a class may be impossible, of which 0·∞ would be no number.
+    added = torch.where(label_smoothing > 0, label_smoothing * (smooth - plain), 0.0)
+    return plain + added.to(plain.dtype)
+
+
+_BEFORE_SMOOTHING = 5  # of torch's arguments: weight, size_average, ignore_index, reduce, reduction
+
 TRACED: dict[Any, Callable[..., Any]] = {
     F.dropout: _dropout,
     F.dropout1d: _dropout1d,
@@ -108,5 +124,6 @@ TRACED: dict[Any, Callable[..., Any]] = {
     F.alpha_dropout: _alpha_dropout,
     F.feature_alpha_dropout: _feature_alpha_dropout,
     F.scaled_dot_product_attention: _attention,
+    F.cross_entropy: _cross_entropy,
 }
 """What to call in the place of which function."""

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
-from regplug import Patterns, Scheduled, SessionView, hookimpl
+from regplug import Patterns, SessionView, hookimpl
 from regplug.errors import SpecError
 from regplug.schedules import ScheduleLike
-from regplug_builtins._rates import ScheduledRates, Target, is_rate
+from regplug_builtins._rates import Followed, ScheduledRates, Target, is_rate
 
 __all__ = ["DropPath", "is_stochastic_depth"]
 
@@ -69,7 +69,7 @@ class DropPath(ScheduledRates):
     """
 
     kind = "stochastic-depth rate"
-    rate = Scheduled(low=0.0, high=1.0)
+    rate = Followed(low=0.0, high=1.0)
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class DropPath(ScheduledRates):
     @hookimpl
     def on_metrics(self, session: SessionView) -> Mapping[str, float]:
         """Return the rate of the deepest block."""
-        return {"rate": self.rate}
+        return {"rate": self.rate, **self.figures_by_pattern()}
 
 
 def is_stochastic_depth(module: nn.Module) -> bool:

@@ -6,11 +6,11 @@ from contextlib import suppress
 
 from torch import nn
 
-from regplug import Patterns, Scheduled, SessionView, hookimpl
+from regplug import Patterns, SessionView, hookimpl
 from regplug.errors import SpecError
 from regplug.schedules import Schedule, ScheduleLike
 from regplug_builtins._private import is_dropout
-from regplug_builtins._rates import ScheduledRates, Target, is_rate
+from regplug_builtins._rates import Followed, ScheduledRates, Target, is_rate
 from regplug_builtins.drop_path import DropPath, is_stochastic_depth
 
 __all__ = ["Dropout"]
@@ -82,8 +82,8 @@ class Dropout(ScheduledRates):
     """
 
     kind = "dropout rate"
-    rate = Scheduled(low=0.0, high=1.0)
-    factor = Scheduled()
+    rate = Followed(low=0.0, high=1.0)
+    factor = Followed()
 
     def __init__(
         self,
@@ -157,9 +157,10 @@ class Dropout(ScheduledRates):
     def on_metrics(self, session: SessionView) -> Mapping[str, float]:
         """Return the rate, or with ``relative`` the mean rate of the modules."""
         if not self.relative:
-            return {"rate": self.rate}
+            return {"rate": self.rate, **self.figures_by_pattern()}
         mean = sum(target.own for target in self._targets) / max(len(self._targets), 1)
-        return {"rate": self.factor * mean, "factor": self.factor}
+        by_pattern = self.figures_by_pattern()
+        return {"rate": self.factor * mean, "factor": self.factor, **by_pattern}
 
 
 def _attributes(module: nn.Module) -> Iterator[str]:

@@ -47,6 +47,7 @@ class GradientNoise(Selective):
     scaled_gradients = True
     reads_gradients = False
     stochastic = True
+    by_pattern = True
     eta = Scheduled()
 
     def __init__(
@@ -88,6 +89,10 @@ class GradientNoise(Selective):
             gradient = entry.parameter.grad
             if gradient is None:
                 continue
+            if self._mapped:
+                strengths = self.strengths_by_part(session)
+                with strengths.at(strengths.parts.number(entry.parameter)):
+                    scale = self.deviation * session.gradient_scale
             noise = self._noise(entry.name, session.steps, entry.parameter)
             local_gradient = local(gradient)
             local_gradient.add_(part(noise, entry.parameter).to(local_gradient.dtype), alpha=scale)
@@ -102,4 +107,5 @@ class GradientNoise(Selective):
     @hookimpl
     def on_metrics(self, session: SessionView) -> Mapping[str, float]:
         """Return η and σ now."""
-        return {"eta": self.eta, "deviation": self.deviation}
+        by_part = self.figures_by_part(session)
+        return {"eta": self.eta, **by_part, "deviation": self.deviation}

@@ -1,7 +1,6 @@
-"""Decoupled weight decay, w ← (1 − lr·λ)·w."""
+"""Decoupled weight decay, w ← (1 − lr·λ)·w, in each of its conventions."""
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,19 +10,19 @@ from regplug import (
     HALVES,
     Coverage,
     Elementwise,
-    Plugin,
     Scheduled,
     Selective,
     SessionView,
     called_by_a_graph,
     hookimpl,
-    is_hook,
     lent,
     local,
     sessions,
 )
 from regplug.schedules import ScheduleLike, constant
 from regplug_builtins._existing import Existing
+from regplug_builtins._left import hears, taking
+from regplug_builtins._scale import Scale, rounds_away
 
 __all__ = ["WeightDecay"]
 
@@ -37,10 +36,19 @@ class WeightDecay(Selective):
     This is AdamW's meaning, and bit-equal to AdamW when attached to Adam: the decay is scaled by
     the parameter group's learning rate as it is at that step, and does not pass through momentum
     or second moments. For the coupled meaning, an addition to the gradient, use ``l2``:
-    ``l2(λ)`` equals ``weight_decay=2λ`` of SGD.
+    ``l2(λ)`` equals ``weight_decay=2λ`` of SGD. Other conventions are a matter of ``scale``;
+    ``session.describe()`` says what λ comes to in each.
 
     Args:
-        strength: λ, a finite number ≥ 0 or a schedule of the step count; AdamW's default is 0.01.
+        strength: λ, a finite number ≥ 0, a schedule of the step count, or a mapping of patterns to
+            these; AdamW's default is 0.01.
+        scale: what λ is multiplied by at each step: ``"lr"``, as torch's AdamW; ``"schedule"``,
+            lr/lr₀, as Composer's DecoupledAdamW, so that λ is the share that is lost in a step at
+            the initial lr; ``"none"``, nothing: λ is that share at every step; ``"lr_squared"``,
+            lr²/lr_max, as AdamC and timm's ``corrected_weight_decay``.
+        reference_lr: lr₀ or lr_max. By default each group's own, taken when it is attached and
+            saved with the session: its ``initial_lr`` (for lr_max its ``max_lr``, if it has one),
+            which torch's schedulers set, else its lr.
         where: the parameters, by default ``"weights"``, which spares biases and norms.
         existing: what to do where the optimizer itself decays a covered parameter (AdamW decays
             by 0.01 unless told otherwise): ``"error"``; ``"replace"``, which sets the
@@ -54,14 +62,17 @@ class WeightDecay(Selective):
         name: the key of its metrics.
 
     Raises:
-        SpecError: ``strength`` is negative or not finite, ``existing`` is none of these, or the
-            optimizer decays already; at a step, if it has begun to since.
+        SpecError: ``strength`` is negative or not finite, ``existing`` or ``scale`` is none of
+            these, or the optimizer decays already; at a step, if it has begun to since.
         SelectionError: ``where`` is no selection, or covers nothing.
         RegplugError: the learning rate of a hand-written update is not known.
 
     References:
         Ilya Loshchilov, Frank Hutter, "Decoupled Weight Decay Regularization", 2019,
         https://arxiv.org/abs/1711.05101.
+        Aaron Defazio, "Why Gradients Rapidly Increase Near the End of Training", 2025,
+        https://arxiv.org/abs/2506.02285 (AdamC).
+        Composer, ``DecoupledAdamW``, https://github.com/mosaicml/composer.
         Lizhang Chen et al., "Cautious Weight Decay", 2025, https://arxiv.org/abs/2510.12402.
 
     >>> import regplug, torch
@@ -76,18 +87,24 @@ class WeightDecay(Selective):
     """
 
     reads_gradients = False
+    by_pattern = True
     strength = Scheduled()
 
     def __init__(
         self,
         strength: ScheduleLike,
         *,
+        scale: str = "lr",
+        reference_lr: float | None = None,
         where: object = "weights",
         existing: str = "error",
         cautious: bool = False,
         name: str | None = None,
     ) -> None:
         self._own = Existing(existing)
+        self._scale = Scale(scale, reference_lr)
+        self._references = self._scale.known
+        self.scale, self.reference_lr = scale, reference_lr
         self.strength = strength
         self.where = where  # type: ignore[assignment]
         self.existing = existing
@@ -99,25 +116,16 @@ class WeightDecay(Selective):
         self._handed: list[int] = []
         self._lent: list[lent.Loan] = []
         self._loans: dict[int, lent.Loan] = {}
-        self._undo: list[Callable[[], None]] = []
         self._sessions = -1
-        self._coarse = self._first = False
+        self._coarse = False
 
     @hookimpl
     def on_attach(self, session: SessionView) -> None:
         """Check what the optimizer decays by itself, and take it over if asked to."""
         self._run = None
+        self._scale.begin(session)
         self._take_over(session)
-        optimizer = session.optimizer
-        if optimizer is not None and self.existing != "add":
-            self._first = True
-            self._undo = [
-                lent.keep_in_states(optimizer),
-                # Loading an optimizer's state replaces its groups, and brings the old values back.
-                optimizer.register_load_state_dict_post_hook(
-                    lambda optimizer: self._take_over(session)
-                ).remove,
-            ]
+        self._own.attach(session, self._take_over)
 
     def _take_over(self, session: SessionView) -> None:
         self._checked = coverage = session.coverage(self._selection)
@@ -129,15 +137,15 @@ class WeightDecay(Selective):
         """Find the groups that the optimizer's own update is to decay."""
         self._sessions = sessions.changes()
         self._handed = []
-        optimizer = session.optimizer
-        if optimizer is None or self.existing == "add" or self.cautious or not session.handover:
+        optimizer, other = session.optimizer, self.cautious or self.scale != "lr"
+        if optimizer is None or self.existing == "add" or other or not session.handover:
             return
         # Whoever looks at the weights after this plugin is to see decayed ones: others that act
         # before the step, and sessions that were attached later, whose every event comes later.
         after = (p for other in sessions.after(session) for p in other.plugins)
         others = (p for p in session.plugins if p is not self)
-        if any(_hears(p, "on_gradients", "before_step") for p in after) or any(
-            _hears(p, "before_step") for p in others
+        if any(hears(p, "on_gradients", "before_step") for p in after) or any(
+            hears(p, "before_step") for p in others
         ):
             return
         by_group = session.coverage(self._selection).by_group
@@ -149,7 +157,8 @@ class WeightDecay(Selective):
         exact = type(session.optimizer) is torch.optim.AdamW or (
             type(session.optimizer) in _DECOUPLED and group.get("decoupled_weight_decay", False)
         )
-        whole = len(coverage.by_group[index]) == len(group["params"])
+        covered = coverage.by_group[index]
+        whole = len(covered) == len(group["params"]) and self.is_uniform(session, covered)
         return exact and whole and all(p.requires_grad for p in group["params"])
 
     @hookimpl
@@ -174,13 +183,10 @@ class WeightDecay(Selective):
     @hookimpl
     def on_detach(self, session: SessionView) -> None:
         """Give the optimizer its own weight_decay back."""
-        while self._undo:
-            self._undo[-1]()
-            self._undo.pop()
         self._take_back()
         self._handed, self._before, self._loans = [], [], {}
-        self._own.give_back()
-        self._checked, self._first = None, False
+        self._own.detach()
+        self._checked = None
 
     @hookimpl
     def before_step(self, session: SessionView) -> None:
@@ -191,35 +197,45 @@ class WeightDecay(Selective):
         coverage = session.coverage(self._selection)
         if coverage is not self._checked:
             self._take_over(session)
-        elif self.existing != "add":
+        else:
             self._own.go_on(session.groups, coverage.by_group, self, session.optimizer)
-        if self._first and session.optimizer is not None:
-            self._first = False
-            self._undo += map(lent.keep_in_states, lent.around(session.optimizer))
-        strength = self.strength
-        if strength == 0:
+        if self._own.first:
+            self._own.step(session)
+        if (strength := self.strength) == 0:
             return
         if self._sessions != sessions.changes():
             self._hand_over(session)
-        for index, weights, _ in session.updates(self._selection):
-            lr = session.learning_rate(index)
+        together: list[torch.Tensor] = []
+        shares: list[float] = []
+        mapped, plain = self._mapped, self.scale == "lr"
+        updates = self.by_part(session) if mapped else session.updates(self._selection)
+        for index, weights, _ in updates:
+            if mapped and (strength := self.strength) == 0:
+                continue
+            lr = session.learning_rate(index) if plain else 1.0
+            decay = lr * strength if plain else self._scale.of(session, index, strength)
             if self._coarse:
-                self._warn_of_rounding(weights, float(lr) * strength)
+                self._coarse = not rounds_away(self.name, weights, float(decay))  # once is enough
             if index in self._handed and self._lends(session, index, weights, strength):
                 continue
             parts = [local(w) for w in weights]
             if self.cautious:
-                self._before.append((parts, [w.clone() for w in parts], lr * strength))
-                continue
-            # The expression of torch's AdamW, to the bit; a tensor lr stays on its device.
-            torch._foreach_mul_(parts, 1 - lr * strength)
+                self._before.append((parts, [w.clone() for w in parts], decay))
+            elif mapped and isinstance(decay, float):
+                together += parts
+                shares += [1 - decay] * len(parts)
+            else:
+                # The expression of torch's AdamW, to the bit; a tensor lr stays on its device.
+                torch._foreach_mul_(parts, 1 - decay)
+        if together:
+            torch._foreach_mul_(together, shares)
 
     def _lends(
         self, session: SessionView, index: int, weights: Sequence[torch.Tensor], by: float
     ) -> bool:
         """Have the optimizer decay the group by ``by`` in its update, if it can."""
         group = session.groups[index]
-        if len(weights) != _with_gradient(group):
+        if len(weights) != taking(group):
             return False
         # A compiled update would be compiled anew for each number of this kind.
         if called_by_a_graph() and type(type(self).strength.schedule(self)) is not constant:
@@ -231,17 +247,6 @@ class WeightDecay(Selective):
         self._lent.append(loan)
         return True
 
-    def _warn_of_rounding(self, weights: Sequence[torch.Tensor], decay: float) -> None:
-        for dtype in {w.dtype for w in weights} & HALVES:
-            # Neighbours of w are at least eps/2·|w| apart: what is below half of that is lost.
-            if 0 < decay < torch.finfo(dtype).eps / 4:
-                warnings.warn(
-                    f"{self.name}: lr·λ = {decay:.1g} rounds away in {dtype} weights and "
-                    "changes nothing: keep the weights in float32 (autocast does)",
-                    stacklevel=2,
-                )
-                self._coarse = False  # one warning is enough
-
     def idle(self, session: SessionView) -> tuple[str, ...]:
         """After the update only the cautious kind acts."""
         return () if self.cautious else ("after_step",)
@@ -249,7 +254,22 @@ class WeightDecay(Selective):
     @hookimpl
     def on_metrics(self, session: SessionView) -> Mapping[str, Any]:
         """Return the strength."""
-        return {"strength": self.strength}
+        return {"strength": self.strength, **self.figures_by_part(session)}
+
+    @hookimpl
+    def on_state(self, session: SessionView) -> Mapping[str, Any]:
+        """Return the learning rates that λ is measured by."""
+        return {"reference_lr": dict(self._references)} if self._references else {}
+
+    @hookimpl
+    def on_load_state(self, session: SessionView, state: Mapping[str, Any]) -> None:
+        """Take those of the run that goes on."""
+        self._scale.load(state, self.name)
+
+    def notes(self, session: SessionView) -> Sequence[str]:
+        """Return what is covered, and what λ comes to in other conventions."""
+        groups = list(session.coverage(self._selection).by_group)
+        return [*super().notes(session), *self._scale.said(session, groups, self.strength)]
 
     def acts(self, session: SessionView) -> str:
         """Return when it acts, and on what terms."""
@@ -257,20 +277,11 @@ class WeightDecay(Selective):
             self._hand_over(session)
         if self._handed and len(self._handed) == len(session.coverage(self._selection).by_group):
             return f"the update of {type(session.optimizer).__name__} itself"
-        took = {f"{lent.own(group['weight_decay']):g}" for group in self._own.taken}
         when = "after_step, cautiously" if self.cautious else "before_step"
-        return when + (f", replacing {', '.join(sorted(took))}" if took else "")
+        return when + self._own.said()
 
 
 def _cautious(w: torch.Tensor, old: torch.Tensor, decay: Any) -> torch.Tensor:
     # The update was old − w, so far: of the same sign as old if it shrinks.
     shrinks = torch.sign(old - w) * torch.sign(old) >= 0
     return w - torch.where(shrinks, old * decay, 0)
-
-
-def _with_gradient(group: Mapping[str, Any]) -> int:
-    return sum(p.grad is not None for p in group["params"])
-
-
-def _hears(plugin: Plugin, *events: str) -> bool:
-    return any(is_hook(getattr(plugin, event, None)) for event in events)

@@ -6,7 +6,7 @@ import pluggy
 
 from regplug.errors import UnsupportedError
 
-__all__ = ["PROJECT", "is_hook", "is_spec", "mark_of"]
+__all__ = ["PROJECT", "is_hook", "is_own", "is_spec", "mark_of"]
 
 PROJECT = "regplug"
 
@@ -50,3 +50,9 @@ def is_hook(function: object) -> bool:
 def is_spec(function: object) -> bool:
     """Whether a function says what a hook is."""
     return hasattr(function, _SPEC)
+
+
+def is_own(instance: object, name: str, base: type) -> bool:
+    """Whether an object has a method of its own where ``base`` has one of that name."""
+    method = getattr(instance, name)
+    return getattr(method, "__func__", method) is not getattr(base, name)

@@ -10,8 +10,9 @@ import torch.distributed as dist
 
 from regplug.backend.fragments import Fragment
 from regplug.backend.shards import is_dtensor, spread_over
+from regplug.errors import SpecError
 
-__all__ = ["Sum", "added_up", "resolve", "shard_groups", "wide"]
+__all__ = ["Sum", "added_up", "resolve", "shard_groups", "summed", "total", "wide"]
 
 
 class Sum:
@@ -45,6 +46,73 @@ class Sum:
             plain = term.detach() if isinstance(term, torch.Tensor) else term
             groups = shard_groups(parameter, everywhere=everywhere)
             self.by_groups.setdefault(groups, []).append((plain, parameter.device))
+
+
+def summed(parameters: Sequence[torch.Tensor], terms: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return sums over whole parameters, of which each rank has computed its own part.
+
+    Unlike :class:`Sum` it does not leave the device, so that a plugin may ask in a step: one
+    collective per process group for all of them, none for what is not sharded. All ranks must ask
+    for the same parameters.
+
+    Args:
+        parameters: one for each term.
+        terms: tensors of one shape, each computed of :func:`regplug.local` of its parameter.
+
+    Returns:
+        The sums, stacked, on the device of the first parameter; in float64 (float32 where the
+        device has no float64), or in integers if the terms are.
+
+    >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+    >>> summed([w], [w.detach().square().sum()])
+    tensor([25.], dtype=torch.float64)
+    """
+    device = parameters[0].device
+    there = [term.detach().to(device, non_blocking=True) for term in terms]
+    total = torch.stack([t if not t.is_floating_point() else wide(t) for t in there])
+    by_groups: dict[tuple[Any, ...], list[int]] = {}
+    for row, parameter in enumerate(parameters):
+        if groups := shard_groups(parameter):
+            by_groups.setdefault(groups, []).append(row)
+    for groups, rows in by_groups.items():
+        whole = len(rows) == len(parameters)
+        part = total if whole else torch.stack([total[row] for row in rows])
+        for group in groups:
+            dist.all_reduce(part, group=group)
+        if not whole:
+            for place, row in enumerate(rows):
+                total[row] = part[place]
+    return total
+
+
+def total(terms: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """Return one sum over all parameters, as :func:`summed` does for each: for counts, say.
+
+    Args:
+        terms: pairs of a parameter and a tensor, computed of :func:`regplug.local` of it; all of
+            one shape. Any iterable, of which one is in memory at a time.
+
+    >>> w = torch.nn.Parameter(torch.tensor([3.0, 0.0]))
+    >>> total((p, torch.bincount((p == 0).long(), minlength=2)) for p in (w, w))
+    tensor([2, 2])
+    """
+    by_groups: dict[tuple[Any, ...], torch.Tensor] = {}
+    device = None
+    for parameter, term in terms:
+        device = parameter.device if device is None else device
+        groups, there = shard_groups(parameter), term.detach().to(device, non_blocking=True)
+        there = wide(there) if there.is_floating_point() else there
+        known = by_groups.get(groups)
+        by_groups[groups] = there.clone() if known is None else known.add_(there)
+    if not by_groups:
+        raise SpecError("total(terms) is of one parameter at least")
+    for groups, part in by_groups.items():
+        for group in groups:
+            dist.all_reduce(part, group=group)
+    first, *others = by_groups.values()
+    for other in others:
+        first = first + other
+    return first
 
 
 def shard_groups(parameter: torch.Tensor, *, everywhere: bool = False) -> tuple[Any, ...]:

@@ -1,7 +1,8 @@
 """The command ``regplug``: what is installed, and the tools around it.
 
 ``regplug plugins`` lists, ``regplug check`` examines, ``regplug new`` starts a plugin of one's own,
-``regplug run`` attaches plugins to a script that is not edited.
+``regplug run`` attaches plugins to a script that is not edited, and ``regplug doctor`` tells what
+the regularization of one really does.
 """
 
 import argparse
@@ -47,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_check(commands)
     _add_new(commands)
     _add_run(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -67,49 +69,16 @@ def _plugins(args: argparse.Namespace) -> int:
 
 
 def _add_check(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    from regplug.command.check import add_arguments, check
+
     parser = commands.add_parser(
         "check",
         help="examine plugins",
-        description="Let plugins sit the whole exam; exit with 0 if they pass and with 1 if not.",
+        description="Let plugins sit the whole exam; exit with 0 if they pass, and were seen to "
+        "act, and with 1 if not.",
     )
-    parser.add_argument("specs", nargs="+", metavar="SPEC", help="such as 'name(1e-3)'")
-    parser.add_argument(
-        "--only", metavar="ID,…", help="only these checks, by their ids, with commas between"
-    )
-    parser.add_argument(
-        "--expect",
-        action="append",
-        default=[],
-        metavar="ID=REASON",
-        help="a check that is known to fail, with the reason; may be given several times",
-    )
-    parser.add_argument("--json", action="store_true", help="as a JSON list of results")
-    parser.set_defaults(command=_check)
-
-
-def _check(args: argparse.Namespace) -> int:
-    from regplug.errors import SpecError
-    from regplug.testing import check_plugin
-
-    expected = {}
-    for item in args.expect:
-        check, equals, reason = item.partition("=")
-        if not (equals and reason.strip()):
-            raise SpecError(f"--expect wants ID=REASON, got {item!r}")
-        expected[check] = reason
-    only = None if args.only is None else [part.strip() for part in args.only.split(",")]
-    results = []
-    passed = True
-    for spec in args.specs:
-        report = check_plugin(spec, checks=only, expected_failures=expected)
-        passed = passed and report.passed
-        if args.json:
-            results += report.as_json()
-        else:
-            print(report, flush=True)
-    if args.json:
-        print(json.dumps(results, indent=2))
-    return 0 if passed else 1
+    add_arguments(parser)
+    parser.set_defaults(command=check)
 
 
 def _add_new(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -145,3 +114,9 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     from regplug.command.run import main
 
     main.add_parser(commands).set_defaults(command=main.main)
+
+
+def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    from regplug.command.doctor import main
+
+    main.add_parser(commands)

@@ -1,6 +1,7 @@
 """The optimizer's own step for each element, taken into one kernel with the proximal operator."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from regplug.kernels.pieces import NO_LAYOUTS, Layouts
 
 if TYPE_CHECKING:
     from regplug.backend.update_rules import UpdateRule
+    from regplug.delivery.by_row import ByRow
 
 __all__ = ["compiled_proximal"]
 
@@ -25,11 +27,13 @@ def compiled_proximal(
     weights: Sequence[torch.Tensor],
     gradients: Sequence[torch.Tensor],
     layouts: Layouts = NO_LAYOUTS,
+    strengths: "ByRow | None" = None,
 ) -> Sequence[int]:
     """Replace weights by their proximal points in one launch, as far as a kernel can.
 
     The kernel reads the second moments and computes each element's step in registers. The numbers
-    of the optimizer's states (step counts) are read by it, too: they may be on a device.
+    of the optimizer's states (step counts) are read by it, too: they may be on a device. So are
+    the strengths of each weight, where they are by pattern.
 
     Returns:
         The rows that are left.
@@ -48,28 +52,41 @@ def compiled_proximal(
     def moved(w: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
         tensors, numbers = others[: len(columns) - 1], others[len(columns) - 1 :]
         state = {**known, **dict(zip(names, tensors[start - 1 : end - 1], strict=True))}
+        numbers, symbols = numbers[: len(scalars)], numbers[len(scalars) :]
         state.update(zip(scalars, numbers, strict=True))
         own = {**group, "lr": state["lr"]} if "lr" in scalars else group
         step = rule.step(own, state, tensors[0] if rule.uses_gradient else w)
-        return kernel.proximal(w, step, *tensors[end - 1 :])
+        with strengths.reading(symbols) if strengths is not None else nullcontext():
+            return kernel.proximal(w, step, *tensors[end - 1 :])
 
-    def by_torch(sample: Sequence[Sequence[torch.Tensor]]) -> None:
+    def by_torch(sample: Sequence[Sequence[torch.Tensor]], row: int = 0) -> None:
+        with strengths.at(row) if strengths is not None else nullcontext():
+            moved_by_torch(sample)
+
+    def moved_by_torch(sample: Sequence[Sequence[torch.Tensor]]) -> None:
         for w, *others in zip(*sample, strict=True):
             moments = map(widened, others[start - 1 : end - 1])
             state = {**states[0], **dict(zip(names, moments, strict=True))}
             step = rule.step(group, state, others[0] if rule.uses_gradient else w)
             kernel.proximal_([w], step, *([c] for c in others[end - 1 :]))
 
+    all_scalars = [*scalars.values(), *(strengths.columns if strengths is not None else ())]
     if kernel.rows is not None:
         return kernel.rows.apply(
             moved,
             columns,
             [layouts.get(w) for w in weights],
-            scalars=list(scalars.values()),
+            scalars=all_scalars,
             nonnegative=range(start, end),
         )
     return kernel.choice.apply(
-        moved, columns, 0, by_torch, list(scalars.values()), nonnegative=range(start, end)
+        moved,
+        columns,
+        0,
+        by_torch,
+        all_scalars,
+        nonnegative=range(start, end),
+        by_row=strengths is not None,
     )
 
 

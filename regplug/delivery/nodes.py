@@ -22,11 +22,16 @@ _BYTES = 64 << 20
 
 
 class Term(NamedTuple):
-    """What a penalty adds to a loss: Σ factor·value(w), a factor for each group of its coverage."""
+    """What a penalty adds to a loss: Σ factor·value(w), a factor for each group of its coverage.
+
+    Where strengths are by pattern, ``parts`` has the share of each weight, which the factor of its
+    group multiplies; what is not in it has none.
+    """
 
     kernel: Kernel
     coverage: Coverage
     factors: tuple[float, ...]
+    parts: Mapping[torch.Tensor, Share] | None = None
 
 
 @dataclass
@@ -94,12 +99,16 @@ def nodes_of(terms: Iterable[Term]) -> list[Node]:
     shares: dict[torch.Tensor, tuple[Share, ...]] = {}
     layouts: dict[torch.Tensor, Layout] = {}
     w: torch.Tensor
-    for kernel, coverage, factors in terms:
+    for kernel, coverage, factors, parts in terms:
         if kernel.orientation is not None:
             layouts.update(coverage.layouts)
         for factor, ws in zip(factors, coverage.by_group.values(), strict=True):
             share = ((kernel, factor),)
             for w in ws:
+                if parts is not None:
+                    if w not in parts:
+                        continue
+                    share = ((parts[w][0], parts[w][1] * factor),)
                 if w.requires_grad:
                     shares[w] = shares[w] + share if w in shares else share
     nodes = list(_compiled_nodes(shares))

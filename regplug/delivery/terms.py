@@ -1,7 +1,7 @@
 """What penalties add up to: the terms of an objective, and their values."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,7 +13,7 @@ from regplug.backend.precision import widened
 from regplug.backend.private import flattened
 from regplug.backend.sums import Sum, resolve, shard_groups
 from regplug.delivery.nodes import Node, Term, nodes_of
-from regplug.delivery.together import summed
+from regplug.delivery.together import Share, summed
 from regplug.kernels.choice import Choice
 from regplug.kernels.kernel import Kernel
 from regplug.kernels.pieces import FEW
@@ -96,9 +96,14 @@ def total(term: Term) -> torch.Tensor | float:
     return total_of(nodes_of([term]))
 
 
-def value(kernel: Kernel, coverage: Coverage, factor: float) -> Any:
+def value(
+    kernel: Kernel,
+    coverage: Coverage,
+    factor: float,
+    parts: Mapping[torch.Tensor, Share] | None = None,
+) -> Any:
     """Return what metrics show, factor·Σ: a sum over shards, or a number alike on all ranks."""
-    nodes = nodes_of([Term(kernel, coverage, (1.0,) * len(coverage.by_group))])
+    nodes = nodes_of([Term(kernel, coverage, (1.0,) * len(coverage.by_group), parts)])
     if kernel.separable:
         terms = [(node.weights[0], term) for node in nodes for _, term in _values(node)]
         return Sum(terms, factor=factor)

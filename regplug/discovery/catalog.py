@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from regplug.backend.words import nearest
+from regplug.discovery import files
 from regplug.discovery.arguments import misfit, signature
 from regplug.discovery.specs import LONGEST, parse, quoted
 from regplug.errors import (
@@ -20,7 +21,7 @@ from regplug.errors import (
     SelectionError,
     SpecError,
 )
-from regplug.installed import Offer, offers
+from regplug.installed import Offer, distribution_of, offers
 from regplug.plugin import Plugin
 
 __all__ = ["did_you_mean", "find", "load", "load_all", "load_class", "names"]
@@ -29,7 +30,8 @@ __all__ = ["did_you_mean", "find", "load", "load_all", "load_class", "names"]
 def load(spec: str) -> Plugin:
     """Return a plugin made from ``spec``.
 
-    Only the named plugin is imported; a broken one elsewhere disturbs nobody.
+    Only the named plugin is imported; a broken one elsewhere disturbs nobody. A spec may name a
+    class in a file instead, ``'./file.py:Class(1e-3)'``: that file is executed.
 
     Raises:
         SpecError: the spec is no call with literal arguments, or its arguments are wrong.
@@ -39,6 +41,8 @@ def load(spec: str) -> Plugin:
     >>> load("l1(1e-5)").strength
     1e-05
     """
+    if isinstance(spec, str) and (in_file := files.split(spec)) is not None:
+        return _of_file(spec, in_file)
     try:
         name, args, kwargs = parse(spec)
     except SpecError as error:
@@ -59,6 +63,19 @@ def load(spec: str) -> Plugin:
     return _make(name, cls, spec, args, kwargs)
 
 
+def _of_file(spec: str, in_file: files.FileSpec) -> Plugin:
+    """Return a plugin of a class that stands in a file of its own."""
+    try:
+        _, args, kwargs = parse(f"{in_file.cls or 'plugin'}{in_file.call}")
+    except SpecError as error:  # before the file is executed
+        raise SpecError(f"{quoted(spec)}: {error}") from error
+    cls = files.class_in(in_file.path, in_file.cls)
+    name, wanted = cls.__name__, signature(cls)
+    if wrong := misfit(wanted, args, kwargs):
+        raise SpecError(f"{quoted(spec)}: {wrong}. The plugin is {name}{wanted}")
+    return _make(name, cls, spec, args, kwargs)
+
+
 def _make(
     name: str, cls: type[Plugin], spec: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Plugin:
@@ -73,7 +90,8 @@ def _make(
         raise SpecError(f"{spec!r}: {error}") from error
     except Exception as error:
         raise PluginError(
-            f"{name} ({find(name).source}) failed on {spec!r}: {type(error).__name__}: {error}"
+            f"{name} ({' '.join(distribution_of(cls)).strip()}) failed on {spec!r}: "
+            f"{type(error).__name__}: {error}"
         ) from error
 
 

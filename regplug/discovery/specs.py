@@ -7,10 +7,11 @@ import ast
 import inspect
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from regplug import schedules
+from regplug import schedules, strengths
 from regplug.backend.words import nearest
 from regplug.discovery.arguments import misfit
 from regplug.errors import SpecError
@@ -27,7 +28,7 @@ _SHORT = re.compile(r"\s*([A-Za-z_]\w*)\s*=(?!=)(.*\S.*)", re.DOTALL)
 _SCHEDULES = {
     name: getattr(schedules, name)
     for name in ("constant", "linear", "cosine", "exponential", "piecewise", "warmup")
-}
+} | {"per_layer": strengths.per_layer}
 
 
 def parse(spec: str) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
@@ -90,6 +91,47 @@ class Template:
         except ValueError as error:  # an integer of thousands of digits, which Python won't print
             raise SpecError(f"{quoted(text)}: {error}") from error
 
+    @classmethod
+    def by_pattern(cls, text: str) -> tuple["Template", tuple[str, ...]]:
+        """Return the template of a spec with a placeholder for each of some patterns, and these.
+
+        >>> template, patterns = Template.by_pattern("plugin({'encoder.*': _, '*': _})")
+        >>> patterns, template.filled_by([0.1, 0.2])
+        (('encoder.*', '*'), "plugin({'encoder.*': 0.1, '*': 0.2})")
+
+        Raises:
+            SpecError: it is no spec, holds a placeholder elsewhere, or two for one pattern.
+        """
+        call = _call_of(text)
+        patterns: list[str] = []
+        for node in ast.walk(call):
+            if not isinstance(node, ast.Dict):
+                continue
+            for key, value in zip(node.keys, node.values, strict=True):
+                found = [n for n in ast.walk(value) if isinstance(n, ast.Name) and n.id == "_"]
+                if not found or not isinstance(key, ast.Constant):
+                    continue
+                if len(found) > 1 or key.value in patterns:
+                    raise SpecError(
+                        f"{quoted(text)} holds two placeholders for {key.value!r}: write _ once "
+                        "for each pattern"
+                    )
+                found[0].id = f"_{len(patterns)}"
+                patterns.append(str(key.value))
+        if not patterns or any(isinstance(n, ast.Name) and n.id == "_" for n in ast.walk(call)):
+            raise SpecError(
+                f"{quoted(text)} must hold a placeholder _ for each pattern of a mapping, and "
+                "nowhere else, as in \"plugin({'encoder.*': _, '*': _})\""
+            )
+        return cls(ast.unparse(call)), tuple(patterns)
+
+    def filled_by(self, values: Sequence[float]) -> str:
+        """Return the spec with a value for each pattern, in their order."""
+        call: ast.AST = _call_of(self.spec)
+        for place, value in enumerate(values):
+            call = _Fill(value, f"_{place}").visit(call)
+        return ast.unparse(call)
+
     def filled(self, value: float) -> str:
         """Return the spec with ``value`` in the place of the placeholder."""
         return ast.unparse(_Fill(value).visit(_call_of(self.spec)))
@@ -102,12 +144,13 @@ class Template:
 
 
 class _Fill(ast.NodeTransformer):
-    def __init__(self, value: float) -> None:
+    def __init__(self, value: float, name: str = "_") -> None:
+        self.name = name
         # A negative constant is no literal of Python's grammar: unparse wants the minus apart.
         self.value = value
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
-        if node.id != "_":
+        if node.id != self.name:
             return node
         number = ast.copy_location(ast.Constant(abs(self.value)), node)
         if self.value < 0:

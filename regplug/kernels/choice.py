@@ -144,12 +144,13 @@ class Choice(Asked):
         nonnegative: Sequence[int] = (),
         *,
         fresh: bool = False,
+        by_row: bool = False,
     ) -> Sequence[int]:
         """Execute a formula; return the rows that are left. See :meth:`Engine.apply`."""
         if self._kernels == "foreach":
             return range(len(columns[0]))
         return self.engine.apply(
-            formula, columns, target, reference, scalars, nonnegative, fresh=fresh
+            formula, columns, target, reference, scalars, nonnegative, fresh=fresh, by_row=by_row
         )
 
     def total(

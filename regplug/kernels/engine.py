@@ -23,8 +23,8 @@ from regplug.kernels.traced import Formula, traced, why_untraceable
 
 __all__ = ["Columns", "Engine", "Formula", "Reference"]
 
-Reference: TypeAlias = Callable[[list[list[torch.Tensor]]], Any]
-"""Does the same to columns by torch's own operations, in place."""
+Reference: TypeAlias = Callable[..., Any]
+"""Given a list of tensors for each column: does the same by torch's own operations, in place."""
 
 _TABLES = 64  # as many loops over other tensors are remembered
 
@@ -46,6 +46,7 @@ class Engine(Prover):
         nonnegative: Collection[int] = (),
         *,
         fresh: bool = False,
+        by_row: bool = False,
     ) -> Sequence[int]:
         """Execute a formula in one launch for each kind of tensors, as far as a kernel can.
 
@@ -57,11 +58,19 @@ class Engine(Prover):
             scalars: further columns, of 0-d tensors: one for all elements of a row.
             nonnegative: columns that have no negative elements.
             fresh: whether the target is new memory, of any content, which nothing reads.
+            by_row: whether the reference is to be told, as ``row=``, of which row the scalars are
+                that a sample has.
 
         Returns:
             The rows that are left, for :data:`Reference`'s operations to do.
         """
-        compare = partial(disagreement, reference=reference, nonnegative=nonnegative, fresh=fresh)
+
+        def compare(compiled: Any, row: int, **given: Any) -> str | None:
+            told = partial(reference, row=row) if by_row else reference
+            return disagreement(
+                compiled, reference=told, nonnegative=nonnegative, fresh=fresh, **given
+            )
+
         return self._by_kinds(formula, columns, target, compare, scalars)[1]
 
     def total(
@@ -77,7 +86,10 @@ class Engine(Prover):
         Returns:
             A number, or a 0-d tensor on a device, and the rows that are not in it.
         """
-        compare = partial(disagreement, reference=reference)
+
+        def compare(compiled: Any, row: int, **given: Any) -> str | None:
+            return disagreement(compiled, reference=reference, **given)
+
         found, left = self._by_kinds(formula, columns, None, compare)
         return sum(found[1:], start=found[0]) if found else 0.0, left
 
@@ -110,7 +122,7 @@ class Engine(Prover):
             return [], rows
         table = self._table(columns, target)
         if table.read(columns):
-            done = self._run(table, columns, scalars, formula, target, compare)
+            done = self._run(table, columns, scalars, formula, target, partial(compare, row=0))
             return ([], rows) if done is None else ([done], ())
         if len(rows) == 1:
             return [], rows
@@ -121,7 +133,7 @@ class Engine(Prover):
             table = self._table(own, target)
             done = None
             if table.read(own):
-                done = self._run(table, own, few, formula, target, compare)
+                done = self._run(table, own, few, formula, target, partial(compare, row=alike[0]))
             if done is None:
                 left += alike
             else:

@@ -83,13 +83,20 @@ class Recorder:
         self.after: Histogram | None = None
         self.record()
         self._undo = session.after_each_step(self._stepped)
+        self._undo_notes = session.after_each_note(self._heard)
 
     def _stepped(self, session: Session) -> None:
         if session.steps % self._every == 0:
             self.record()
 
+    def _heard(self, values: Mapping[str, Any]) -> None:
+        """Remember what ``session.note`` was told, as far as it is single numbers."""
+        self.note(**{name: value for name, value in values.items() if _is_number(value)})
+
     def note(self, **values: Any) -> None:
         """Remember numbers of the loop's own for the next rows, such as ``loss=loss``.
+
+        ``session.note`` does that too, and tells the plugins.
 
         Tensors are kept as they are and read only when a row is recorded. The columns may come at
         any time: they are empty in the rows before.
@@ -127,6 +134,7 @@ class Recorder:
     def close(self) -> None:
         """Record no more. The rows stay."""
         self._undo()
+        self._undo_notes()
 
     def __enter__(self) -> "Recorder":
         return self

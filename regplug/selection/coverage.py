@@ -28,6 +28,12 @@ class Covered:
     parameter: nn.Parameter
     group_index: int
     module: nn.Module
+    named: Named | None = None
+
+    @property
+    def original(self) -> torch.Tensor:
+        """The parameter itself, where this stands for what the model makes of it."""
+        return self.parameter if self.named is None else self.named.parameter
 
 
 class Coverage(Sequence[Covered]):
@@ -147,7 +153,7 @@ def _within(
 ) -> list[Covered]:
     chosen_by_id = {id(named.parameter): named for named in chosen}
     return [
-        Covered(named.name, named.parameter, index, named.modules[0])
+        Covered(named.name, named.parameter, index, named.modules[0], named)
         for index, group in enumerate(groups)
         for parameter in group["params"]
         if (named := chosen_by_id.get(id(parameter))) is not None

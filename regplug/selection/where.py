@@ -18,9 +18,10 @@ from torch.nn.parameter import is_lazy
 from regplug.backend.names import Named, clean_name, is_normalization, named_parameters
 from regplug.backend.words import listed, nearest, shown
 from regplug.errors import SelectionError, UnsupportedError
+from regplug.selection.parts import Narrowing
 from regplug.selection.patterns import NO, OPEN, YES, Part, Patterns, Predicate, globs
 
-__all__ = ["Named", "Selection", "Where", "clean_name", "named_parameters"]
+__all__ = ["Named", "Selection", "Where", "clean_name", "matches", "named_parameters"]
 
 Where: TypeAlias = str | Predicate | Sequence[str | Predicate]
 
@@ -41,6 +42,7 @@ class Selection:
             with a ``!`` before them. A list of all that is a union: ``["weights", "encoder.*"]``
             covers all weights, and the encoder's biases too. In a list an exclusion always wins;
             a list of exclusions alone starts from ``"weights"``.
+        narrowing: what strengths by pattern take away from it.
 
     Raises:
         SelectionError: ``where`` is none of these.
@@ -52,8 +54,9 @@ class Selection:
     ['0.weight', '1.weight', '1.bias']
     """
 
-    def __init__(self, where: Where = "weights") -> None:
+    def __init__(self, where: Where = "weights", narrowing: Narrowing | None = None) -> None:
         self._patterns = Patterns(where, "weights", allowed=_ALLOWED, predicates=True)
+        self._narrowing = narrowing
         self.where = where
 
     def __repr__(self) -> str:
@@ -83,8 +86,10 @@ class Selection:
         """
         known = named_parameters(model)
         for part in self._patterns.include:
-            self._check_matches(part, known)
-        taken = [n for n in known if self._patterns.decide(partial(_matches, n)) != NO]
+            self._checkmatches(part, known)
+        taken = [n for n in known if self._patterns.decide(partial(matches, n)) != NO]
+        if self._narrowing is not None:
+            taken = self._narrowing.of(known, taken, self.where, matches)
         lazy = [named for named in taken if is_lazy(named.parameter)]
         chosen = [named for named in taken if not is_lazy(named.parameter)]
         for named in chosen:
@@ -102,9 +107,9 @@ class Selection:
             )
         return chosen, lazy
 
-    def _check_matches(self, part: Part, known: list[Named]) -> None:
+    def _checkmatches(self, part: Part, known: list[Named]) -> None:
         """Refuse a part that takes nothing, though it names what it takes: it is mistyped."""
-        if not part.patterns or any(part.takes(partial(_matches, named)) for named in known):
+        if not part.patterns or any(part.takes(partial(matches, named)) for named in known):
             return
         names = [name for named in known for name in named.names]
         if not names:
@@ -112,7 +117,7 @@ class Selection:
                 f"where={self.where!r} matches nothing: the model has no parameters"
             )
         for pattern in part.patterns:
-            matched = [n for n in known if _matches(n, pattern)]
+            matched = [n for n in known if matches(n, pattern)]
             if matched:
                 continue
             if pattern == "weights":
@@ -126,14 +131,15 @@ class Selection:
                 f"{close}"
             )
         last = part.patterns[-1]
-        alone = [named.name for named in known if _matches(named, last)]
+        alone = [named.name for named in known if matches(named, last)]
         raise SelectionError(
             f"where={self.where!r}: {part.text!r} matches no parameter, though each of its parts "
             f"does: {last!r} alone is {listed(alone)}"
         )
 
 
-def _matches(named: Named, pattern: str | Predicate) -> float:
+def matches(named: Named, pattern: str | Predicate) -> float:
+    """Return YES, NO or OPEN: whether a parameter matches one pattern of ``where=``."""
     if not isinstance(pattern, str):
         if is_lazy(named.parameter):
             return OPEN  # it may well ask for the shape

@@ -52,6 +52,7 @@ class Ranks:
         self.name = name
         self.members: tuple[int, ...] = ()
         self.compared = False
+        self._notes = 0
         self._failed = False
         self._model, self._prepared = model, prepared
         self._find()
@@ -82,7 +83,7 @@ class Ranks:
         self._failed = True
         words = f"rank {self._rank} failed: {type(error).__name__}: {error}"
         try:
-            self._decide(words)  # of no effect once the ranks have agreed
+            _decide(self._store(), words)  # of no effect once the ranks have agreed
             self._store().compare_set("failed", "", words)
         except Exception:  # the store may be gone, and the error itself is what matters
             return
@@ -116,20 +117,43 @@ class Ranks:
         if self.members and not self.compared:
             self.compared = True
             mine = summary(session)
-            try:
-                verdict = self._compare(mine)
-            except RuntimeError as error:
-                raise RegplugError(
-                    f"session {self.name!r}: the store of the process group, over which the ranks "
-                    f"compare what they attach, does not answer: have others ended? ({error})"
-                ) from error
-            if verdict != AGREED:
-                self._failed = True
-                raise RegplugError(
-                    f"session {self.name!r}: {verdict}\n"
-                    "Attach on every rank, the same plugins with the same arguments in the same "
-                    "order (not under `if is_main_process`)."
-                )
+            self._agree(
+                mine,
+                self._prefix,
+                "attach it",
+                "Attach on every rank, the same plugins with the same arguments in the same "
+                "order (not under `if is_main_process`).",
+            )
+
+    def compare_note(self, values: Mapping[str, Any]) -> None:
+        """Compare what is noted with what the other ranks note, for plugins that act by it.
+
+        Raises:
+            RegplugError: they differ, or one noted nothing within :data:`PATIENCE` seconds.
+        """
+        if not self.members:
+            return
+        self._notes += 1
+        self._agree(
+            {name: repr(_number(value)) for name, value in values.items()},
+            f"{self._prefix}/note/{self._notes}",
+            "note anything",
+            "A plugin acts by what is noted, and the ranks' weights would drift apart: note the "
+            "same values on every rank (the mean over them, by accelerator.reduce or "
+            "torch.distributed.all_reduce; not under `if is_main_process`).",
+        )
+
+    def _agree(self, mine: dict[str, str], prefix: str, what: str, way_out: str) -> None:
+        try:
+            verdict = self._compare(mine, others.prefixed_store(prefix), what)
+        except RuntimeError as error:
+            raise RegplugError(
+                f"session {self.name!r}: the store of the process group, over which the ranks "
+                f"compare what they attach, does not answer: have others ended? ({error})"
+            ) from error
+        if verdict != AGREED:
+            self._failed = True
+            raise RegplugError(f"session {self.name!r}: {verdict}\n{way_out}")
 
     def compare_late(self, session: SessionView) -> None:
         """Compare at the first step, if the model was still bare when it was attached."""
@@ -142,35 +166,42 @@ class Ranks:
     def _store(self) -> Any:
         return others.prefixed_store(self._prefix)
 
-    def _compare(self, mine: dict[str, str]) -> str:
+    def _compare(self, mine: dict[str, str], store: Any, what: str) -> str:
         """Return the verdict, which is the same on every rank: the first that any of them set."""
-        store = self._store()
         store.set(f"here/{self._rank}", "1")
         words = json.dumps([self._rank, mine])
         first, theirs = json.loads(store.compare_set("first", "", words))
         if theirs != mine:
             lines = difference(first, theirs, self._rank, mine)
-            self._decide("the ranks differ:\n" + "\n".join(lines))
+            _decide(store, "the ranks differ:\n" + "\n".join(lines))
         store.add("arrived", 1)
         deadline, pause = time.monotonic() + PATIENCE, 0.001
         while not store.check(["verdict"]):
             if store.add("arrived", 0) >= len(self.members):
-                return self._decide(AGREED)
+                return _decide(store, AGREED)
             if time.monotonic() > deadline:
                 missing = [r for r in self.members if not store.check([f"here/{r}"])]
-                return self._decide(
-                    f"of the ranks that train this model, {_listed(missing)} did not attach it "
-                    f"within {PATIENCE:.0f} seconds"
+                return _decide(
+                    store,
+                    f"of the ranks that train this model, {_listed(missing)} did not {what} "
+                    f"within {PATIENCE:.0f} seconds",
                 )
             time.sleep(pause)
             pause = min(2 * pause, 0.1)
         verdict: str = store.get("verdict").decode()
         return verdict
 
-    def _decide(self, verdict: str) -> str:
-        """Set the verdict, unless there is one, and return which it is."""
-        decided: str = self._store().compare_set("verdict", "", verdict).decode()
-        return decided
+
+def _decide(store: Any, verdict: str) -> str:
+    """Set the verdict, unless there is one, and return which it is."""
+    decided: str = store.compare_set("verdict", "", verdict).decode()
+    return decided
+
+
+def _number(value: Any) -> Any:
+    """Return what ranks can compare of a value: a tensor's number is the same wherever it is."""
+    one = hasattr(value, "numel") and value.numel() == 1
+    return value.item() if one else value
 
 
 def summary(session: SessionView) -> dict[str, str]:

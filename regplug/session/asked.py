@@ -1,15 +1,18 @@
 """What a session answers: to the hooks of its plugins, and to whoever watches its steps."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.optim import Optimizer
 
+from regplug.backend.gradmode import without_grad
 from regplug.backend.groups import Group, learning_rate
 from regplug.selection.coverage import Coverage
 from regplug.selection.where import Selection
+from regplug.session.agreement import Ranks
 from regplug.session.binding import Binding
+from regplug.session.calls import Calls
 from regplug.session.events import Events
 from regplug.session.loss_event import LossEvent
 from regplug.view import SessionView
@@ -28,6 +31,9 @@ class Asked:
     _binding: Binding
     _loss: LossEvent
     _steps: Events
+    _calls: Calls
+    _ranks: Ranks
+    _detached: bool
 
     @property
     def steps(self) -> int:
@@ -106,6 +112,58 @@ class Asked:
 
         def undo() -> None:
             events.watchers = tuple(kept for kept in events.watchers if kept is not callback)
+
+        return undo
+
+    def note(self, **values: Any) -> None:
+        """Tell what the loop has measured, to plugins that ask (``on_note``) and to recorders.
+
+        Whatever it is called: ``session.note(loss=…, val_loss=…)``. A recorder writes down what is
+        a single number. Where ranks train one model together and a plugin asks, all of them note
+        the same values: what each has measured of its own data is to be averaged before.
+
+        Args:
+            values: numbers or tensors, mostly. Tensors are detached, and read by those alone who
+                ask for their numbers.
+
+        Raises:
+            RegplugError: the ranks noted different values.
+            SpecError: a recorder has a column of that name already.
+            PluginError: a plugin raised.
+
+        >>> import torch, regplug
+        >>> session = regplug.attach(torch.nn.Linear(2, 1), plugins=["l2(0.1)"])
+        >>> session.note(val_loss=0.25)
+        """
+        if self._detached:
+            return
+        plain = {
+            name: value.detach() if isinstance(value, torch.Tensor) else value
+            for name, value in values.items()
+        }
+        session = cast(SessionView, self)
+        if self._calls.listeners("on_note"):
+            self._ranks.compare_note(plain)
+            without_grad(self._tell_note, session, plain)
+        for callback in self._steps.noters:
+            callback(plain)
+
+    def _tell_note(self, session: SessionView, values: Mapping[str, Any]) -> None:
+        self._calls.all("on_note", session, values=values)
+
+    def after_each_note(
+        self, callback: Callable[[Mapping[str, Any]], object]
+    ) -> Callable[[], None]:
+        """Call ``callback(values)`` after each :meth:`note`, for whoever writes them down.
+
+        Returns:
+            A function that undoes it. Detaching the session undoes it too.
+        """
+        events = self._steps
+        events.noters += (callback,)
+
+        def undo() -> None:
+            events.noters = tuple(kept for kept in events.noters if kept is not callback)
 
         return undo
 

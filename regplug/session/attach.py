@@ -40,7 +40,8 @@ def attach(
             weights by hand, which then says ``with session.step(lr=…):``.
         plugins: specs such as ``"l1(1e-5)"``, ``"l1=1e-5"`` or
             ``"dropout(linear(0.5, 0.1, steps=1000))"``, and instances of :class:`regplug.Plugin`.
-            They act in this order. ``regplug plugins`` lists what is installed.
+            They act in this order. ``regplug plugins`` lists what is installed. A spec such as
+            ``"./file.py:Class(1e-3)"`` is of a class in a file, which is executed.
         accelerator: an ``accelerate.Accelerator``, whose checkpoints then hold the session's
             state. Not needed for the rest.
         name: tells several sessions of one program apart in checkpoints and metrics. Of one that

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch.optim import Optimizer
 
 from regplug.errors import RegplugError, SpecError
-from regplug.plugin import Plugin, session_of, set_session, set_steps
+from regplug.plugin import Plugin, failure, session_of, set_session, set_steps
 from regplug.session.calls import Calls
 from regplug.session.states import States
 from regplug.view import SessionView
@@ -74,6 +74,10 @@ class Attachments:
         set_session(plugin, session.name)
         set_steps((plugin,), 0)
         self._calls.one(plugin, "on_attach", session)
+        try:
+            plugin.settle_patterns(session)
+        except RegplugError as error:
+            raise failure(error, plugin, "on_attach", session.steps) from error
 
     def release(self, session: SessionView, *, keep: bool) -> list[RegplugError]:
         """Let go of all, the last first, and return what failed. May be called again.

@@ -12,6 +12,7 @@ from regplug.backend import stack
 from regplug.backend.gradmode import grad_off, grad_on
 from regplug.backend.precision import as_outside
 from regplug.plugin import Plugin, failure
+from regplug.session import traced
 from regplug.session.contract import EVENTS, managed
 from regplug.view import SessionView
 
@@ -47,11 +48,21 @@ class Calls:
         self._callers: dict[str, pluggy.HookCaller] = {
             event: caller for event, caller in callers.items() if caller.get_hookimpls()
         }
+        if traced.wanted():
+            self._trace()
         # The functions to call for an event, where they are called directly: see settle().
         self._functions: dict[str, list[Callable[..., Any]]] = {}
         self.silent = False
         self.busy = set(self._callers)
         self.at_steps = True
+
+    def _trace(self) -> None:
+        for event, caller in self._callers.items():
+            for impl in caller.get_hookimpls():
+                if not (impl.wrapper or impl.hookwrapper):  # those are generators
+                    who = getattr(impl.plugin, "name", "?")
+                    told = traced.Traced(impl.function, impl.argnames, event, who)
+                    impl.function = told  # type: ignore[misc]
 
     def settle(self, session: SessionView) -> None:
         """Leave out the plugins in the events in which they say that they have nothing to do.

@@ -9,8 +9,8 @@ import warnings
 from collections.abc import Sequence
 from itertools import combinations
 
+from regplug.delivered import Delivered
 from regplug.errors import UnsupportedError
-from regplug.penalty import Penalty
 from regplug.plugin import Plugin
 from regplug.view import SessionView
 
@@ -38,7 +38,7 @@ def in_order(plugins: Sequence[Plugin]) -> list[Plugin]:
 
 
 def _kind(plugin: Plugin) -> str | None:
-    if not isinstance(plugin, Penalty) or plugin.delivery != "proximal":
+    if not isinstance(plugin, Delivered) or plugin.delivery != "proximal":
         return None
     return plugin.composition if plugin.composition in _ORDER else None
 
@@ -51,7 +51,7 @@ def check(session: SessionView, *, again: bool = False) -> None:
     Raises:
         UnsupportedError: they are not, in any order; the message names the way out.
     """
-    found = [p for p in session.plugins if isinstance(p, Penalty) and p.delivery == "proximal"]
+    found = [p for p in session.plugins if isinstance(p, Delivered) and p.delivery == "proximal"]
     if len(found) < 2:
         return
     elementwise = session.update_rule().elementwise
@@ -81,7 +81,7 @@ def check(session: SessionView, *, again: bool = False) -> None:
             )
 
 
-def _way_out(one: Penalty, other: Penalty, *, elementwise: bool) -> str | None:
+def _way_out(one: Delivered, other: Delivered, *, elementwise: bool) -> str | None:
     """Return what to do instead, or None if the two are right as they are."""
     first, second = sorted((str(_kind(p)) for p in (one, other)), key=_place)
     same = first != "groups" or second != "groups" or one.orientation == other.orientation

@@ -39,8 +39,10 @@ def described(
     noted: dict[str, list[str]] = {}
     for plugin in plugins:
         covered = plugin.covers(session)
+        mapped = plugin.mappings
         strengths = (
-            f"{value:g}" if key in ("strength", "rate") else f"{key} {value:g}"
+            ("" if key in ("strength", "rate") else f"{key} ")
+            + (f"up to {value:g}" if key in mapped else f"{value:g}")
             for key, value in plugin.strengths().items()
         )
         rows.append(

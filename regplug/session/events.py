@@ -37,6 +37,7 @@ class Events:
     Attributes:
         steps: completed real steps.
         watchers: called after each real step.
+        noters: called with what the loop notes.
         once_updated: called once, right after the update of the step that is under way.
     """
 
@@ -54,6 +55,7 @@ class Events:
     ) -> None:
         self.steps = 0
         self.watchers: tuple[Callable[[Any], object], ...] = ()
+        self.noters: tuple[Callable[[Any], object], ...] = ()
         self.once_updated: list[Callable[[], object]] = []
         self._session: SessionView | None = session
         self._plugins, self._optimizer = plugins, optimizer
@@ -78,7 +80,7 @@ class Events:
 
     def end(self) -> None:
         """Fire no more, from the very event on that is at work. May be called twice."""
-        self.watchers = ()
+        self.watchers = self.noters = ()
         self._session = None
 
     # --- what the hooks call ---------------------------------------------------------------

@@ -8,7 +8,7 @@
 from regplug.testing.contract import PluginContract
 from regplug.testing.exam import check_plugin
 from regplug.testing.processes import stop_processes
-from regplug.testing.registry import CHECKS
+from regplug.testing.registry import CHECKS, EXAM
 from regplug.testing.report import Report, Result
 
-__all__ = ["CHECKS", "PluginContract", "Report", "Result", "check_plugin", "stop_processes"]
+__all__ = ["CHECKS", "EXAM", "PluginContract", "Report", "Result", "check_plugin", "stop_processes"]

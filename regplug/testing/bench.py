@@ -72,10 +72,15 @@ class Sample(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return predictions of shape ``(N, 1)`` for ``x`` of shape ``(N, 6)``."""
+        out: torch.Tensor = self.head(self.features(x))
+        return out
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what the head sees, of shape ``(N, 7)``."""
         x = self.drop(self.squash(self.norm(self.inner(x))))
         x = x + self.path(self.squash(self.one(x)))
         again = self.two if hasattr(self, "two") else self.one
-        out: torch.Tensor = self.head(self.squash(again(x)))
+        out: torch.Tensor = self.squash(again(x))
         return out
 
 
@@ -91,10 +96,13 @@ class Bench:
     Attributes:
         model: returns a new model, alike each time after ``torch.manual_seed``.
         batch: returns inputs for ``n`` samples, drawn with torch's global generator.
+        loss: returns the mean loss of what the model puts out for inputs; None for the mean
+            squared error against a target that each sample brings along.
     """
 
     model: Callable[[], nn.Module] = Sample
     batch: Callable[[int], torch.Tensor] = sample_batch
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
 
     def data(self, step: int, n: int = 8) -> torch.Tensor:
         """Return the inputs of a step, alike each time; the global generator is left as it was."""
@@ -201,12 +209,36 @@ class Rig:
             [p for name, p in self.parameters.items() if owned is None or owned(name)],
             **{"lr": 0.02, **options},
         )
-        self.plugin = None if setup is None else setup.make()
+        self.plugin: Plugin | None = None
         self.session: regplug.Session | None = None
-        if self.plugin is not None:
-            plugins = [self.plugin, *others] if first else [*others, self.plugin]
-            self.session = regplug.attach(self.forward, self.optimizer, plugins)
+        if setup is not None:
+            self.attach(setup.make(), others, first=first)
         torch.manual_seed(1)
+
+    def attach(
+        self, plugin: Plugin, others: tuple[Plugin, ...] = (), *, first: bool = True
+    ) -> None:
+        """Attach a plugin, with others after or before it."""
+        self.plugin = plugin
+        plugins = [plugin, *others] if first else [*others, plugin]
+        self.session = regplug.attach(self.forward, self.optimizer, plugins)
+
+    def move(self) -> "Rig":
+        """Take the weights away from where they were at attach, from which a plugin may measure."""
+        with torch.no_grad():
+            for parameter in self.parameters.values():
+                parameter.mul_(1.5)
+        return self
+
+    def pulls(self, step: int) -> dict[str, torch.Tensor]:
+        """Make a step and return what the weights were moved by, divided by the learning rate.
+
+        With plain SGD that is all that there was of gradients, wherever it was added.
+        """
+        before = self.snapshot().weights
+        self.step(step)
+        rate = self.optimizer.param_groups[0]["lr"]
+        return {name: (before[name] - w) / rate for name, w in self.snapshot().weights.items()}
 
     def data(self, step: int, n: int = 8) -> torch.Tensor:
         """Return the inputs of a step in the model's dtype."""
@@ -214,8 +246,10 @@ class Rig:
         return x.to(self.dtype) if x.is_floating_point() else x
 
     def criterion(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the mean squared error against a target that each sample brings along."""
+        """Return the loss of a batch, without any plugin's."""
         out = self.forward(x)
+        if self.bench.loss is not None:
+            return self.bench.loss(out, x)
         target = torch.sin(x.flatten(1).sum(1)).to(out.dtype)
         error: torch.Tensor = out - target.view(-1, *[1] * (out.ndim - 1)).detach()
         return error.square().mean()

@@ -19,11 +19,10 @@ WARM_UP, FURTHER = 3, 4
 @check("compile")
 def compiles(subject: Subject) -> Iterable[Case]:
     """A compiled model is not compiled again and again while strengths change from step to step."""
-    changing = {
-        name: schedules.linear(value, max(value / 2, attribute.low), steps=50)
-        for name, value in subject.steady().items()
-        for attribute in [subject.scheduled[name]]
-    }
+    lowest = max((attribute.low for attribute in subject.scheduled.values()), default=0.0)
+    changing = subject.by_pattern(
+        subject.steady(), lambda value: schedules.linear(value, max(value / 2, lowest), steps=50)
+    )
 
     def run(setup: Setup) -> None:
         early, late = _compilations(subject, setup)
@@ -35,7 +34,7 @@ def compiles(subject: Subject) -> Iterable[Case]:
                 "a tensor, not in a Python attribute that the forward pass reads"
             )
 
-    setup = Setup(subject.source, subject.deliveries[0], changing)
+    setup = Setup(subject.source, subject.deliveries[0], {**subject.values, **changing})
     yield setup.regime, partial(run, setup)
 
 

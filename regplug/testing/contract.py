@@ -28,12 +28,17 @@ class PluginContract:
         expected_failures: ids of checks that are known to fail, each with the reason.
         model: returns a new model to try the plugin on; None for the exam's own.
         batch: returns ``n`` inputs of the model; None for the exam's own.
+        loss: returns the mean loss of what the model puts out for inputs; None for the exam's own.
+        where: a selection in place of the plugin's own, to examine the same plugin on other weights
+            in another subclass; None for its own.
     """
 
     spec: ClassVar[Any]
     expected_failures: ClassVar[Mapping[str, str]] = {}
     model: ClassVar[Any] = None
     batch: ClassVar[Any] = None
+    loss: ClassVar[Any] = None
+    where: ClassVar[Any] = None
 
     @classmethod
     def examine(cls, *checks: str) -> Report:
@@ -51,6 +56,8 @@ class PluginContract:
             expected_failures={k: v for k, v in cls.expected_failures.items() if k in ids},
             model=given("model"),
             batch=given("batch"),
+            loss=given("loss"),
+            where=given("where"),
         )
 
 

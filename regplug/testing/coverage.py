@@ -14,7 +14,7 @@ from regplug.testing.subject import Failure, Skip, Subject, same
 __all__: list[str] = []
 
 
-@check("untouched")
+@check("untouched", after=("where",))
 def untouched(subject: Subject) -> Iterable[Case]:
     """Frozen, gradientless, foreign and unselected weights stay; a tied weight counts once."""
     for setup in subject.setups():
@@ -67,7 +67,7 @@ def _foreign(subject: Subject, setup: Setup) -> None:
     for each in (rig, plain):
         each.step(0)
     _stays(rig, name, "is not this optimizer's", before)
-    if subject.adds_to_loss:
+    if subject.adds_to_loss or subject.plugin.shapes_loss:
         return  # what backward makes of its term is the loss's business
     found, expected = rig.parameters[name].grad, plain.parameters[name].grad
     if (found is None) != (expected is None) or (
@@ -78,7 +78,9 @@ def _foreign(subject: Subject, setup: Setup) -> None:
 
 def _unselected(subject: Subject, setup: Setup) -> None:
     name = subject.touched(setup)[0]
-    only = Setup(setup.source, setup.delivery, {**setup.values, "where": name})
+    # Of strengths by pattern, those of other weights would have nothing left to match.
+    alike = {key: subject.steady()[key] for key in subject.plugin.mappings}
+    only = Setup(setup.source, setup.delivery, {**setup.values, **alike, "where": name})
     found, plain = subject.rig(only).run(1), subject.rig(None).run(1)
     for other, weight in plain.weights.items():
         if other != name and not torch.equal(weight, found.weights[other]):
@@ -89,13 +91,28 @@ def _unselected(subject: Subject, setup: Setup) -> None:
 
 def _tied(subject: Subject, setup: Setup) -> None:
     if subject.bench.model is not Sample:
-        raise Skip("the model was given")
-    without = type(subject.bench)(partial(Sample, tied=False), subject.bench.batch)
-    once = Subject(subject.source, without)
+        raise Skip("the model is another than the exam's usual one")
+    if _hooked(subject, setup):
+        raise Skip("it watches modules, and one that is called twice is not two modules")
+    without = type(subject.bench)(
+        partial(Sample, tied=False), subject.bench.batch, subject.bench.loss
+    )
+    once = Subject(subject.source, without, subject.values)
     same(
         subject.rig(setup).run(3),
         once.rig(setup).run(3),
         "a weight with two names does not count once",
+    )
+
+
+def _hooked(subject: Subject, setup: Setup) -> bool:
+    """Tell whether it hooks one of the modules that hold the tied weight."""
+    rig, plain = subject.rig(setup), subject.rig(None)
+    return any(
+        len(hooks) != len(getattr(plain.model.get_submodule(name), kind))
+        for name in ("one", "two")
+        for kind, hooks in vars(rig.model.get_submodule(name)).items()
+        if kind.endswith("_hooks") and isinstance(hooks, dict) and "state_dict" not in kind
     )
 
 

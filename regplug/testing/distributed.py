@@ -48,7 +48,7 @@ class _Half(Bench):
 
 def train(rank: int, bench: Bench, setup: Setup | None, wrapper: str) -> dict[str, Any]:
     """Train on this rank and return what it holds and reports at the end. Runs in a worker."""
-    rig = _Sharded(_Half(bench.model, bench.batch), setup, wrap=WRAPPERS[wrapper])
+    rig = _Sharded(_Half(bench.model, bench.batch, bench.loss), setup, wrap=WRAPPERS[wrapper])
     try:
         snapshot = rig.run(STEPS)
         session = rig.session
@@ -63,10 +63,20 @@ def train(rank: int, bench: Bench, setup: Setup | None, wrapper: str) -> dict[st
 
 
 class _Sharded(Rig):
-    """A rig whose optimizer gets the parameters that the wrapper has put in place."""
+    """A rig whose optimizer gets the parameters that the wrapper has put in place.
+
+    Each rank has random numbers of its own, as dropout wants: what draws for a weight that all
+    ranks hold must not draw from them.
+    """
 
     def __init__(self, bench: Bench, setup: Setup | None, *, wrap: Any) -> None:
-        super().__init__(bench, setup, wrap=wrap)
+        super().__init__(bench, setup, wrap=wrap, edit=_own_stream)
+        torch.manual_seed(700 + dist.get_rank())
+
+
+def _own_stream(model: nn.Module) -> None:
+    """Seed by the rank, once the weights are there."""
+    torch.manual_seed(500 + dist.get_rank())
 
 
 def _job(subject: Subject, setup: Setup | None, wrapper: str) -> list[dict[str, Any]]:
@@ -131,21 +141,41 @@ def _spread(found: Snapshot, expected: Snapshot) -> float:
     return float(gaps.square().mean().sqrt())
 
 
-@check("ddp", distributed=True)
+@check("collective", distributed=True)
+def collective(subject: Subject) -> Iterable[Case]:
+    """On two ranks it comes to an end: neither leaves, or waits for one that does not come."""
+    found: list[str] = []
+
+    def run(setup: Setup, wrapper: str) -> None:
+        if found:
+            raise Skip("not tried again, since each try takes half a minute")
+        try:
+            _job(subject, setup, wrapper)
+        except ProcessesError as error:
+            if error.ended:
+                found.append(str(error))
+                raise Failure(str(error)) from error
+
+    for setup in subject.setups():
+        for wrapper in WRAPPERS:
+            yield f"{wrapper}, {setup.regime}", partial(run, setup, wrapper)
+
+
+@check("ddp", distributed=True, after=("collective",))
 def ddp(subject: Subject) -> Iterable[Case]:
     """On two ranks of ``DistributedDataParallel`` it does what it does in one process."""
     for setup in subject.setups():
         yield setup.regime, partial(_like_plain, subject, setup, "ddp")
 
 
-@check("fsdp2", distributed=True)
+@check("fsdp2", distributed=True, after=("collective", "separable"))
 def fsdp2(subject: Subject) -> Iterable[Case]:
     """On weights that ``fully_shard`` splits unevenly it does what it does in one process."""
     for setup in subject.setups():
         yield setup.regime, partial(_like_plain, subject, setup, "fsdp2")
 
 
-@check("ranks", distributed=True)
+@check("ranks", distributed=True, after=("ddp", "fsdp2"))
 def ranks(subject: Subject) -> Iterable[Case]:
     """Both ranks end with the same weights and report the same, which is what one would report."""
 

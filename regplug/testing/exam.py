@@ -3,33 +3,59 @@
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
 from regplug.backend.words import nearest
-from regplug.errors import RegplugError, SpecError
+from regplug.errors import SpecError
 from regplug.testing import (  # noqa: F401 - each registers its checks
+    acting,
+    arguments,
     compiling,
+    copies,
+    costs,
     coverage,
+    delivering,
+    devices,
     distributed,
+    extremes,
     failing,
     formula,
+    growing,
+    instances,
+    interludes,
+    loops,
+    loss_event,
+    processwide,
+    pure,
+    randomness,
     restoring,
     saving,
+    selecting,
+    settings,
+    shapes,
     steps,
+    stopped,
+    strengths,
+    strides,
+    telling,
     training,
 )
 from regplug.testing.bench import Bench
-from regplug.testing.processes import processes
-from regplug.testing.registry import CHECKS, Check, registered
-from regplug.testing.report import Report, Result
-from regplug.testing.subject import Failure, Skip, Source, Subject
+from regplug.testing.candidate import EVERYWHERE, Answer, Paper
+from regplug.testing.desk import Desk, Ended, desk
+from regplug.testing.processes import start_processes
+from regplug.testing.registry import CHECKS, RUNS, Check, registered
+from regplug.testing.report import NOT_JUDGED, Report, Result
+from regplug.testing.subject import Source
+from regplug.testing.warming import warm
 
 __all__ = ["check_plugin"]
 
-EVERYWHERE = "–"
+MOST_ENDS = 3
+"""Checks that may come to no end, of up to a minute each, before the rest is not judged."""
 
 
 def check_plugin(
@@ -39,12 +65,18 @@ def check_plugin(
     expected_failures: Mapping[str, str] | None = None,
     model: Callable[[], nn.Module] | None = None,
     batch: Callable[[int], torch.Tensor] | None = None,
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    where: Any = None,
+    told: Callable[[str, int, int], object] | None = None,
 ) -> Report:
     """Examine a plugin, the whole of it: formula, loops, precision, ranks, state, failure.
 
-    DDP and FSDP2 run in two real processes with a gloo group, which are started once and kept
-    until this process ends, so a script that calls this at its top level wants the usual
-    ``if __name__ == "__main__":``. Random numbers of the caller are left as they are.
+    It sits the exam in a process of its own, where it may hang or end that process: the exam goes
+    on with the next check, and ends with a report in any case. DDP and FSDP2 run in two real
+    processes with a gloo group, which are started once and kept until this process ends, so a
+    script that calls this at its top level wants the usual ``if __name__ == "__main__":``. Random
+    numbers of the caller are left as they are. A check that depends on one that failed is not
+    judged, so that one fault is one failure.
 
     Args:
         spec: a spec such as ``"name(1e-3)"``; or an instance, which is copied; or a callable
@@ -56,6 +88,10 @@ def check_plugin(
         model: returns a new model to try the plugin on, for one that needs more than a small
             network with linear layers, a normalization, dropout and a tied weight.
         batch: returns the model's inputs for ``n`` samples, a tensor of shape ``(n, …)``.
+        loss: returns the mean loss, a 0-d tensor, of what the model puts out for inputs; None for a
+            mean squared error.
+        where: a selection for the plugin, in place of its own; None for its own.
+        told: called before each check with its id, its number from 0 on, and how many there are.
 
     Returns:
         The report, with ``report.passed``, ``str(report)`` and ``report.as_json()``.
@@ -72,30 +108,20 @@ def check_plugin(
     expected = dict(expected_failures or {})
     _wanted(list(expected))
     usual = Bench()
-    bench = Bench(usual.model if model is None else model, usual.batch if batch is None else batch)
-    subject = Subject(spec, bench)
+    bench = Bench(
+        usual.model if model is None else model, usual.batch if batch is None else batch, loss
+    )
+    paper = Paper(spec, bench, {} if where is None else {"where": where})
     started = time.monotonic()
-    with _own_settings():
-        _attachable(subject)
-        if any(check.distributed for check in wanted):
-            processes().start()
-        results = list(_sit(subject, wanted, expected))
-    return Report(subject.title, results, time.monotonic() - started)
-
-
-@contextmanager
-def _own_settings() -> Iterator[None]:
-    """Leave the caller's random numbers, threads and warnings as they are."""
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
-        # Warnings are for those who train.
+    exam = _Exam(paper, wanted, expected, told)
+    with warnings.catch_warnings():
+        # Of a copy of a process with threads, among others: none of them is for the caller.
         warnings.simplefilter("ignore")
-        # The models are tiny: more threads than one wait for each other.
-        torch.set_num_threads(1)
         try:
-            yield
+            results = list(exam.sit())
         finally:
-            torch.set_num_threads(threads)
+            exam.close()
+    return Report(exam.title, results, time.monotonic() - started, notes=exam.notes)
 
 
 def _wanted(ids: Sequence[str] | None) -> list[Check]:
@@ -107,64 +133,91 @@ def _wanted(ids: Sequence[str] | None) -> list[Check]:
     return [check for check in registered() if ids is None or check.id in ids]
 
 
-def _attachable(subject: Subject) -> None:
-    """Raise what attaching raises before any question is asked."""
-    subject.rig(subject.given(None)).detach()
+class _Exam:
+    """One plugin's exam, from the first desk to the last answer."""
 
+    def __init__(
+        self,
+        paper: Paper,
+        wanted: Sequence[Check],
+        expected: Mapping[str, str],
+        told: Callable[[str, int, int], object] | None,
+    ) -> None:
+        self._paper, self._wanted, self._expected, self._told = paper, wanted, expected, told
+        self._desk: Desk | None = None
+        self._ends = 0
+        # Which failure is behind it, for each check that failed or was not judged.
+        self._causes: dict[str, str] = {}
+        self.title = paper.title
+        self.notes: tuple[str, ...] = ()
 
-def _sit(
-    subject: Subject, wanted: Sequence[Check], expected: Mapping[str, str]
-) -> Iterator[Result]:
-    failed: set[str] = set()
-    for check in wanted:
-        results = list(_examine(subject, check, failed))
-        if any(result.outcome == "failed" for result in results):
-            failed.add(check.id)
-        reason = expected.get(check.id)
-        if reason is None:
-            yield from results
-            continue
-        for result in results:
-            if result.outcome == "failed":
-                message = f"{reason} ({result.message})"
-                yield Result(result.plugin, check.id, result.regime, "expected", message)
-            else:
-                yield result
-        if check.id not in failed and any(r.outcome == "passed" for r in results):
-            message = f"it was expected to fail ({reason}), but passed: expect it no longer"
-            yield Result(subject.title, check.id, EVERYWHERE, "failed", message)
-
-
-def _examine(subject: Subject, check: Check, failed: set[str]) -> Iterator[Result]:
-    def result(regime: str, outcome: str, message: object = "") -> Result:
-        return Result(subject.title, check.id, regime, outcome, str(message))
-
-    for earlier in check.after:
-        if earlier in failed:
-            yield result(EVERYWHERE, "skipped", f"can't be judged: {earlier} failed")
-            return
-    try:
-        cases = list(check.cases(subject))
-    except Skip as why:
-        yield result(EVERYWHERE, "skipped", why)
-        return
-    except Exception as error:
-        yield result(EVERYWHERE, "failed", _message(error))
-        return
-    for regime, run in cases:
+    def sit(self) -> Iterator[Result]:
+        """Yield the results of all checks, in their order."""
+        warm([check.id for check in self._wanted])
+        wanted = list(self._wanted)
         try:
-            run()
-        except Skip as why:
-            yield result(regime, "skipped", why)
-        except Failure as failure:
-            yield result(regime, "failed", failure)
-        except Exception as error:
-            yield result(regime, "failed", _message(error))
+            self._sit_down()
+        except Ended as error:
+            # Nobody asked, and yet there is nothing else to say.
+            wanted = [check for check in wanted if check.id != RUNS]
+            self._causes[RUNS] = RUNS
+            yield self._result(RUNS, Answer(EVERYWHERE, "failed", str(error)))
         else:
-            yield result(regime, "passed")
+            # It takes them seconds, while other checks are made.
+            if any(check.distributed for check in wanted):
+                start_processes()
+        for number, check in enumerate(wanted):
+            if self._told is not None:
+                self._told(check.id, number, len(wanted))
+            yield from self._weighed(check.id, list(self._examine(check)))
 
+    def _sit_down(self) -> Desk:
+        if self._desk is None:
+            self._desk = desk(self._paper)
+            if self._desk.note:
+                self.notes = (self._desk.note,)
+            self.title = self._desk.attach()
+        return self._desk
 
-def _message(error: BaseException) -> str:
-    if isinstance(error, RegplugError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
+    def close(self) -> None:
+        """Leave the desk."""
+        if self._desk is not None:
+            self._desk.close()
+            self._desk = None
+
+    def _result(self, check: str, answer: Answer) -> Result:
+        return Result(self.title, check, answer.regime, answer.outcome, answer.message)
+
+    def _examine(self, check: Check) -> Iterator[Answer]:
+        cause = next((self._causes[e] for e in check.after if e in self._causes), None)
+        if cause is not None:
+            self._causes[check.id] = cause
+            yield Answer(EVERYWHERE, NOT_JUDGED, f"because {cause} failed")
+            return
+        if self._ends >= MOST_ENDS:
+            yield Answer(EVERYWHERE, NOT_JUDGED, f"because {self._ends} checks came to no end")
+            return
+        try:
+            yield from self._sit_down().ask(check.id)
+        except Ended as error:
+            self._ends += 1
+            if self._desk is not None:
+                self._desk.stop()
+                self._desk = None
+            yield Answer(error.regime, "failed", str(error))
+
+    def _weighed(self, check: str, answers: Sequence[Answer]) -> Iterator[Result]:
+        """Yield the results of a check, failures that are expected told from others."""
+        failed = any(answer.outcome == "failed" for answer in answers)
+        if failed:
+            self._causes[check] = check
+        reason = self._expected.get(check)
+        for answer in answers:
+            if reason is not None and answer.outcome == "failed":
+                message = f"{reason} ({answer.message})"
+                yield self._result(check, Answer(answer.regime, "expected", message))
+            else:
+                yield self._result(check, answer)
+        if reason is not None and not failed and any(a.outcome == "passed" for a in answers):
+            message = f"it was expected to fail ({reason}), but passed: expect it no longer"
+            yield self._result(check, Answer(EVERYWHERE, "failed", message))

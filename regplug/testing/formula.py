@@ -9,12 +9,12 @@ from regplug.penalty import Penalty
 from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Skip, Subject
 
-__all__: list[str] = []
+__all__ = ["keeps_dtype", "weights_away_from_zero"]
 
 SHAPES = ((4, 3), (1, 5), (6, 2))
 
 
-def _weights(dtype: torch.dtype = torch.float64) -> Iterator[torch.Tensor]:
+def weights_away_from_zero(dtype: torch.dtype = torch.float64) -> Iterator[torch.Tensor]:
     """Yield weights away from 0, where many formulas have a kink."""
     generator = torch.Generator().manual_seed(5)
     for shape in SHAPES:
@@ -56,7 +56,7 @@ def differentiable(subject: Subject) -> Iterable[Case]:
     penalty = subject.penalty
 
     def run() -> None:
-        for w in _weights():
+        for w in weights_away_from_zero():
             w.requires_grad_()
             value = _value(penalty, w)
             if not value.requires_grad:
@@ -71,29 +71,33 @@ def differentiable(subject: Subject) -> Iterable[Case]:
     yield "value", run
 
 
-@check("gradient")
+@check("gradient", after=("differentiable",))
 def gradient(subject: Subject) -> Iterable[Case]:
     """Whatever states the gradient once more agrees with autograd of the value."""
     penalty = subject.penalty
 
     def plain() -> None:
-        for w in _weights():
+        for w in weights_away_from_zero():
             before = w.clone()
             _close(penalty.gradient(w), _autograd(penalty, w), "gradient(w)")
             if not torch.equal(w, before):
                 raise Failure("gradient(w) changed w")
 
     def scaled() -> None:
-        weights = list(_weights())
-        for w, g in zip(weights, penalty.gradients(weights, 0.5), strict=True):
-            _close(g, 0.5 * _autograd(penalty, w), "what gradients returns, with factor ½,")
+        for factor in (0.5, -2.0):
+            weights = list(weights_away_from_zero())
+            for w, g in zip(weights, penalty.gradients(weights, factor), strict=True):
+                words = f"what gradients returns, with factor {factor:g},"
+                _close(g, factor * _autograd(penalty, w), words)
 
     def added() -> None:
-        weights = list(_weights())
-        gradients = [torch.ones_like(w) for w in weights]
-        penalty.add_gradients(gradients, weights, 0.5)
-        for w, g in zip(weights, gradients, strict=True):
-            _close(g - 1, 0.5 * _autograd(penalty, w), "what add_gradients adds, with factor ½,")
+        for factor in (0.5, -2.0):
+            weights = list(weights_away_from_zero())
+            gradients = [torch.ones_like(w) for w in weights]
+            penalty.add_gradients(gradients, weights, factor)
+            for w, g in zip(weights, gradients, strict=True):
+                words = f"what add_gradients adds, with factor {factor:g},"
+                _close(g - 1, factor * _autograd(penalty, w), words)
 
     cls = type(penalty)
     stated = {
@@ -108,13 +112,14 @@ def gradient(subject: Subject) -> Iterable[Case]:
             yield regime, torch.no_grad()(run)
 
 
-@check("finite-difference")
+@check("finite-difference", after=("differentiable",))
 def finite_difference(subject: Subject) -> Iterable[Case]:
     """Autograd of the value is the limit of its differences."""
     penalty = subject.penalty
 
     def run(h: float = 1e-6) -> None:
-        for w in _weights():
+        # Also where weights are large: what is cut off or detached there is no better than here.
+        for w in (*weights_away_from_zero(), 8 * next(weights_away_from_zero())):
             found, numeric = _autograd(penalty, w), torch.empty_like(w)
             with torch.no_grad():
                 for i in range(w.numel()):
@@ -127,7 +132,7 @@ def finite_difference(subject: Subject) -> Iterable[Case]:
     yield "value", run
 
 
-@check("proximal")
+@check("proximal", after=("strength",))
 def proximal(subject: Subject) -> Iterable[Case]:
     """The proximal operator minimises its objective; it is non-expansive if the value is convex."""
     penalty = subject.penalty
@@ -139,7 +144,7 @@ def proximal(subject: Subject) -> Iterable[Case]:
 
     def minimises(steps: str) -> None:
         generator = torch.Generator().manual_seed(6)
-        for w in _weights():
+        for w in (*weights_away_from_zero(), 8 * next(weights_away_from_zero())):
             for size in (0.1, 1.0, 4.0):
                 step: float | torch.Tensor = size
                 if steps == "a step for each element":
@@ -159,21 +164,27 @@ def proximal(subject: Subject) -> Iterable[Case]:
                             )
 
     def stays() -> None:
-        for w in _weights():
+        for w in weights_away_from_zero():
             step = torch.ones_like(w)
             step[0] = 0
             if not torch.equal(penalty.proximal(w.clone(), step)[0], w[0]):
                 raise Failure("elements whose step is 0 must stay as they are, to the bit")
 
     def in_place() -> None:
-        weights = list(_weights())
+        weights = list(weights_away_from_zero())
         expected = [penalty.proximal(w.clone(), 0.5) for w in weights]
         penalty.proximal_(weights, 0.5)
         for w, other in zip(weights, expected, strict=True):
             _close(w, other, "proximal_([w, …], step), against proximal(w, step),")
 
     def non_expansive() -> None:
-        pairs = list(zip(_weights(), (w.flip(0) * 0.7 - 0.1 for w in _weights()), strict=True))
+        pairs = list(
+            zip(
+                weights_away_from_zero(),
+                (w.flip(0) * 0.7 - 0.1 for w in weights_away_from_zero()),
+                strict=True,
+            )
+        )
         for a, b in pairs:
             for t in (0.25, 0.5, 0.75):
                 chord = (1 - t) * penalty.value(a) + t * penalty.value(b)
@@ -214,13 +225,13 @@ def separable(subject: Subject) -> Iterable[Case]:
         yield list(w.split(1))
 
     def value() -> None:
-        for w in _weights():
+        for w in weights_away_from_zero():
             for pieces in blocks(w):
                 total = torch.stack([_value(penalty, piece) for piece in pieces]).sum()
                 _close(total, penalty.value(w), "the value of the blocks of w")
 
     def gradients() -> None:
-        for w in _weights():
+        for w in weights_away_from_zero():
             whole = penalty.gradient(w).reshape(-1)
             for pieces in blocks(w):
                 found = torch.cat([penalty.gradient(piece).reshape(-1) for piece in pieces])
@@ -229,7 +240,7 @@ def separable(subject: Subject) -> Iterable[Case]:
     def operators() -> None:
         if type(penalty).proximal is Penalty.proximal:
             raise Skip("it has no proximal operator")
-        for w in _weights():
+        for w in weights_away_from_zero():
             whole = penalty.proximal(w.clone(), 0.3).reshape(-1)
             for pieces in blocks(w):
                 found = [penalty.proximal(piece.clone(), 0.3).reshape(-1) for piece in pieces]
@@ -241,7 +252,7 @@ def separable(subject: Subject) -> Iterable[Case]:
 
 def keeps_dtype(penalty: Penalty, dtype: torch.dtype) -> None:
     """Raise a ``Failure`` unless the formula keeps shape, dtype and device of the weights."""
-    for w in _weights(dtype):
+    for w in weights_away_from_zero(dtype):
         results = {"value(w)": penalty.value(w), "gradient(w)": penalty.gradient(w)}
         if type(penalty).proximal is not Penalty.proximal:
             results["proximal(w, 0.1)"] = penalty.proximal(w.clone(), 0.1)

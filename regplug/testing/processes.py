@@ -7,8 +7,8 @@ import os
 import pickle
 import socket
 import sys
+import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing import connection
@@ -17,13 +17,26 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-__all__ = ["RANKS", "Processes", "ProcessesError", "processes", "stop_processes"]
+from regplug.testing.places import place_in, place_of, redirected
+
+__all__ = [
+    "RANKS",
+    "Processes",
+    "ProcessesError",
+    "Ranks",
+    "processes",
+    "start_processes",
+    "stop_processes",
+    "use",
+]
 
 RANKS = 2
 START_SECONDS = 180.0
-JOB_SECONDS = 120.0
+JOB_SECONDS = 45.0
 # What a rank is given to answer after the other has failed: it may wait for it in a collective.
 GRACE_SECONDS = 3.0
+# The same after the other is done, which has just as much to do.
+BEHIND_SECONDS = 20.0
 
 
 class ProcessesError(RuntimeError):
@@ -31,44 +44,26 @@ class ProcessesError(RuntimeError):
 
     Attributes:
         raised: whether each rank raised an error of what it was given to do.
+        ended: whether a rank died, or did not come to an end in time.
     """
 
-    def __init__(self, message: str, *, raised: bool = False) -> None:
-        super().__init__(message)
-        self.raised = raised
+    def __init__(self, message: str, *, raised: bool = False, ended: bool = False) -> None:
+        super().__init__(message, raised, ended)
+        self.message, self.raised, self.ended = message, raised, ended
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __reduce__(self) -> Any:
+        return _error, (self.message, self.raised, self.ended)
 
 
-class Processes:
-    """A pool of two ranks. :meth:`run` calls a function on both.
+def _error(message: str, raised: bool, ended: bool) -> ProcessesError:
+    return ProcessesError(message, raised=raised, ended=ended)
 
-    A job that fails on either rank may leave the other in the middle of a collective, so both are
-    ended then, and started anew for the next job.
-    """
 
-    def __init__(self) -> None:
-        self._processes: list[Any] = []
-        self._pipes: list[Any] = []
-        self._store: Any = None
-        self._ready = False
-
-    def start(self) -> None:
-        """Start the processes without waiting until they are ready."""
-        if self._processes:
-            return
-        self._store = dist.TCPStore(  # type: ignore[attr-defined]
-            "127.0.0.1", 0, is_master=True, wait_for_workers=False
-        )
-        context = multiprocessing.get_context("spawn")
-        for rank in range(RANKS):
-            ours, theirs = context.Pipe()
-            process = context.Process(
-                target=_work, args=(rank, self._store.port, theirs), daemon=True
-            )
-            process.start()
-            theirs.close()
-            self._pipes.append(ours)
-            self._processes.append(process)
-        self._ready = False
+class Ranks:
+    """Two ranks, wherever they are."""
 
     def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         """Return what ``function(rank, *args)`` returned on each rank.
@@ -83,13 +78,57 @@ class Processes:
                 "the plugin can't be sent to another process: give a spec, or a class, function or "
                 f"functools.partial that stands at the top of a module ({error})"
             ) from error
+        return self.run_job(job)
+
+    def run_job(self, job: bytes) -> list[Any]:
+        """Do the same for a function and its arguments that are pickled already."""
+        raise NotImplementedError
+
+
+class Processes(Ranks):
+    """A pool of two ranks. :meth:`run` calls a function on both.
+
+    A job that fails on either rank may leave the other in the middle of a collective, so both are
+    ended then, and started anew for the next job.
+    """
+
+    def __init__(self) -> None:
+        self._processes: list[Any] = []
+        self._pipes: list[Any] = []
+        self._store: Any = None
+        self._traces: list[str] = []
+        self._ready = False
+
+    def start(self) -> None:
+        """Start the processes without waiting until they are ready."""
+        if self._processes:
+            return
+        self._store = dist.TCPStore(  # type: ignore[attr-defined]
+            "127.0.0.1", 0, is_master=True, wait_for_workers=False
+        )
+        context = multiprocessing.get_context("spawn")
+        for rank in range(RANKS):
+            ours, theirs = context.Pipe()
+            handle, trace = tempfile.mkstemp(prefix="regplug-rank-")
+            os.close(handle)
+            self._traces.append(trace)
+            process = context.Process(
+                target=_work, args=(rank, self._store.port, theirs, trace), daemon=True
+            )
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+        self._ready = False
+
+    def run_job(self, job: bytes) -> list[Any]:
         self.start()
         if not self._ready:
             answers = self._answers(START_SECONDS)
             self._require(answers, "start")
             self._ready = True
         for pipe in self._pipes:
-            pipe.send((sys.path, job))
+            pipe.send((sys.path, job, JOB_SECONDS))
         answers = self._answers(JOB_SECONDS)
         self._require(answers, "finish")
         return [answers[rank][1] for rank in range(RANKS)]
@@ -107,22 +146,31 @@ class Processes:
                     answers[rank] = pipe.recv()
                 except (EOFError, ConnectionResetError):
                     answers[rank] = ("died", "the process ended")
-                if answers[rank][0] != "done":
-                    deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+                left = BEHIND_SECONDS if answers[rank][0] == "done" else GRACE_SECONDS
+                deadline = min(deadline, time.monotonic() + left)
         return answers
 
     def _require(self, answers: dict[int, tuple[str, Any]], what: str) -> None:
         if len(answers) == RANKS and all(kind == "done" for kind, _ in answers.values()):
             return
-        lines = [
-            f"rank {rank} {answers[rank][0]}: {answers[rank][1]}"
-            if rank in answers
-            else f"rank {rank} did not {what} in time"
-            for rank in range(RANKS)
-        ]
+        kinds = [answers[rank][0] if rank in answers else "waits" for rank in range(RANKS)]
+        # A rank that waits for one that has failed is not to blame.
+        waits = "waits" in kinds and "raised" not in kinds
+        ended = waits or bool({"died", "ended"} & set(kinds))
+        lines = []
+        for rank, kind in enumerate(kinds):
+            at = place_in(self._traces[rank]) if kind in ("waits", "died") else None
+            where = "" if at is None else f" (at {at})"
+            if kind == "waits":
+                lines.append(f"rank {rank} did not {what} in time{where}")
+            elif kind == "done":
+                lines.append(f"rank {rank} is done")
+            else:
+                lines.append(f"rank {rank} {kind}: {answers[rank][1]}{where}")
         self.stop()
-        raised = [kind for kind, _ in answers.values()] == ["raised"] * RANKS
-        raise ProcessesError("; ".join(lines), raised=raised and what == "finish")
+        finish = what == "finish"
+        raised = kinds == ["raised"] * RANKS
+        raise ProcessesError("; ".join(lines), raised=raised and finish, ended=ended and finish)
 
     def stop(self) -> None:
         """End the processes."""
@@ -133,16 +181,27 @@ class Processes:
             process.close()
         for pipe in self._pipes:
             pipe.close()
-        self._processes, self._pipes, self._store = [], [], None
+        for trace in self._traces:
+            os.unlink(trace)  # noqa: PTH108
+        self._processes, self._pipes, self._traces, self._store = [], [], [], None
 
 
 def _loopback() -> str | None:
     return next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
 
 
-def _work(rank: int, port: int, pipe: Any) -> None:
-    """Serve jobs until the pipe is closed."""
-    faulthandler.enable()
+def _work(rank: int, port: int, pipe: Any, trace: str) -> None:
+    """Serve jobs until the pipe is closed; leave the place of a crash or a wait in ``trace``."""
+    # What a plugin prints must not come between the lines of a report.
+    with open(trace, "w", encoding="utf-8") as file, redirected(tempfile.TemporaryFile()):  # noqa: PTH123
+        faulthandler.enable(file)
+        _serve(rank, port, pipe, file)
+        faulthandler.disable()
+    # Not the interpreter's own end, which waits for a peer that may be gone already.
+    os._exit(0)
+
+
+def _serve(rank: int, port: int, pipe: Any, trace: Any) -> None:
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -163,28 +222,45 @@ def _work(rank: int, port: int, pipe: Any) -> None:
         return
     while True:
         try:
-            path, job = pipe.recv()
+            path, job, seconds = pipe.recv()
         except (EOFError, KeyboardInterrupt):
             break
         sys.path[:] = path
+        trace.seek(0)
+        trace.truncate()
+        # Early enough that its place is written when the others give it up.
+        waits = min(seconds, BEHIND_SECONDS) * 0.75
+        faulthandler.dump_traceback_later(waits, repeat=True, file=trace)
         try:
             function, args = pickle.loads(job)
             torch.manual_seed(0)
             answer = ("done", function(rank, *args))
         except BaseException as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            at = f"{os.path.basename(where.filename)}:{where.lineno}"  # noqa: PTH119
-            answer = ("raised", f"{type(error).__name__}: {error} (at {at})")
+            kind = "raised" if isinstance(error, Exception) else "ended"
+            answer = (kind, f"{type(error).__name__}: {error} (at {place_of(error)})")
+        finally:
+            faulthandler.cancel_dump_traceback_later()
         pipe.send(answer)
-    # Not the interpreter's own end, which waits for a peer that may be gone already.
-    os._exit(0)
 
 
 _shared = Processes()
+_used: Ranks = _shared
 
 
-def processes() -> Processes:
-    """Return the pool of this process; it is ended when the process ends."""
+def processes() -> Ranks:
+    """Return the ranks that this process uses: by default a pool, ended when the process ends."""
+    return _used
+
+
+def use(ranks: Ranks) -> None:
+    """Let :func:`processes` return others from now on."""
+    global _used  # noqa: PLW0603
+    _used = ranks
+
+
+def start_processes() -> Processes:
+    """Start this process's pool without waiting until it is ready, and return it."""
+    _shared.start()
     return _shared
 
 

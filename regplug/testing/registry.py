@@ -6,24 +6,63 @@ from typing import TypeAlias
 
 from regplug.testing.subject import Subject
 
-__all__ = ["CHECKS", "Case", "Check", "check", "registered"]
+__all__ = ["CHECKS", "EXAM", "RUNS", "Case", "Check", "check", "registered"]
 
-# The order in which an exam asks: the formula first, then one step, then whole runs.
+EXAM = 2
+"""The version of the exam: another whenever a plugin may pass one and fail the other."""
+
+RUNS, MODES, SURROUNDINGS = "runs", "modes", "surroundings"
+"""The ids of the checks that come first: all depend on the first, and all later ones on the second.
+"""
+
+# The order in which an exam asks: whether it acts at all, the formula, one step, whole runs. What
+# may be the cause of another failure stands before it.
 CHECKS = (
+    RUNS,
+    SURROUNDINGS,
+    MODES,
+    "streams",
+    "reproducible",
+    "acts",
+    "cost",
+    "pure",
+    "arguments",
     "differentiable",
+    "loss-event",
+    "attach-again",
     "gradient",
     "finite-difference",
+    "extremes",
+    "memory-order",
+    "where",
     "every-batch",
-    "zero-strength",
-    "untouched",
     "adds",
+    "strength",
+    "clipping",
+    "delivery",
+    "schedule",
+    "shapes",
+    "zero-strength",
+    "fresh-draws",
+    "untouched",
     "input-grad",
     "proximal",
     "separable",
     "dtype",
     "accumulation",
-    "clipping",
     "overflow",
+    "maximize",
+    "groups",
+    "learning-rate",
+    "no-optimizer",
+    "closure",
+    "interludes",
+    "late-weights",
+    "metrics",
+    "describe",
+    "autocast",
+    "device",
+    "collective",
     "ddp",
     "fsdp2",
     "ranks",
@@ -31,12 +70,19 @@ CHECKS = (
     "state",
     "resume",
     "restore",
+    "stopped-attach",
+    "copies",
     "leak",
+    "memory",
+    "growth",
     "order",
     "attribution",
     "compile",
 )
 """The ids of all checks, in the order of the exam."""
+
+FOUNDATIONS = (RUNS, MODES, "reproducible", "pure", "loss-event", "attach-again")
+"""Checks without which none that comes later can be judged, where loops are compared."""
 
 Case: TypeAlias = tuple[str, Callable[[], object]]
 """A regime and what is done in it: raise a ``Failure`` or ``Skip``, or anything by accident."""
@@ -74,7 +120,8 @@ def check(
 
     def register(cases: Cases) -> Cases:
         assert id in CHECKS, id
-        _registered[id] = Check(id, cases, after, distributed)
+        before = [other for other in FOUNDATIONS if CHECKS.index(other) < CHECKS.index(id)]
+        _registered[id] = Check(id, cases, (*before, *after), distributed)
         return cases
 
     return register

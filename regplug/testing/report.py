@@ -4,10 +4,12 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from regplug.table import table
+from regplug.testing.registry import EXAM
 
-__all__ = ["OUTCOMES", "Report", "Result"]
+__all__ = ["NOT_JUDGED", "OUTCOMES", "Report", "Result"]
 
-OUTCOMES = ("passed", "failed", "skipped", "expected")
+NOT_JUDGED = "not judged"
+OUTCOMES = ("passed", "failed", NOT_JUDGED, "skipped", "expected")
 
 
 @dataclass(frozen=True)
@@ -18,8 +20,8 @@ class Result:
         plugin: the spec, or the name of a plugin that was given otherwise.
         check: the short id, such as ``"finite-difference"``.
         regime: under what circumstances: a delivery, a number format, a wrapper.
-        outcome: ``"passed"``, ``"failed"``, ``"skipped"`` (it does not apply) or ``"expected"`` (it
-            failed as was said beforehand).
+        outcome: ``"passed"``, ``"failed"``, ``"not judged"`` (it depends on a check that failed),
+            ``"skipped"`` (it does not apply) or ``"expected"`` (it failed as was said beforehand).
         message: why, where it did not pass.
     """
 
@@ -33,10 +35,14 @@ class Result:
 class Report:
     """The results of one plugin's exam. Its ``str`` is a table with a line for each.
 
+    If something failed, the line before the table is the likeliest cause of it: the first failure,
+    since checks are made in the order in which one depends on another.
+
     Args:
         plugin: the spec, or the name.
         results: in the order in which the checks were made.
         seconds: how long it took.
+        notes: what else is to be said of the exam.
 
     >>> report = Report("l1(1e-3)", [Result("l1(1e-3)", "gradient", "gradient", "passed")], 0.1)
     >>> report.passed
@@ -48,8 +54,11 @@ class Report:
     l1(1e-3): 1 passed in 0.1 s
     """
 
-    def __init__(self, plugin: str, results: Iterable[Result], seconds: float) -> None:
+    def __init__(
+        self, plugin: str, results: Iterable[Result], seconds: float, notes: Iterable[str] = ()
+    ) -> None:
         self.plugin, self.results, self.seconds = plugin, tuple(results), seconds
+        self.notes = tuple(notes)
 
     @property
     def passed(self) -> bool:
@@ -69,16 +78,24 @@ class Report:
         """Return the ids of the checks that failed in any regime."""
         return {result.check for result in self.failures}
 
-    def as_json(self) -> list[dict[str, str]]:
-        """Return the results as plain dicts."""
-        return [asdict(result) for result in self.results]
+    @property
+    def cause(self) -> Result | None:
+        """The failure that is the likeliest cause of all others; None if nothing failed."""
+        return self.failures[0] if self.failures else None
+
+    def as_json(self) -> list[dict[str, str | int]]:
+        """Return the results as plain dicts, each with the version of the exam."""
+        return [{**asdict(result), "exam": EXAM} for result in self.results]
 
     def __str__(self) -> str:
+        cause = self.cause
+        first = () if cause is None else (f"{cause.check} failed: {_line(cause.message)}",)
         rows = [[r.check, r.regime, r.outcome, _line(r.message)] for r in self.results]
         counts = [(outcome, len(self.of(outcome))) for outcome in OUTCOMES]
         summary = ", ".join(f"{count} {outcome}" for outcome, count in counts if count) or "nothing"
         heads = ["check", "regime", "outcome", "message"]
-        return f"{table(heads, rows)}\n{self.plugin}: {summary} in {self.seconds:.1f} s"
+        last = f"{self.plugin}: {summary} in {self.seconds:.1f} s"
+        return "\n".join([*first, table(heads, rows), *self.notes, last])
 
 
 def _line(message: str, most: int = 240) -> str:

@@ -45,7 +45,7 @@ def accumulation(subject: Subject) -> Iterable[Case]:
         yield setup.regime, partial(run, setup)
 
 
-@check("clipping")
+@check("clipping", after=("strength",))
 def clipping(subject: Subject) -> Iterable[Case]:
     """Outside the loss it acts in full after clipping; inside it adds nothing after clipping."""
     for setup in subject.setups():

@@ -1,6 +1,6 @@
 """Who sits the exam: one plugin, and what can be known of it before the first question."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,8 @@ from regplug.errors import PluginError, RegplugError
 from regplug.penalty import Penalty
 from regplug.plugin import Plugin, Scheduled
 from regplug.testing.bench import Bench, Rig, Setup, Snapshot, difference
+from regplug.testing.recipe import Recipe, recipe_of
+from regplug.testing.surroundings import Surroundings
 
 __all__ = ["Failure", "Skip", "Source", "Subject"]
 
@@ -35,12 +37,32 @@ class Subject:
     Args:
         source: a spec, an instance (copied for each use), or a callable that returns a new one.
         bench: the model and data to try it on.
+        values: attributes that are set on each instance, such as ``where``.
     """
 
-    def __init__(self, source: Source, bench: Bench) -> None:
-        self.source, self.bench = source, bench
+    def __init__(
+        self, source: Source, bench: Bench, values: Mapping[str, Any] | None = None
+    ) -> None:
+        self.source, self.bench, self.values = source, bench, dict(values or {})
         self.workers_results: dict[Any, Any] = {}
         self._touched: dict[str | None, list[str]] = {}
+        # Before anything is attached: what is left behind once would not be seen later.
+        self.surroundings = Surroundings()
+        self.left_behind: str | None = None
+        self._looked_back = False
+
+    def look_back(self) -> None:
+        """Note, after it was attached and detached for the first time, what it has left behind."""
+        if not self._looked_back:
+            self._looked_back = True
+            self.left_behind = self.surroundings.changed(long_ago=True)
+
+    def sits_on(self, bench: Bench) -> None:
+        """Let it be tried on another model from now on."""
+        self.bench = bench
+        self.workers_results.clear()
+        self._touched.clear()
+        self.__dict__.pop("deliveries", None)
 
     @property
     def title(self) -> str:
@@ -50,10 +72,21 @@ class Subject:
     @cached_property
     def plugin(self) -> Plugin:
         """An instance to look at, never attached."""
-        plugin = Setup(self.source).make()
+        plugin = Setup(self.source, None, self.values).make()
         if not isinstance(plugin, Plugin):
             raise PluginError(f"{plugin!r} is no instance of regplug.Plugin")
         return plugin
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """How it is made with other arguments.
+
+        Raises:
+            Skip: that can't be seen.
+        """
+        if (recipe := recipe_of(self.source, self.plugin)) is None:
+            raise Skip("it can't be made with other arguments: give a spec, or its class")
+        return recipe
 
     @property
     def penalty(self) -> Penalty:
@@ -70,6 +103,11 @@ class Subject:
     def implements(self, hook: str) -> bool:
         """Tell whether the plugin has this hook."""
         return is_hook(getattr(type(self.plugin), hook, None))
+
+    @cached_property
+    def remembers(self) -> bool:
+        """Whether it may act otherwise in each step: it has a state, or draws at random."""
+        return self.implements("on_state") or self.plugin.stochastic
 
     @cached_property
     def adds_to_loss(self) -> bool:
@@ -101,31 +139,68 @@ class Subject:
 
     def _attaches(self, delivery: str | None) -> bool:
         try:
-            Rig(self.bench, Setup(self.source, delivery)).detach()
+            Rig(self.bench, self.given(delivery)).detach()
         except RegplugError:
             return False
         return True
 
     def given(self, delivery: str | None) -> Setup:
         """Return the plugin as its author specified it."""
-        return Setup(self.source, delivery)
+        return Setup(self.source, delivery, self.values)
 
     def steady(self) -> Mapping[str, float]:
         """Return a constant that does something for every scheduled attribute."""
-        values = {}
-        for name, attribute in self.scheduled.items():
-            at = [attribute.at(self.plugin, step) for step in _LATER]
-            values[name] = next((value for value in at if value != attribute.off), at[0])
-        return values
+        return {
+            name: _steady(attribute.schedule(self.plugin), attribute.off)
+            for name, attribute in self.scheduled.items()
+        }
+
+    def by_pattern(
+        self, values: Mapping[str, float], change: Callable[[float], Any] = lambda value: value
+    ) -> dict[str, Any]:
+        """Return values for all attributes, and where strengths are by pattern their mappings.
+
+        Args:
+            values: the largest of each attribute.
+            change: what is made of each value.
+        """
+        found: dict[str, Any] = {name: change(value) for name, value in values.items()}
+        for name, mapping in self.plugin.mappings.items():
+            if name not in values:
+                continue
+            off = self.scheduled[name].off
+            largest = _steady(mapping, off)
+            scale = values[name] / largest if largest else 1.0
+
+            def changed(
+                schedule: Callable[[int], float], off: float | None = off, scale: float = scale
+            ) -> Any:
+                return change(_steady(schedule, off) * scale)
+
+            found[name] = mapping.each(changed)
+        return found
 
     def loud(self, delivery: str | None) -> Setup:
         """Return it with constant strengths, those of a penalty no weaker than can be measured."""
-        values = dict(self.steady())
+        values = {**self.values, **self.steady()}
         if isinstance(self.plugin, Penalty):
             for name, attribute in self.scheduled.items():
                 if attribute.off == 0 and attribute.high >= _LOUD:
                     values[name] = max(values[name], _LOUD)
-        return Setup(self.source, delivery, values)
+        return Setup(self.source, delivery, self.by_pattern(values))
+
+    def moments(self, setup: Setup) -> Iterator[Setup]:
+        """Yield a setup, and the same with the values that its schedules come to later.
+
+        A share of what is there does nothing at 1, as a strength at 0.
+        """
+        yield setup
+        told = [dict(setup.values)]
+        for step in _LATER:
+            values = {n: a.at(self.plugin, step) for n, a in self.scheduled.items()}
+            if values not in told:
+                told.append(values)
+                yield Setup(setup.source, setup.delivery, {**self.values, **values})
 
     def setups(self) -> list[Setup]:
         """Return one loud setup for each delivery."""
@@ -148,6 +223,11 @@ class Subject:
         if not self._touched[setup.delivery]:
             raise Skip("it changed no weight in the first step here")
         return self._touched[setup.delivery]
+
+
+def _steady(schedule: Callable[[int], float], off: float | None) -> float:
+    at = [schedule(step) for step in _LATER]
+    return next((value for value in at if value != off), at[0])
 
 
 def same(

@@ -1,5 +1,6 @@
 """Checks of what a plugin does to one loop: which weights, when, and in which number format."""
 
+import math
 from collections.abc import Iterable, Mapping
 from functools import partial
 
@@ -10,7 +11,7 @@ import regplug
 from regplug.errors import SelectionError
 from regplug.penalty import Penalty
 from regplug.plugin import Plugin
-from regplug.testing.bench import Setup, noisy_modules, rates
+from regplug.testing.bench import Sample, Setup, noisy_modules, rates
 from regplug.testing.formula import keeps_dtype
 from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Skip, Subject, same
@@ -18,10 +19,10 @@ from regplug.testing.subject import Failure, Skip, Subject, same
 __all__: list[str] = []
 
 
-@check("every-batch")
+@check("every-batch", after=("acts", "modes"))
 def every_batch(subject: Subject) -> Iterable[Case]:
     """From the same weights and data it does in batch 2, 3, … what it did in batch 1."""
-    has_memory = subject.implements("on_state") or subject.plugin.stochastic
+    has_memory = subject.remembers
 
     def run(setup: Setup) -> None:
         with_it, without = subject.rig(setup), subject.rig(None)
@@ -61,7 +62,7 @@ def every_batch(subject: Subject) -> Iterable[Case]:
         yield setup.regime, partial(run, setup)
 
 
-@check("zero-strength")
+@check("zero-strength", after=("strength", "adds"))
 def zero_strength(subject: Subject) -> Iterable[Case]:
     """Turned off, it leaves the very bits that a loop without it leaves."""
     off = {
@@ -80,7 +81,8 @@ def zero_strength(subject: Subject) -> Iterable[Case]:
 
     def run(delivery: str | None) -> None:
         options = {"dtype": torch.float32, "calm": False, "edit": silence}
-        found = subject.rig(Setup(subject.source, delivery, off), **options).run(3)
+        values = {**subject.values, **subject.by_pattern(off)}
+        found = subject.rig(Setup(subject.source, delivery, values), **options).run(3)
         expected = subject.rig(None, **options).run(3)
         same(found, expected, "with " + _listed(off), rtol=0, atol=0)
         for name, weight in expected.weights.items():
@@ -95,7 +97,7 @@ def _listed(values: Mapping[str, float | None]) -> str:
     return " and ".join(f"{name} = {value:g}" for name, value in values.items())
 
 
-@check("dtype")
+@check("dtype", after=("cost",))
 def dtype(subject: Subject) -> Iterable[Case]:
     """Shape, dtype and device stay; half precision stays finite."""
     if isinstance(subject.plugin, Penalty):
@@ -103,6 +105,11 @@ def dtype(subject: Subject) -> Iterable[Case]:
             yield f"formula, {_name(kind)}", partial(keeps_dtype, subject.penalty, kind)
 
     def run(setup: Setup, kind: torch.dtype) -> None:
+        if subject.bench.model is not Sample:
+            try:
+                subject.rig(None, dtype=kind).run(1)
+            except RuntimeError as error:
+                raise Skip(f"the model does not train in {_name(kind)}: {error}") from error
         rig = subject.rig(setup, dtype=kind)
         expected = {name: p.dtype for name, p in rig.parameters.items()}
         rig.run(2)
@@ -123,7 +130,7 @@ def dtype(subject: Subject) -> Iterable[Case]:
         nn.init.constant_(layer.weight, 1.0)
         model = nn.Sequential(layer, nn.Dropout(0.1)).to(kind)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-        plugin = subject.given(None).make()
+        plugin = _within(subject, layer.weight, kind)
         try:
             session = regplug.attach(model, optimizer, [plugin])
         except SelectionError as error:
@@ -142,6 +149,29 @@ def dtype(subject: Subject) -> Iterable[Case]:
         for setup in subject.setups():
             yield f"{_name(kind)}, {setup.regime}", partial(run, setup, kind)
     yield "float16, many weights", partial(many, torch.float16)
+
+
+def _within(subject: Subject, w: torch.Tensor, kind: torch.dtype) -> Plugin:
+    """Return the plugin, a penalty so weak that its true value is a number of this dtype.
+
+    Raises:
+        Skip: no strength makes it one.
+    """
+    plugin, most = subject.given(None).make(), torch.finfo(kind).max / 4
+    if not isinstance(plugin, Penalty):
+        return plugin
+    value = float(plugin.value(w.detach().double())) if w.numel() else 0.0
+    total = max([1.0, *plugin.strengths().values()]) * abs(value)
+    if not total <= most and not math.isfinite(total):
+        raise Skip("its value is not finite in float64 either")
+    weaker = {
+        name: at * most / total
+        for name, at in plugin.strengths().items()
+        if total > most and name in subject.scheduled and subject.scheduled[name].low == 0
+    }
+    if total > most and not weaker:
+        raise Skip(f"its true value, {total:.3g}, is beyond {_name(kind)}")
+    return Setup(subject.source, None, {**subject.values, **weaker}).make()
 
 
 def _name(kind: torch.dtype) -> str:
@@ -172,7 +202,7 @@ class _Companion(Plugin):
                     p.mul_(0.99)
 
 
-@check("order")
+@check("order", after=("adds",))
 def order(subject: Subject) -> Iterable[Case]:
     """Before or after another plugin it does the same, unless it declares ``order_matters``."""
     if subject.plugin.order_matters:

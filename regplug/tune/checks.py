@@ -74,7 +74,8 @@ def check_strengths(grid: Grid) -> None:
                 raise
             except RegplugError as error:
                 raise SpecError(f"grid[{axis.key!r}] refuses {value!r}: {error}") from error
-        plugins.append((axis.key, plugin.name))
+        if axis.place == 0:  # the others of this spec are of the same plugin
+            plugins.append((axis.key, plugin.name))
     for _, name in plugins:
         same = [other for other, its in plugins if its == name]
         if len(same) > 1:

@@ -66,10 +66,16 @@ class Axis:
     key: str
     template: Template
     values: tuple[float, ...] | Auto
+    place: int = 0
+    others: tuple[float, ...] | None = None
+    """Of a spec with a placeholder for each pattern: one value for each of these."""
 
     def spec(self, value: float) -> str:
         """Return the spec with ``value`` in the place of the placeholder."""
-        return self.template.filled(value)
+        if self.others is None:
+            return self.template.filled(value)
+        filled = [value if i == self.place else other for i, other in enumerate(self.others)]
+        return self.template.filled_by(filled)
 
 
 class Grid:
@@ -78,7 +84,10 @@ class Grid:
     Args:
         grid: a mapping of specs to strengths. A spec holds the placeholder ``_`` once, as in
             ``"l1(_, where='all')"`` or ``"l1(linear(0, _, steps=100))"``; a bare name stands for
-            ``name(_)``. The strengths are numbers, or ``"auto"``.
+            ``name(_)``. The strengths are numbers, or ``"auto"``. For strengths by pattern it
+            holds one for each pattern, and the strengths are a mapping of patterns to numbers:
+            ``{"l1({'encoder.*': _, '*': _})": {"encoder.*": [1e-5, 1e-4], "*": [1e-3]}}``. The
+            key of each is then ``"l1({'encoder.*': _, '*': _}) encoder.*"``, and so on.
 
     Raises:
         SpecError: the grid or one of its lists is empty, a key is no spec or holds the
@@ -95,9 +104,7 @@ class Grid:
             raise SpecError(
                 "grid is empty: name a plugin and its strengths, as {'plugin': [1e-3, 1e-4]}"
             )
-        self.axes = tuple(
-            Axis(key, _template(key), _values(key, values)) for key, values in grid.items()
-        )
+        self.axes = tuple(axis for key, values in grid.items() for axis in _axes(key, values))
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -121,7 +128,15 @@ class Grid:
 
     def specs(self, candidate: Mapping[str, float]) -> list[str]:
         """Return the specs of one combination, in the order of the keys."""
-        return [axis.spec(candidate[axis.key]) for axis in self.axes]
+        found = []
+        for axis in self.axes:
+            if axis.others is None:
+                found.append(axis.spec(candidate[axis.key]))
+            elif axis.place == 0:  # the others of this spec follow
+                alike = [other for other in self.axes if other.template is axis.template]
+                values = [candidate[other.key] for other in alike]
+                found.append(axis.template.filled_by(values))
+        return found
 
     def with_values(self, found: Mapping[str, tuple[float, ...]]) -> "Grid":
         """Return the grid with the strengths that were found for its automatic axes."""
@@ -141,6 +156,36 @@ class Grid:
             for axis in self.axes
         )
         return other
+
+
+def _axes(key: object, values: Any) -> list[Axis]:
+    """Return the axes of one key: several where strengths are by pattern."""
+    if not (isinstance(key, str) and isinstance(values, Mapping)):
+        template = _template(key)
+        assert isinstance(key, str)
+        return [Axis(key, template, _values(key, values))]
+    try:
+        template, patterns = Template.by_pattern(key)
+    except SpecError as error:
+        raise SpecError(f"grid[{key!r}]: {error}") from error
+    if set(patterns) != set(values):
+        raise SpecError(
+            f"grid[{key!r}] must list the strengths of the patterns {', '.join(patterns)}, got "
+            f"{', '.join(map(str, values)) or 'none'}"
+        )
+    lists: list[tuple[float, ...]] = []
+    for pattern in patterns:
+        found = _values(f"{key} {pattern}", values[pattern])
+        if isinstance(found, Auto):
+            raise SpecError(
+                f"grid[{key!r}]: 'auto' finds one strength for all: list those of {pattern!r}"
+            )
+        lists.append(found)
+    firsts = tuple(each[0] for each in lists)
+    return [
+        Axis(f"{key} {pattern}", template, each, place, firsts)
+        for place, (pattern, each) in enumerate(zip(patterns, lists, strict=True))
+    ]
 
 
 def _template(key: object) -> Template:

@@ -30,6 +30,8 @@ def why_not_stacked(plugin: Plugin) -> str:
     """
     if not isinstance(plugin, Penalty):
         return f"{plugin.name} is no penalty"
+    if plugin.mappings:
+        return f"{plugin.name} has strengths by pattern"
     overridden = [hook for hook in _HOOKS if _hook(type(plugin), hook) is not _hook(Penalty, hook)]
     if plugin.orientation is not None and not plugin.separable:
         return f"{plugin.name} asks for rows or columns, which depend on the layer"

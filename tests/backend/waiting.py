@@ -31,6 +31,8 @@ SPECS = [
     "dropout(linear(0.5, 0.1, steps=4))",
     "drop_path(linear(0, 0.2, steps=3))",
     "activity(0.1, 0.1, where='first')",
+    *("target_sparsity(0.5)", "target_sparsity(0.5, by=3)"),
+    *("cpr()", "cpr(init='dependent', kappa=0.5)", "cpr(init='warm_start', kappa=1)"),
 ]
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.5),

@@ -104,7 +104,7 @@ def test_check_as_json(capsys):
     assert main(["check", *specs, "--only", "gradient, every-batch", "--json"]) == 0
     results = json.loads(capsys.readouterr().out)
     assert {tuple(result) for result in results} == {
-        ("plugin", "check", "regime", "outcome", "message")
+        ("plugin", "check", "regime", "outcome", "message", "exam")
     }
     assert {(r["plugin"], r["check"], r["outcome"]) for r in results} == {
         ("l1(1e-3)", "gradient", "passed"),

@@ -19,30 +19,38 @@ from tests.house.sources import BUILTINS, CORE, PLUGINS, modules_of, python
 FLOORS = (
     {"__main__"},
     {"command"},
-    {"report", "testing", "tune"},
+    {"doctor", "report", "testing", "tune"},
     # What other packages' conventions want around a session, of which the session knows nothing.
     {"integrations"},
     {"__init__"},
     {"session"},
     {"sessions"},
     {"discovery"},
-    {"penalty"},
+    {"joint", "penalty"},
     {"delivered"},
-    {"selective"},
+    {"adaptive", "selective"},
     {"plugin"},
     {"delivery"},
     {"kernels"},
     {"hookspecs"},
     {"view"},
     {"selection"},
+    {"finding"},
     {"backend"},
+    {"strengths"},
     {"installed", "schedules", "table"},
     {"values"},
     {"errors"},
 )
 
 # What plugins may import of the core, as anyone else's would.
-PUBLIC_MODULES = ("regplug", "regplug.errors", "regplug.schedules", "regplug.sessions")
+PUBLIC_MODULES = (
+    "regplug",
+    "regplug.errors",
+    "regplug.schedules",
+    "regplug.sessions",
+    "regplug.strengths",
+)
 
 PUBLIC_NAMES = {
     "regplug": {"attach", "Session", "Plugin", "Penalty", "hookimpl", "hookspec"},
@@ -56,6 +64,7 @@ PUBLIC_NAMES = {
         "UnsupportedError",
     },
     "regplug.sessions": {"on"},
+    "regplug.strengths": {"per_layer"},
     "regplug.schedules": {"constant", "linear", "cosine", "exponential", "piecewise", "warmup"},
 }
 
@@ -66,8 +75,37 @@ WORDS_OF_TORCH = {
     ("selection.in_use", "spectral_norm"): "torch's parametrization of that name",
     ("selection.in_use", "SpectralNorm"): "the class of it",
     ("testing.restoring", "weight_decay"): "an argument of torch's optimizers",
+    ("doctor.penalty_checks", "l1"): "what a finding or a report calls a thing of any loop",
+    ("doctor.penalty_checks", "l2"): "what a finding or a report calls a thing of any loop",
+    ("doctor.decay_checks", "l2"): "what a finding or a report calls a thing of any loop",
+    ("doctor.dropout_checks", "Dropout"): "a layer of torch's",
+    ("doctor.penalty_checks", "weight_decay"): "a key of torch's parameter groups",
+    ("doctor.decay_checks", "weight_decay"): "a key of torch's parameter groups",
+    ("doctor.dropout_checks", "dropout"): "what a finding or a report calls a thing of any loop",
+    ("doctor.penalty_checks", "L2"): "what a finding or a report calls a thing of any loop",
+    ("doctor.dropouts", "drop_path"): "an attribute of other people's modules",
+    ("doctor.decay", "weight_decay"): "a key of torch's parameter groups",
+    ("doctor.dropouts", "dropout"): "what a finding or a report calls a thing of any loop",
+    ("doctor.dropouts", "Dropout"): "what a finding or a report calls a thing of any loop",
+    ("doctor.forms", "l1"): "what a finding or a report calls a thing of any loop",
+    ("doctor.forms", "l2"): "what a finding or a report calls a thing of any loop",
+    ("doctor.groups", "l1"): "what a finding or a report calls a thing of any loop",
+    ("doctor.groups", "l2"): "what a finding or a report calls a thing of any loop",
+    ("doctor.groups", "dropout"): "what a finding or a report calls a thing of any loop",
+    ("doctor.report", "l1"): "what a finding or a report calls a thing of any loop",
+    ("doctor.report", "l2"): "what a finding or a report calls a thing of any loop",
+    ("doctor.report", "dropout"): "what a finding or a report calls a thing of any loop",
+    ("doctor.shares", "l1"): "what a finding or a report calls a thing of any loop",
+    ("doctor.shares", "l2"): "what a finding or a report calls a thing of any loop",
+    ("doctor.summary", "l1"): "what a finding or a report calls a thing of any loop",
+    ("doctor.summary", "l2"): "what a finding or a report calls a thing of any loop",
+    ("doctor.summary", "dropout"): "what a finding or a report calls a thing of any loop",
     ("testing.bench", "Dropout"): "a layer of the model that plugins are tried on",
     ("testing.training", "Dropout"): "another such layer",
+    ("testing.randomness", "dropout"): "what such layers do",
+    ("testing.kinds", "dropout"): "an argument of recurrent layers",
+    ("testing.costs", "Dropout"): "another such layer",
+    ("testing.warming", "Dropout"): "another such layer",
 }
 
 CORE_MODULES = modules_of(CORE)

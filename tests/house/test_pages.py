@@ -21,7 +21,10 @@ from tests.house.pages import DOCS, ROOT, Block, Page, page, pages
 
 PAGES = {each.name: each for each in pages()}
 # Run as modules or files of their own, by tests of their own.
-ELSEWHERE = {"docs/writing.md": "tests/testing/test_guide.py"}
+ELSEWHERE = {
+    "docs/writing.md": "tests/testing/test_guide.py",
+    "docs/one_file.md": "tests/house/test_author_pages.py",
+}
 PUBLIC = (
     "regplug",
     "regplug.errors",

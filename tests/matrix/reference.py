@@ -9,7 +9,9 @@ of a step at once, is the reference (their own tests hold that loop against clos
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -41,43 +43,56 @@ def _by_formula(task: Task, plugin: Any, delivery: str) -> Outcome:
     task = replace(task, oracle=True)
     model = task.model()
     optimizer = task.optimizer_of(model.parameters())
-    covered = [n.parameter for n in Selection(plugin.where).of(model)]
+    # A plugin for each weight, with the one strength that its own has.
+    covered = [(n.parameter, alone(plugin, n.names)) for n in Selection(plugin.where).of(model)]
     metrics = []
     for step, ((x, y),) in enumerate(task.steps()):
-        plugin._step = step
-        strength = plugin.strength
+        for each in (plugin, *(own for _, own in covered)):
+            each._step = step
         optimizer.zero_grad()
         loss = task.criterion(model(x), y)
         if delivery == "loss":
-            loss = loss + strength * sum(plugin.value(w) for w in covered)
+            loss = loss + sum(own.strength * own.value(w) for w, own in covered)
         (loss * task.share(step)).backward()
         if task.clip is not None:
             nn.utils.clip_grad_norm_(model.parameters(), task.clip)
         if delivery == "step":
-            for w in covered:
+            for w, own in covered:
                 copied = w.detach().clone().requires_grad_()
-                (gradient,) = torch.autograd.grad(plugin.value(copied), copied)
-                w.grad += strength * gradient
+                (gradient,) = torch.autograd.grad(own.value(copied), copied)
+                w.grad += own.strength * gradient
         optimizer.step()
         if delivery == "proximal":
             with torch.no_grad():
-                for w in covered:
-                    w.copy_(plugin.proximal(w, effective_step(optimizer, w)))
-        plugin._step = step + 1
+                for w, own in covered:
+                    w.copy_(own.proximal(w, effective_step(optimizer, w)))
+        for each in (plugin, *(own for _, own in covered)):
+            each._step = step + 1
         with torch.no_grad():
             metrics.append(
                 {
                     "value": float(
-                        plugin.strengths().get("strength", 1.0)
-                        * sum(plugin.value(w) for w in covered)
+                        sum(
+                            own.strengths().get("strength", 1.0) * own.value(w)
+                            for w, own in covered
+                        )
                     ),
                     **plugin.strengths(),
-                    "zeros": sum(int((w == 0).sum()) for w in covered)
-                    / sum(w.numel() for w in covered),
+                    "zeros": sum(int((w == 0).sum()) for w, _ in covered)
+                    / sum(w.numel() for w, _ in covered),
                 }
             )
     named = [{f"{plugin.name}/{key}": v for key, v in found.items()} for found in metrics]
     return outcome(model, named)
+
+
+def alone(plugin: Any, names: Sequence[str]) -> Any:
+    """Return a plugin whose strengths are those of the first pattern that matches a weight."""
+    own = copy.deepcopy(plugin)
+    for attribute, mapping in plugin.mappings.items():
+        first = next(p for p in mapping.entries if any(fnmatchcase(name, p) for name in names))
+        setattr(own, attribute, mapping.entries[first])
+    return own
 
 
 def effective_step(optimizer: torch.optim.Optimizer, w: torch.Tensor) -> Any:

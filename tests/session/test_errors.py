@@ -61,6 +61,7 @@ def live(plugins):
         session.loss(model(torch.ones(1, 3)).sum()).backward()
         optimizer.step()
         optimizer.step(lambda: model(torch.ones(1, 3)).sum().backward())
+        session.note(loss=1.0)
         session.metrics()
         session.load_state_dict(session.state_dict())
 
@@ -71,7 +72,8 @@ def live(plugins):
 @pytest.mark.parametrize("event", EVENTS)
 def test_error_in_any_event_names_plugin_distribution_version_event_and_step(grumpy, event):
     """An exception in a pluggy hook arrives without the plugin's name."""
-    step = {"on_closure": 1, "on_metrics": 2, "on_state": 2, "on_load_state": 2, "on_detach": 2}
+    late = ("on_note", "on_metrics", "on_state", "on_load_state", "on_detach")
+    step = {"on_closure": 1, **dict.fromkeys(late, 2)}
     with pytest.raises(PluginError) as caught:
         live(["l1(0.1)", f"grumpy('{event}', name='sulky')", "dropout(0.5)"])
     assert str(caught.value) == (

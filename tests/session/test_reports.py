@@ -68,6 +68,8 @@ def test_describe_tells_what_acts_where():
         f"weight_decay regplug {version} before_step, replacing 0.01 2 48 0.1",
         f"dropout regplug {version} 1 dropout rate, after_step – – 0.9",
         "l1, l2, elastic_net, weight_decay: covers 0.weight, 3.weight",
+        "weight_decay: λ = 0.1 by scale='lr' is now what would be 0.0001 by 'schedule', "
+        "0.0001 by 'none', 0.1 by 'lr_squared'",
         "dropout: sets 2.p (own 0.3)",
     ]
     train(model, optimizer, 2, session)

@@ -47,6 +47,10 @@ class Watch(regplug.Plugin):
         self.note("after_step", session)
 
     @hookimpl
+    def on_note(self, session, values):
+        self.note("on_note", session)
+
+    @hookimpl
     def on_metrics(self, session):
         self.note("on_metrics", session)
 
@@ -80,6 +84,8 @@ ORDER = """
   update
 1 a after_step
 1 b after_step
+2 a on_note
+2 b on_note
 2 a on_metrics
 2 b on_metrics
 2 a on_state

@@ -9,25 +9,31 @@ from regplug.testing import check_plugin
 # Arguments for each built-in, and whatever else of it deserves an exam of its own.
 SPECS = {
     "activity": ["activity(1e-3)"],
+    "cpr": ["cpr(init='dependent', kappa=0.5)", "cpr()", "cpr(init='warm_start', kappa=1)"],
+    "decay_to_start": ["decay_to_start(0.1)", "decay_to_start(0.1, scale='lr_squared')"],
     "drop_path": ["drop_path(0.2)"],
     "dropout": ["dropout(0.2)", "dropout(linear(1, 0.5, steps=10), relative=True)"],
     "elastic_net": ["elastic_net(1e-3, cosine(1e-2, 0, steps=10))"],
     "gradient_noise": ["gradient_noise(0.1)"],
-    "group_lasso": ["group_lasso(1e-3)"],
+    "group_lasso": ["group_lasso(1e-3)", "group_lasso(per_layer(1e-3, decay=0.5))"],
     "hard_threshold": ["hard_threshold(0.5)"],
-    "l1": ["l1(1e-3)"],
+    "l1": ["l1(1e-3)", "l1({'inner.*': 1e-2, '*': linear(0, 1e-3, steps=4)})"],
     "l1_ball": ["l1_ball(1.0)"],
     "l2": ["l2(linear(0, 1e-2, steps=4))"],
     "l2_sp": ["l2_sp(1e-2)"],
+    "label_smoothing": ["label_smoothing(0.2)", "label_smoothing(linear(0.3, 0, steps=9))"],
+    "lora_l2": [f"lora_l2(1e-2, delivery={how!r})" for how in ("auto", "step", "loss")],
     "max_norm": ["max_norm(1.0)"],
     "non_negative": ["non_negative()"],
     "orthogonal": ["orthogonal(1e-3)"],
     "spectral_norm": ["spectral_norm(1e-3)"],
+    "target_sparsity": ["target_sparsity(0.5)", "target_sparsity(0.8, by=4)"],
     "unit_norm": ["unit_norm()"],
     "weight_decay": [
         "weight_decay(0.1)",
         "weight_decay(0.1, existing='replace')",
         "weight_decay(0.1, cautious=True)",
+        "weight_decay({'inner.*': 0.1, 'head.*': 0.2}, scale='schedule')",
     ],
 }
 

@@ -9,10 +9,10 @@ from torch.distributed.fsdp import FSDPModule
 
 import regplug
 from regplug.errors import SelectionError, SpecError
-from regplug.testing import CHECKS, PluginContract, check_plugin
+from regplug.testing import CHECKS, EXAM, PluginContract, check_plugin
 from tests.testing.wrong_formulas import L1
 from tests.testing.wrong_lives import Remembers
-from tests.testing.wrong_plugins import WIDER, WRONG
+from tests.testing.wrong_plugins import MORE, WIDER, WRONG
 from tests.testing.wrong_ranks import SeedPerRank, TimesWorld
 
 
@@ -20,7 +20,9 @@ def test_there_is_a_wrong_plugin_for_each_check():
     assert tuple(WRONG) == CHECKS
 
 
-@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize(
+    "check", [pytest.param(c, marks=[pytest.mark.slow] if c in MORE else []) for c in CHECKS]
+)
 def test_wrong_plugin_fails_exactly_where_it_is_wrong(check):
     report = check_plugin(WRONG[check])
     assert report.failed_checks() == {check}, str(report)
@@ -60,8 +62,9 @@ def test_report_has_a_line_for_each_check_and_regime():
     assert report.passed
     results = report.as_json()
     assert [set(result) for result in results] == [
-        {"plugin", "check", "regime", "outcome", "message"}
+        {"plugin", "check", "regime", "outcome", "message", "exam"}
     ] * len(results)
+    assert {result["exam"] for result in results} == {EXAM}
     regimes = {(result["check"], result["regime"]) for result in results}
     assert len(regimes) == len(results)
     for check in ("accumulation", "ddp"):
@@ -106,8 +109,9 @@ def test_expected_failure_that_passes_fails():
 
 def test_what_depends_on_a_failed_check_is_not_judged():
     report = check_plugin(WRONG["every-batch"], checks=["every-batch", "resume"])
-    (skipped,) = report.of("skipped")
-    assert (skipped.check, skipped.message) == ("resume", "can't be judged: every-batch failed")
+    (other,) = report.of("not judged")
+    assert (other.check, other.message) == ("resume", "because every-batch failed")
+    assert not report.of("skipped")
 
 
 def test_unknown_check_is_an_error_with_the_nearest():

@@ -17,6 +17,11 @@ class Strong(Plugin):
         self.strength = strength
         self.name = name
 
+    def signed(self, session: Session) -> float:
+        """Return the strength with the sign of what the optimizer does."""
+        maximize = any(group.get("maximize") for group in session.groups)
+        return -self.strength if maximize else self.strength
+
 
 def weights(session: Session) -> list[torch.Tensor]:
     """What a careful plugin would act on."""

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 import regplug
-from regplug import Session, hookimpl
+from regplug import Plugin, Session, hookimpl
 from tests.testing.wrong_formulas import Strong, weights
 
 
@@ -58,7 +58,7 @@ class ForgetsAverage(Remembers):
         self.steps_seen = state["steps_seen"]
 
 
-class LeavesRates(Strong):
+class LeavesRates(Plugin):
     """restore: turns dropout off, for good."""
 
     @hookimpl
@@ -68,7 +68,16 @@ class LeavesRates(Strong):
                 module.p = 0.0
 
 
-class KeepsSessions(Strong):
+class Decays(Strong):
+    """Acts as it should, for the ones below."""
+
+    @hookimpl
+    def before_step(self, session):
+        for w in weights(session):
+            regplug.local(w).mul_(1 - self.strength)
+
+
+class KeepsSessions(Decays):
     """leak: a list of all sessions there ever were."""
 
     sessions: list[Session] = []  # noqa: RUF012 - that is what is wrong with it
@@ -78,7 +87,7 @@ class KeepsSessions(Strong):
         self.sessions.append(session)
 
 
-class Hoards(Strong):
+class Hoards(Decays):
     """leak: keeps every gradient there ever was."""
 
     @hookimpl
@@ -97,9 +106,23 @@ class Swallows(Strong):
     def on_gradients(self, session):
         try:
             for w in weights(session):
-                w.grad.add_(w.detach().sign(), alpha=self.strength)
+                w.grad.add_(w.detach().sign(), alpha=self.signed(session))
         except Exception:
             pass
+
+
+class SwallowsOperations(Strong):
+    """attribution: asks its session for nothing, and hears of no operation that fails."""
+
+    @hookimpl
+    def before_step(self, session):
+        for group in session.optimizer.param_groups:
+            for w in group["params"]:
+                try:
+                    if w.grad is not None and w.ndim > 1:
+                        w.mul_(1 - self.strength)
+                except Exception:
+                    continue
 
 
 class FloatRate(Strong):

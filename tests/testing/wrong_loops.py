@@ -18,7 +18,7 @@ class StoredGenerator(Strong):
     def on_gradients(self, session):
         for p in self._parameters:
             if p.grad is not None:
-                p.grad.add_(p.detach().sign(), alpha=self.strength)
+                p.grad.add_(p.detach().sign(), alpha=self.signed(session))
 
 
 class NeverOff(Strong):
@@ -45,7 +45,7 @@ class Assigns(Strong):
     @hookimpl
     def on_gradients(self, session):
         for w in weights(session):
-            w.grad = w.grad + self.strength * w.detach().sign()
+            w.grad = w.grad + self.signed(session) * w.detach().sign()
 
 
 class WaitsForInputGradient(Strong):
@@ -68,7 +68,7 @@ class WaitsForInputGradient(Strong):
     def on_gradients(self, session):
         for w in weights(session):
             if any(w is module.weight for module in self._seen):
-                w.grad.add_(w.detach().sign(), alpha=self.strength)
+                w.grad.add_(w.detach().sign(), alpha=self.signed(session))
         self._seen.clear()
 
     @hookimpl
@@ -91,7 +91,7 @@ class SoftensGradients(Strong):
 class PerPass(Strong):
     """accumulation: acts once for each backward pass."""
 
-    passes = 0
+    passes = 1
 
     @hookimpl
     def on_loss(self, session, loss):
@@ -101,7 +101,7 @@ class PerPass(Strong):
     @hookimpl
     def on_gradients(self, session):
         for w in weights(session):
-            w.grad.add_(w.detach().sign(), alpha=self.strength * self.passes)
+            w.grad.add_(w.detach().sign(), alpha=self.signed(session) * self.passes)
 
 
 class AlwaysInLoss(L1):
@@ -116,6 +116,9 @@ class AlwaysInLoss(L1):
     def on_gradients(self, session):
         pass
 
+    def waits_for_loss(self, session):
+        return True
+
 
 class ForgetsScale(Strong):
     """overflow: says that it scales what it adds, and does not."""
@@ -125,7 +128,7 @@ class ForgetsScale(Strong):
     @hookimpl
     def on_gradients(self, session):
         for w in weights(session):
-            w.grad.add_(w.detach().sign(), alpha=self.strength)
+            w.grad.add_(w.detach().sign(), alpha=self.signed(session))
 
 
 class OwnStepHook(Strong):
@@ -133,9 +136,9 @@ class OwnStepHook(Strong):
 
     @hookimpl
     def on_attach(self, session):
-        self._hook = session.optimizer.register_step_post_hook(self._after)
+        self._hook = session.optimizer.register_step_pre_hook(self._before)
 
-    def _after(self, optimizer, args, kwargs):
+    def _before(self, optimizer, args, kwargs):
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and found_inf.item():
             return
@@ -164,7 +167,7 @@ class HalfSum(Strong):
 
     @hookimpl
     def on_loss(self, session, loss):
-        return self.strength * sum(
+        return self.signed(session) * sum(
             e.parameter.abs().sum()
             for e in session.coverage(regplug.Selection("weights")).trainable
         )

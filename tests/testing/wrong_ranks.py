@@ -16,7 +16,7 @@ class TimesWorld(Strong):
         for w in weights(session):
             plain = not hasattr(w, "device_mesh")
             world = dist.get_world_size() if plain and dist.is_initialized() else 1
-            w.grad.add_(w.detach().sign(), alpha=self.strength * world)
+            w.grad.add_(w.detach().sign(), alpha=self.signed(session) * world)
 
 
 class NormOfShard(Strong):
@@ -26,7 +26,9 @@ class NormOfShard(Strong):
     def on_gradients(self, session):
         for w in weights(session):
             part = regplug.local(w).detach()
-            regplug.local(w.grad).add_(part / part.norm().clamp(min=1e-9), alpha=self.strength)
+            regplug.local(w.grad).add_(
+                part / part.norm().clamp(min=1e-9), alpha=self.signed(session)
+            )
 
 
 class ReportsShard(Strong):
@@ -51,11 +53,14 @@ class SeedPerRank(Strong):
     @hookimpl
     def on_attach(self, session):
         rank = dist.get_rank() if dist.is_initialized() else 0
-        self._generator = torch.Generator().manual_seed(rank)
+        self._seed = rank
 
     @hookimpl
     def on_gradients(self, session):
         for w in weights(session):
             part = regplug.local(w.grad)
-            noise = torch.randn(part.shape, dtype=part.dtype, generator=self._generator)
+            self._seed += 10
+            generator = torch.Generator(part.device).manual_seed(self._seed)
+            kind = {"dtype": part.dtype, "device": part.device}
+            noise = torch.randn(part.shape, generator=generator, **kind)
             part.add_(noise, alpha=self.strength)

@@ -7,6 +7,10 @@ weights are those of a script that had attached them before its loop.
     regplug run -p 'weight_decay(0.1) @ netG' -p 'l2(1e-4) @ netD' --report out gan.py
     torchrun --nproc_per_node 2 -m regplug run -p 'l1(1e-4)' -m package.train
 
+    regplug run -p './my_penalty.py:MyPenalty(1e-3)' train.py
+
+The last names a class in a file, for which no package is needed: the code in that file is executed.
+
 A pattern after @ says which models a plugin is for. It is compared with the names of the variables
 that hold model and optimizer and with the names of their classes; the summary at the end shows
 them. What can be known to be wrong before the script starts, or when a plugin is attached, ends it
@@ -21,9 +25,10 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from regplug.command.program import Script
 from regplug.command.run.config import read
 from regplug.command.run.outcome import Outcome, Wishes, rank
-from regplug.command.run.program import Script
+from regplug.discovery.files import anchored
 from regplug.errors import PluginError, RegplugError, SpecError
 
 __all__ = ["add_parser", "main"]
@@ -53,7 +58,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="SPEC[@PATTERN]",
-        help="a plugin, for all models or those of the pattern; may be given several times",
+        help="a plugin, for all models or those of the pattern; may be given several times. "
+        "'./file.py:Class(1e-3)' is a class in a file of your own, which is executed",
     )
     parser.add_argument(
         "--config",
@@ -127,7 +133,10 @@ def main(args: argparse.Namespace) -> int:
 
 def _wishes(args: argparse.Namespace) -> Wishes:
     config: dict[str, Any] = {} if args.config is None else read(Path(args.config))
-    plugins = [*config.get("plugins", []), *args.plugins]
+    # A file is where it is now, wherever the script goes; one in a TOML file is beside that.
+    here, beside = Path.cwd(), Path(args.config or ".").absolute().parent
+    plugins = [anchored(text, beside) for text in config.get("plugins", [])]
+    plugins += [anchored(text, here) for text in args.plugins]
     if not plugins:
         raise SpecError("nothing to attach: say -p SPEC, or plugins = [...] in --config")
     report = args.report if args.report is not None else config.get("report")

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from regplug.backend import wrappers
 from regplug.backend.marks import is_hook
+from regplug.delivered import Delivered
 from regplug.discovery.catalog import load
 from regplug.errors import RegplugError, SelectionError, SpecError, UnsupportedError
 from regplug.plugin import Plugin
@@ -75,14 +76,11 @@ def checked(texts: Sequence[str]) -> list[Order]:
 
 
 def _refuse_loss(plugin: Plugin, spec: str) -> None:
-    from regplug import Penalty
-
-    hook = getattr(type(plugin), "on_loss", None)
-    if isinstance(plugin, Penalty) and hook is Penalty.on_loss:
+    if isinstance(plugin, Delivered):
         if plugin.delivery != "loss":
             return
         way = "use delivery='step', or attach"
-    elif is_hook(hook):
+    elif is_hook(getattr(type(plugin), "on_loss", None)):
         way = "attach"
     else:
         return

@@ -1,0 +1,33 @@
+"""What only private names tell of a process: what runs at its end, which modes are entered."""
+
+import atexit
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+__all__ = ["exit_callbacks", "modes_entered"]
+
+_COUNT = "_ncallbacks"
+_MODES = ("_len_torch_function_stack", "_len_torch_dispatch_stack")
+
+
+def exit_callbacks() -> int | None:
+    """Return how many functions are called at the end of the process, None if it can't be known.
+
+    >>> exit_callbacks() is None or exit_callbacks() >= 0
+    True
+    """
+    count: Callable[[], int] | None = getattr(atexit, _COUNT, None)
+    return None if count is None else count()
+
+
+def modes_entered() -> tuple[int | None, ...]:
+    """Return how many of torch's function and dispatch modes are entered, None where unknown.
+
+    >>> modes_entered()[0] in (0, 1, None)
+    True
+    """
+    core: Any = getattr(torch, "_C", None)
+    counts = [getattr(core, name, None) for name in _MODES]
+    return tuple(None if count is None else int(count()) for count in counts)

@@ -1,0 +1,176 @@
+"""Checks of loops of other kinds: by hand, with ``session.step``, and with closures."""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+
+import regplug
+from regplug.errors import RegplugError
+from regplug.penalty import Penalty
+from regplug.plugin import Plugin
+from regplug.testing.bench import Rig, Setup
+from regplug.testing.registry import Case, check
+from regplug.testing.subject import Failure, Skip, Subject, same
+
+__all__: list[str] = []
+
+LR = 0.02
+_BASICS = ("every-batch", "adds", "finite-difference", "gradient", "reproducible")
+
+
+@check("no-optimizer", after=_BASICS)
+def no_optimizer(subject: Subject) -> Iterable[Case]:
+    """In a loop by hand, ``with session.step(lr=…)``, it does what it does with SGD."""
+
+    def run(setup: Setup) -> None:
+        rig = subject.rig(None)
+        try:
+            rig.session = session = regplug.attach(rig.model, None, [setup.make()])
+        except RegplugError as error:
+            raise Skip(f"it refuses that: {error}") from error
+        torch.manual_seed(1)
+        for step in range(2):
+            rig.model.zero_grad()
+            rig.loss(rig.data(step)).backward()
+            try:
+                with session.step(lr=LR), torch.no_grad():
+                    for p in rig.parameters.values():
+                        if p.grad is not None:
+                            p.sub_(p.grad, alpha=LR)
+            except RegplugError as error:
+                if error.__cause__ is not None:
+                    raise
+                raise Skip(f"it refuses that: {error}") from error
+        same(
+            rig.snapshot(),
+            subject.rig(setup, lr=LR).run(2),
+            "without an optimizer it acts otherwise than with SGD: ask the session (groups, "
+            "updates, learning_rate), not session.optimizer, which is None",
+        )
+        session.metrics()
+        session.describe()
+        session.detach()
+
+    for setup in subject.setups():
+        yield setup.regime, partial(run, setup)
+
+
+class _Looks(Plugin):
+    """Keeps what the weights are in an event."""
+
+    changes_weights = False
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.seen: list[tuple[str, list[torch.Tensor]]] = []
+
+    def _look(self, event: str, session: Any) -> None:
+        weights = [p.detach().clone() for group in session.groups for p in group["params"]]
+        self.seen.append((event, weights))
+
+    @regplug.hookimpl
+    def on_gradients(self, session: regplug.Session) -> None:
+        self._look("on_gradients", session)
+
+    @regplug.hookimpl
+    def before_step(self, session: regplug.Session) -> None:
+        self._look("before_step", session)
+
+    @regplug.hookimpl
+    def after_step(self, session: regplug.Session) -> None:
+        self._look("after_step", session)
+
+
+@check("closure", after=(*_BASICS, "clipping"))
+def closure(subject: Subject) -> Iterable[Case]:
+    """With ``optimizer.step(closure)`` it does what it does without, and suits a line search.
+
+    Under LBFGS a penalty at the step finds the minimum that it finds in the loss; a plugin that
+    changes weights says so, as it is refused there; one that says ``changes_weights = False``
+    leaves them alone, and all leave them alone in ``on_gradients``.
+    """
+    for setup in subject.setups():
+        yield f"SGD, {setup.regime}", partial(_sgd, subject, setup)
+        yield f"weights, {setup.regime}", partial(_leaves_weights, subject, setup)
+        yield f"LBFGS, {setup.regime}", partial(_lbfgs, subject, setup)
+
+
+def _sgd(subject: Subject, setup: Setup) -> None:
+    found = subject.rig(setup)
+    for step in range(2):
+
+        def evaluate(step: int = step) -> torch.Tensor:
+            found.optimizer.zero_grad()
+            loss = found.loss(found.data(step))
+            loss.backward()
+            return loss
+
+        found.optimizer.step(evaluate)
+    same(found.snapshot(), subject.rig(setup).run(2), "with a closure it acts otherwise")
+
+
+def _leaves_weights(subject: Subject, setup: Setup) -> None:
+    first, last = _Looks("first"), _Looks("last")
+    rig, plugin = subject.rig(None), setup.make()
+    rig.session = regplug.attach(rig.model, rig.optimizer, [first, plugin, last])
+    rig.run(2)
+    for (event, before), (_, after) in zip(first.seen, last.seen, strict=True):
+        if all(torch.equal(a, b) for a, b in zip(before, after, strict=True)):
+            continue
+        if event == "on_gradients":
+            raise Failure(
+                "it changes weights in on_gradients, where the optimizer and its line search rely "
+                "on them: do it in before_step or after_step"
+            )
+        if not plugin.changes_weights:
+            raise Failure(
+                f"it changes weights in {event}, though it says changes_weights = False, so that "
+                "LBFGS takes it"
+            )
+
+
+def _lbfgs(subject: Subject, setup: Setup) -> None:
+    def run(each: Setup, through_loss: bool) -> Rig:
+        rig = subject.rig(None)
+        optimizer = torch.optim.LBFGS(
+            list(rig.parameters.values()), lr=0.5, max_iter=4, line_search_fn="strong_wolfe"
+        )
+        rig.session = regplug.attach(rig.model, optimizer, [each.make()])
+        for _ in range(2):
+
+            def evaluate() -> float:
+                optimizer.zero_grad()
+                loss = rig.loss(rig.data(0)) if through_loss else rig.criterion(rig.data(0))
+                loss.backward()
+                return loss  # type: ignore[return-value]
+
+            optimizer.step(evaluate)
+        return rig
+
+    if isinstance(subject.plugin, Penalty):
+        # Strong enough for a line search to see it.
+        strong = {name: min(20 * value, 1.0) for name, value in setup.values.items()}
+        setup = Setup(setup.source, setup.delivery, strong)
+    try:
+        rig = run(setup, setup.delivery != "step")
+    except RegplugError as error:
+        if error.__cause__ is not None:
+            raise
+        raise Skip(f"it refuses that: {error}") from error
+    for name, w in rig.snapshot().weights.items():
+        if not w.isfinite().all():
+            raise Failure(f"under LBFGS {name} is not finite")
+    if isinstance(subject.plugin, Penalty) and setup.delivery == "step":
+        if "loss" not in subject.deliveries:
+            raise Skip("it can't be delivered in the loss, to compare")
+        in_loss = run(Setup(setup.source, "loss", setup.values), True)
+        same(
+            rig.snapshot(),
+            in_loss.snapshot(),
+            "under LBFGS it does not come to what it comes to in the loss: the value that it "
+            "reports in on_closure is not the one whose gradient it adds",
+            rtol=1e-4,
+            atol=1e-6,
+        )

@@ -1,0 +1,70 @@
+"""`regplug check` tells how far it is, and prints nothing but JSON where JSON is asked for."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+
+NOISY = """
+import ctypes, logging, os, sys, warnings
+import regplug
+print("imported")
+
+class Noisy(regplug.Penalty):
+    def value(self, w):
+        print("value")
+        print("value", file=sys.stderr)
+        os.write(1, b"descriptor 1\\n")
+        ctypes.CDLL(None).puts(b"from C")
+        ctypes.CDLL(None).fflush(None)
+        logging.getLogger("noisy").error("logged")
+        warnings.warn("warned")
+        return w.square().sum()
+"""
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory):
+    """An environment in which a plugin is installed that prints wherever it can."""
+    folder = tmp_path_factory.mktemp("noisy")
+    (folder / "noisy_plugin.py").write_text(NOISY, "utf-8")
+    info = folder / "noisy-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: noisy\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[regplug]\nnoisy = noisy_plugin:Noisy\n")
+    return {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+
+
+def test_json_stays_json_whatever_a_plugin_prints(noisy):
+    command = [sys.executable, "-m", "regplug", "check", "noisy(1e-3)", "--json"]
+    done = subprocess.run(
+        [*command, "--only", "runs,acts,dtype,ddp"],
+        env=noisy,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    results = json.loads(done.stdout)
+    assert {result["exam"] for result in results} == {2}
+    assert {result["check"] for result in results} == {"runs", "acts", "dtype", "ddp"}
+    assert done.returncode == 0, done.stdout
+    told = [
+        f"noisy(1e-3): {c} ({n} of 4)" for n, c in enumerate(("runs", "acts", "dtype", "ddp"), 1)
+    ]
+    assert done.stderr.splitlines() == told
+
+
+def test_progress_is_a_bar_on_a_terminal():
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "regplug", "check", "l1(1e-3)", "--only", "runs,acts"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, check=False, timeout=300)
+    shown = os.read(ours, 100_000).decode()  # while the other end is open
+    os.close(theirs)
+    os.close(ours)
+    assert done.returncode == 0
+    assert "l1(1e-3):" in shown
+    assert "1/2" in shown

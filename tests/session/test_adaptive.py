@@ -1,0 +1,164 @@
+"""A strength that follows what is measured: set after each step, saved, and put back at detach."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+import regplug
+from regplug.schedules import linear
+from regplug.testing import check_plugin
+from regplug_builtins import L1, L2SP
+from tests.helpers.compare import close, same
+from tests.helpers.nets import one_layer, tanh_net
+
+
+class Norm(regplug.Adaptive, regplug.Penalty):
+    """λ·Σw², where λ grows while Σw² is above a target: the plainest of its kind."""
+
+    separable = True
+    adapts = ("strength", "norms")
+
+    def __init__(self, strength: Any = 0.01, *, every: int = 1, **options: Any) -> None:
+        super().__init__(strength, **options)
+        self.every = every
+        self.norms: list[torch.Tensor] = []
+
+    def value(self, w: torch.Tensor) -> torch.Tensor:
+        return w.square().sum()
+
+    def adapt(self, session: Any) -> None:
+        covered = [entry.parameter for entry in session.coverage(self._selection)]
+        parts = [regplug.local(p.detach()).square().sum() for p in covered]
+        norm = regplug.summed(covered, parts).sum()
+        self.norms = [*self.norms[-1:], norm]
+        self.strength = self.strength * (1.5 if norm > 0.5 else 0.5)
+
+
+class Told(regplug.Adaptive, L1):
+    """The lasso at a strength that the loop tells."""
+
+    @regplug.hookimpl
+    def on_note(self, session: Any, values: Any) -> None:
+        self.strength = values["strength"]
+
+
+class Drifting(regplug.Adaptive, L2SP):
+    """Of a plugin that has a state of its own."""
+
+    def adapt(self, session: Any) -> None:
+        self.strength = 1.25 * self.strength
+
+
+def trained(plugin: Any, steps: int = 0) -> Any:
+    model = tanh_net(4, 5, 1).double()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    session = regplug.attach(model, optimizer, [plugin])
+    run(model, optimizer, range(steps))
+    return model, optimizer, session
+
+
+def run(model: Any, optimizer: Any, steps: range) -> None:
+    for step in steps:
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step)).double()
+        optimizer.zero_grad()
+        (model(x) - x[:, :1]).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("delivery", ["step", "proximal"])
+def test_each_step_has_the_strength_that_was_measured_after_the_one_before(delivery: str) -> None:
+    # By hand: one weight, no data. The lasso's own formula, at strengths that double.
+    class Doubling(regplug.Adaptive, L1):
+        def adapt(self, session: Any) -> None:
+            self.strength = 2 * self.strength
+
+    model = one_layer(10.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    regplug.attach(model, optimizer, [Doubling(0.25, delivery=delivery)])
+    for _ in range(4):
+        model.weight.grad = torch.zeros_like(model.weight)
+        optimizer.step()
+    close(model.weight, torch.tensor([[10.0 - 0.5 * 0.25 * (1 + 2 + 4 + 8)]]).double())
+
+
+def test_every_says_how_often() -> None:
+    _, _, session = trained(Norm(1.0, every=3), 8)
+    assert session.metrics()["norm/strength"] in (0.25, 0.75, 2.25)  # two times in eight steps
+    with pytest.raises(regplug.errors.SpecError, match="every must be a whole number"):
+        trained(Norm(every=0))
+
+
+@pytest.mark.parametrize("plugin", [Norm(0.1), Drifting(0.1)], ids=["formula", "own state"])
+def test_it_is_resumed_to_the_bit(plugin: Any, tmp_path: Any) -> None:
+    model, optimizer, session = trained(copy.deepcopy(plugin), 4)
+    kept = [copy.deepcopy(part.state_dict()) for part in (model, optimizer, session)]
+    run(model, optimizer, range(4, 9))
+    torch.save(kept[2], tmp_path / "state.pt")
+    kept[2] = torch.load(tmp_path / "state.pt", weights_only=True)
+    again = trained(copy.deepcopy(plugin))
+    for part, state in zip(again, kept, strict=True):
+        part.load_state_dict(state)
+    assert again[2].metrics()[f"{plugin.name}/strength"] != 0.1
+    run(*again[:2], range(4, 9))
+    assert same(again[0], model)
+    assert same(again[2].state_dict(), session.state_dict())
+
+
+def test_a_schedule_goes_on_until_something_is_measured() -> None:
+    def make() -> Any:
+        model = one_layer(1.0, 2.0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return model, optimizer, regplug.attach(model, optimizer, [Told(linear(0, 1, steps=10))])
+
+    def step(made: Any) -> float:
+        made[0].weight.grad = torch.zeros_like(made[0].weight)
+        made[1].step()
+        return float(made[2].plugins[0].strength)
+
+    first, second = make(), make()
+    for _ in range(2):
+        step(first)
+    second[2].load_state_dict(first[2].state_dict())
+    assert step(first) == step(second) == pytest.approx(0.3)
+    first[2].note(strength=0.75)
+    second[2].load_state_dict(first[2].state_dict())
+    assert step(first) == step(second) == 0.75
+    third = make()
+    second[2].load_state_dict(third[2].state_dict())  # and back to the schedule
+    assert step(second) == pytest.approx(0.1)
+
+
+def test_at_detach_the_strength_is_the_users_again_and_reports_go_on() -> None:
+    plugin = Norm(0.25)
+    model, optimizer, session = trained(plugin, 5)
+    told = session.metrics()
+    assert told["norm/strength"] != 0.25
+    session.detach()
+    assert (plugin.strength, plugin.norms) == (0.25, [])
+    assert session.metrics() == told
+    schedule = linear(0, 1, steps=4)
+    again = Told(schedule)
+    with regplug.attach(model, optimizer, [again]) as session:
+        session.note(strength=0.5)
+    assert Told.strength.schedule(again) == schedule
+
+
+def test_states_of_others_are_refused() -> None:
+    _, _, session = trained(Norm())
+    state = session.state_dict()
+    for wrong in ({}, {"adapted": {"other": 1.0}}, {"adapted": 3}):
+        state["plugins"]["norm"] = wrong
+        with pytest.raises(regplug.errors.RegplugError, match="strength, norms"):
+            session.load_state_dict(state)
+
+
+@pytest.mark.parametrize("plugin", [Norm(0.1), Drifting(0.01)], ids=["formula", "own state"])
+def test_it_sits_the_exam(plugin: Any) -> None:
+    leave_out = ("ddp", "fsdp2", "ranks")  # the workers import no test
+    checks = [c for c in regplug.testing.CHECKS if c not in leave_out]
+    report = check_plugin(plugin, checks=checks)
+    assert report.passed, str(report)
