@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST_FLAGS ?=
 DEVICE ?= cpu
+PAPERS ?= grokking decoupling early_dropout
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -24,7 +25,7 @@ export OMP_NUM_THREADS ?= 1
 test soak matrix gpu frameworks engines: export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint matrix gpu soak frameworks engines bench compat docs release-check setup clean
+.PHONY: help demo test lint matrix gpu soak frameworks engines bench papers compat docs release-check setup clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -67,6 +68,10 @@ compat: $(READY) ## every version that regplug takes, each in an environment of 
 bench: $(READY) ## what a step costs, into docs/performance.md
 	$(BIN)/python tests/benchmarks/run.py
 	$(BIN)/python tests/helpers/generated.py docs/performance.md "make bench" build/benchmarks/benchmarks.md
+
+# `make papers PAPERS=grokking` tries one alone.
+papers: $(READY) ## findings of papers tried again with regplug, into docs/papers.md: minutes
+	$(BIN)/python examples/papers/run.py $(PAPERS) --out build/papers --page docs/papers.md
 
 # Each reference must lead somewhere (-n), and a warning is an error (-W).
 docs: $(DOCS) ## the site, into build/site: strictly, without a network
