@@ -35,23 +35,33 @@ class Entry:
         return f"{self.library} {self.name}"
 
 
-class OfWeights(regplug.Selective):
-    """After each step w ← map(w): a constraint, a parametrization, pruning."""
-
-    order_matters = True
-    reads_gradients = False
+class _Selected(regplug.Selective):
     by_pattern = True
-    bound = regplug.Scheduled(off=None)
 
-    def __init__(self, bound=1.0, *, where="weights", name=None):
-        self.bound, self.where, self.name = bound, where, name
-
-    def mapped(self, w):
-        raise NotImplementedError
+    def __init__(self, *, where="weights", name=None):
+        self.where, self.name = where, name
 
     @regplug.hookimpl
     def on_attach(self, session):
         session.coverage(self._selection)  # a selection that covers nothing is refused here
+
+
+class _Bounded(_Selected):
+    bound = regplug.Scheduled(off=None)
+
+    def __init__(self, bound, *, where="weights", name=None):
+        super().__init__(where=where, name=name)
+        self.bound = bound
+
+
+class OfWeights(_Selected):
+    """After each step w ← map(w): a constraint, a parametrization, pruning."""
+
+    order_matters = True
+    reads_gradients = False
+
+    def mapped(self, w):
+        raise NotImplementedError
 
     @regplug.hookimpl
     def after_step(self, session):
@@ -60,22 +70,17 @@ class OfWeights(regplug.Selective):
                 local(w).copy_(part(self.mapped(full(w)), w))
 
 
-class OfGradients(regplug.Selective):
-    """Before each step g ← map(w, g): clipping, centralization."""
+class Bounded(OfWeights, _Bounded):
+    """A map of weights with a bound, or another number that a schedule may change."""
+
+
+class OfGradients(_Selected):
+    """Before each step g ← map(w, g): centralization."""
 
     order_matters = True
-    by_pattern = True
-    bound = regplug.Scheduled(off=None)
-
-    def __init__(self, bound=1.0, *, where="weights", name=None):
-        self.bound, self.where, self.name = bound, where, name
 
     def mapped(self, w, g):
         raise NotImplementedError
-
-    @regplug.hookimpl
-    def on_attach(self, session):
-        session.coverage(self._selection)
 
     @regplug.hookimpl
     def on_gradients(self, session):
@@ -84,22 +89,26 @@ class OfGradients(regplug.Selective):
                 local(g).copy_(part(self.mapped(full(w), full(g).clone()), w))
 
 
-class Decay(regplug.Selective):
-    """Before each step w ← decayed(w): what a library's weight decay does to a weight."""
+class BoundedGradients(OfGradients, _Bounded):
+    """A map of gradients with a bound: clipping."""
+
+
+class Scaled(_Selected):
+    """Has a rate, of which 0 is none."""
 
     reads_gradients = False
-    by_pattern = True
     rate = regplug.Scheduled()
 
     def __init__(self, rate, *, where="weights", name=None):
-        self.rate, self.where, self.name = rate, where, name
+        super().__init__(where=where, name=name)
+        self.rate = rate
+
+
+class Decay(Scaled):
+    """Before each step w ← decayed(w): what a library's weight decay does to a weight."""
 
     def decay_(self, w: torch.Tensor, lr) -> None:
         raise NotImplementedError
-
-    @regplug.hookimpl
-    def on_attach(self, session):
-        session.coverage(self._selection)
 
     @regplug.hookimpl
     def before_step(self, session):

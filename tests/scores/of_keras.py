@@ -12,7 +12,7 @@ os.environ["KERAS_BACKEND"] = "torch"
 import keras
 
 import regplug
-from tests.scores.adapters import Entry, OfWeights
+from tests.scores.adapters import Bounded, Entry, OfWeights
 
 
 class _Regularizer(regplug.Penalty):
@@ -66,7 +66,7 @@ class _Constraint(OfWeights):
             return self.constraint()(w.flatten(1).T).T.reshape(w.shape)
 
 
-class MaxNorm(_Constraint):
+class MaxNorm(_Constraint, Bounded):
     def constraint(self):
         return keras.constraints.MaxNorm(self.bound)
 
@@ -81,7 +81,7 @@ class NonNeg(_Constraint):
         return keras.constraints.NonNeg()
 
 
-class MinMaxNorm(_Constraint):
+class MinMaxNorm(_Constraint, Bounded):
     def constraint(self):
         return keras.constraints.MinMaxNorm(min_value=0.5 * self.bound, max_value=self.bound)
 

@@ -8,7 +8,7 @@ number as the step, so those that may be given one for each element are told by 
 from proxtorch import constraints, operators
 
 import regplug
-from tests.scores.adapters import Entry, OfWeights
+from tests.scores.adapters import Bounded, Entry, OfWeights
 
 
 class _Operator(regplug.Penalty):
@@ -62,10 +62,16 @@ class GroupLasso(_Operator):
 
 
 class FusedLasso(_Operator):
-    """Along the first dimension."""
+    """Of a vector, which it is written for: other weights are flattened to one."""
 
     def operator(self, w):
         return operators.FusedLasso(1.0)
+
+    def value(self, w):
+        return super().value(w.flatten())
+
+    def proximal(self, w, step):
+        return super().proximal(w.flatten(), step).reshape(w.shape)
 
 
 class _Matrix(_Operator):
@@ -101,17 +107,17 @@ class NonNegative(_Ball):
         return constraints.NonNegative()
 
 
-class LInfinityBall(_Ball):
+class LInfinityBall(_Ball, Bounded):
     def ball(self):
         return constraints.LInfinityBall(self.bound)
 
 
-class L2Ball(_Ball):
+class L2Ball(_Ball, Bounded):
     def ball(self):
         return constraints.L2Ball(self.bound)
 
 
-class L1Ball(_Ball):
+class L1Ball(_Ball, Bounded):
     """Of what is a vector: it is written for these."""
 
     def ball(self):

@@ -9,22 +9,11 @@ from torch import nn
 
 import regplug
 from regplug import local
-from tests.scores.adapters import Decay, Entry, OfGradients
+from tests.scores.adapters import BoundedGradients, Decay, Entry, OfGradients, Scaled
 
 
-class Coupled(regplug.Selective):
+class Coupled(Scaled):
     """Before each step g ← g + rate·w."""
-
-    reads_gradients = False
-    by_pattern = True
-    rate = regplug.Scheduled()
-
-    def __init__(self, rate, *, where="weights", name=None):
-        self.rate, self.where, self.name = rate, where, name
-
-    @regplug.hookimpl
-    def on_attach(self, session):
-        session.coverage(self._selection)
 
     @regplug.hookimpl
     def on_gradients(self, session):
@@ -33,7 +22,12 @@ class Coupled(regplug.Selective):
             lr = session.learning_rate(index)
             for w, g in zip(weights, gradients, strict=True):
                 BaseOptimizer.apply_weight_decay(
-                    local(w) * sign, local(g), lr, self.rate, weight_decouple=False, fixed_decay=False
+                    local(w) * sign,
+                    local(g),
+                    lr,
+                    self.rate,
+                    weight_decouple=False,
+                    fixed_decay=False,
                 )
 
 
@@ -53,7 +47,7 @@ class Fixed(Decay):
         )
 
 
-class AdaptiveClipping(OfGradients):
+class AdaptiveClipping(BoundedGradients):
     def mapped(self, w, g):
         return agc(w, g, agc_clip_val=self.bound)
 

@@ -5,16 +5,18 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_, parametrizations, prune
 
 import regplug
-from tests.scores.adapters import Decay, Entry, OfGradients, OfWeights
+from tests.scores.adapters import Bounded, BoundedGradients, Decay, Entry, OfWeights
 
 
 class _Parametrization(OfWeights):
     """After each step w ← what the parametrization makes of a layer that has the weight w."""
 
+    def parametrized(self, layer):
+        raise NotImplementedError
+
     def mapped(self, w):
-        rows = w.flatten(1)
-        layer = nn.Linear(rows.shape[1], rows.shape[0], bias=False, device=w.device, dtype=w.dtype)
-        layer.weight = nn.Parameter(rows.clone())
+        layer = nn.Module()  # a layer of a kind would draw a weight at random first
+        layer.weight = nn.Parameter(w.flatten(1).clone())
         return self.parametrized(layer).weight.detach().reshape(w.shape)
 
 
@@ -28,7 +30,7 @@ class SpectralNorm(_Parametrization):
         return parametrizations.spectral_norm(layer)
 
 
-class WeightNorm(_Parametrization):
+class WeightNorm(_Parametrization, Bounded):
     """With the magnitude of each row at the bound."""
 
     def parametrized(self, layer):
@@ -38,19 +40,23 @@ class WeightNorm(_Parametrization):
         return layer
 
 
-class Unstructured(OfWeights):
+class Unstructured(Bounded):
+    bound = regplug.Scheduled(high=1.0)
+
     def mapped(self, w):
-        return prune.L1Unstructured(amount=0.5).prune(w)
+        return prune.L1Unstructured(amount=self.bound).prune(w)
 
 
-class Structured(OfWeights):
+class Structured(Bounded):
     """Whole rows are pruned, those with the smallest norm."""
 
+    bound = regplug.Scheduled(high=1.0)
+
     def mapped(self, w):
-        return prune.LnStructured(amount=0.5, n=2, dim=0).prune(w)
+        return prune.LnStructured(amount=self.bound, n=2, dim=0).prune(w)
 
 
-class ClipNorm(OfGradients):
+class ClipNorm(BoundedGradients):
     """Each gradient alone, so that what it does to one is no matter of the others."""
 
     def mapped(self, w, g):
@@ -60,7 +66,7 @@ class ClipNorm(OfGradients):
         return p.grad
 
 
-class ClipValue(OfGradients):
+class ClipValue(BoundedGradients):
     def mapped(self, w, g):
         p = nn.Parameter(w.detach().clone())
         p.grad = g
@@ -119,6 +125,10 @@ class OfSGD(_OwnDecay):
 
 
 class OfAdam(_OwnDecay):
+    """Divided by its own size, so it is no multiple of the weight."""
+
+    order_matters = True
+
     def optimizer(self, p, lr):
         return torch.optim.Adam([p], lr=lr, weight_decay=self.rate)
 
@@ -131,11 +141,11 @@ class OfAdamW(_OwnDecay):
 ENTRIES = [
     Entry("torch", "parametrizations.orthogonal", Orthogonal),
     Entry("torch", "parametrizations.spectral_norm", SpectralNorm),
-    Entry("torch", "parametrizations.weight_norm", WeightNorm),
-    Entry("torch", "prune.L1Unstructured", Unstructured),
-    Entry("torch", "prune.LnStructured", Structured),
+    Entry("torch", "parametrizations.weight_norm", lambda: WeightNorm(1.0)),
+    Entry("torch", "prune.L1Unstructured", lambda: Unstructured(0.5)),
+    Entry("torch", "prune.LnStructured", lambda: Structured(0.5)),
     Entry("torch", "clip_grad_norm_", lambda: ClipNorm(0.01)),
-    Entry("torch", "clip_grad_value_", lambda: ClipValue(0.01)),
+    Entry("torch", "clip_grad_value_", lambda: ClipValue(0.1)),
     Entry("torch", "nn.Dropout", lambda: Dropout(0.5)),
     Entry("torch", "optim.SGD(weight_decay=)", lambda: OfSGD(0.1)),
     Entry("torch", "optim.Adam(weight_decay=)", lambda: OfAdam(0.1)),

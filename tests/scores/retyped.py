@@ -6,7 +6,7 @@ rightly: the libraries' own code was not run.
 
 import torch
 
-from tests.scores.adapters import Decay, Entry, OfGradients
+from tests.scores.adapters import BoundedGradients, Decay, Entry
 
 
 def unitwise_norm(x, norm_type=2.0):
@@ -16,7 +16,7 @@ def unitwise_norm(x, norm_type=2.0):
     return x.norm(norm_type, dim=tuple(range(1, x.ndim)), keepdim=True)
 
 
-class AdaptiveClipGrad(OfGradients):
+class AdaptiveClipGrad(BoundedGradients):
     def mapped(self, w, g):
         # timm/utils/agc.py, adaptive_clip_grad, version 1.0.
         eps = 1e-3

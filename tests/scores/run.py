@@ -72,9 +72,7 @@ def scored(report: Report, module: str, entry: str) -> Score:
     for check, outcomes in by_check.items():
         kinds[next(kind for kind in kinds if kind in outcomes)].append(check)
     failed, passed, not_judged, skipped = (tuple(found) for found in kinds.values())
-    return Score(
-        module, entry, passed, failed, not_judged, skipped, str(report), report.seconds
-    )
+    return Score(module, entry, passed, failed, not_judged, skipped, str(report), report.seconds)
 
 
 def sit(module: str, number: int) -> Score:
