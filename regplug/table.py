@@ -1,5 +1,6 @@
 """Tables: of plain text for the terminal and for messages, of HTML for notebooks."""
 
+import re
 from collections.abc import Sequence
 from html import escape
 
@@ -43,5 +44,9 @@ def html_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table><thead>{line(heads, 'th')}</thead><tbody>{body}</tbody></table>"
 
 
+# With a sign of what is counted, perhaps: "8.3 %", "1.2×"; but "0.weight" is a name.
+_NUMBER = re.compile(r"[-+−]?\.?\d[\d.,]*(e[-+]?\d+)?[^\s.,\d]{0,2}(\s|$)")
+
+
 def _is_number(cell: str) -> bool:
-    return not cell.strip("–- ") or cell[0] in "+-.0123456789"
+    return not cell.strip("–- ") or _NUMBER.match(cell) is not None

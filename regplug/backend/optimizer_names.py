@@ -1,17 +1,29 @@
 """The private names of torch's optimizers and their GradScaler; see :mod:`.private`."""
 
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
+from torch.optim import optimizer as optim_module
 
 from regplug.backend.private import missing
 
-__all__ = ["check_grad_scaler", "is_hooked", "updated_in_backward"]
+__all__ = [
+    "check_grad_scaler",
+    "hook_tables",
+    "is_hooked",
+    "no_global_hooks",
+    "unhooked_step",
+    "updated_in_backward",
+]
 
 # Where the names are; a test that renames one sees what is done without it.
 _STEP_HOOKS, _HOOKED = "_optimizer_step_pre_hooks", "hooked"
+_GLOBAL = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
 _IN_BACKWARD = "_in_backward_optimizers"
 _AMP_MARK, _OVERFLOW, _SCALE = "_step_supports_amp_scaling", "found_inf", "grad_scale"
 
@@ -105,3 +117,37 @@ def _set_by_scaler(*names: str) -> list[bool]:
     scaler.step(sample)  # which calls no step at all where it skips it by itself
     del sample.step
     return is_set
+
+
+def unhooked_step(kind: type[Optimizer]) -> Callable[..., Any]:
+    """Return the ``step`` of these optimizers that calls no hook, neither theirs nor global ones.
+
+    Without torch's mark: by what ``functools.wraps`` leaves at what torch wraps each step in.
+    """
+    step: Any = kind.step
+    _, has_mark = _torch_marks(_STEP_HOOKS, _HOOKED)
+    if getattr(step, _HOOKED if has_mark else "__wrapped__", False):
+        return getattr(step, "__wrapped__", step)  # type: ignore[no-any-return]
+    return step  # type: ignore[no-any-return]
+
+
+@contextmanager
+def no_global_hooks() -> Iterator[None]:
+    """Have no step call global hooks within, as one that calls ``super().step()`` would.
+
+    They are put out of sight and not removed, for torch may be going through them right now.
+    Without the tables: nothing is done, and the hooks see steps on copies.
+    """
+    kept = {name: getattr(optim_module, name) for name in _GLOBAL if hasattr(optim_module, name)}
+    for name in kept:
+        setattr(optim_module, name, OrderedDict())
+    try:
+        yield
+    finally:
+        for name, table in kept.items():
+            setattr(optim_module, name, table)
+
+
+def hook_tables(optimizer: Optimizer) -> set[str]:
+    """Return the names of the attributes in which hooks of this very optimizer are kept."""
+    return {name for name in vars(optimizer) if name.endswith("_hooks")}

@@ -21,17 +21,16 @@ from regplug.errors import UnsupportedError
 
 __all__ = [
     "PREFIXES",
-    "children",
     "compiled_inside",
     "flattened",
+    "function_modes",
+    "gathered_weights",
     "in_transform",
     "is_any_autocast_enabled",
-    "is_made",
     "leaf_of",
     "missing",
     "normalizations",
     "on_compile_start",
-    "put_parameter",
     "unflattened",
     "untraced",
     "version",
@@ -49,8 +48,9 @@ _INNER, _COMPILED_CLASS = "_orig_mod", "OptimizedModule"
 _TRANSFORMS = "_C._are_functorch_transforms_active"
 _ANY_AUTOCAST = "_C._is_any_autocast_enabled"
 _VERSION = "_version"
+_FUNCTION_MODES = "overrides._get_current_function_mode_stack"
 _LEAF, _ACCUMULATES = "variable", "AccumulateGrad"
-_CHILDREN, _PARAMETERS = "_modules", "_parameters"
+_FSDP_STATE, _FSDP_GROUP, _GATHERED = "_get_fsdp_state", "_fsdp_param_group", "_unsharded_param"
 _NORMALIZATION = "nn.modules.batchnorm._NormBase"
 
 PREFIXES = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -235,49 +235,31 @@ def is_any_autocast_enabled(enabled: Callable[[], Iterable[str]]) -> Callable[[]
     return _found(_ANY_AUTOCAST) or (lambda: bool(enabled()))
 
 
+def function_modes() -> Sequence[object] | None:
+    """Return the modes that torch's functions are called under now, the innermost last.
+
+    Without torch's own answer: None, and whoever asks lets none of their own be on.
+    """
+    try:
+        return list(_getter(_FUNCTION_MODES)(torch)())
+    except AttributeError:
+        return None
+
+
 # --- modules -----------------------------------------------------------------------------------
 
 
-def is_made(module: nn.Module) -> bool:
-    """Whether the ``__init__`` of ``nn.Module`` is through with ``module``."""
-    if _CHILDREN in vars(module):
-        return True
-    try:
-        next(nn.Module.named_children(module), None)
-    except AttributeError:
-        return False
-    return True
+def gathered_weights(model: nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield what FSDP2 computes with, gathered, and the sharded parameter that it stands for.
 
-
-def children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the children under each of their names.
-
-    Without the table: by the public method, which yields a child under its first name alone.
+    Without the names: nothing, so that what is done with gathered weights is not seen.
     """
-    table = vars(module).get(_CHILDREN)
-    if table is not None:
-        yield from ((name, child) for name, child in table.items() if child is not None)
-    else:
-        yield from nn.Module.named_children(module)
-
-
-def put_parameter(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    """Have ``tensor`` be a parameter of ``module``, though it may be no ``nn.Parameter``.
-
-    Raises:
-        UnsupportedError: it is none, and torch keeps parameters elsewhere by now.
-    """
-    table = vars(module).get(_PARAMETERS)
-    if table is not None:
-        table[name] = tensor
-    elif isinstance(tensor, nn.Parameter):
-        module.register_parameter(name, tensor)
-    else:
-        raise missing(
-            f"Module.{_PARAMETERS}",
-            "how to hold a plain tensor that an optimizer updates",
-            "make it an nn.Parameter",
-        )
+    for module in model.modules():
+        state = getattr(module, _FSDP_STATE, lambda: None)()
+        for held in getattr(getattr(state, _FSDP_GROUP, None), "fsdp_params", ()):
+            gathered, own = getattr(held, _GATHERED, None), getattr(held, "sharded_param", None)
+            if gathered is not None and own is not None:
+                yield gathered, own
 
 
 def normalizations() -> tuple[type[nn.Module], ...]:

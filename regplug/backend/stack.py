@@ -21,6 +21,7 @@ __all__ = [
     "Caller",
     "is_running",
     "is_stepping",
+    "is_within",
     "of_traceback",
     "require",
     "scopes",
@@ -115,6 +116,11 @@ def stepping(optimizers: Collection[Optimizer]) -> Iterator[Optimizer]:
             held = _first_argument(frame)
             if isinstance(held, Optimizer) and id(held) in wanted:
                 yield held
+
+
+def is_within(module: str) -> bool:
+    """Whether a function of this module is at work in this thread."""
+    return any(_module(frame) == module for frame in _frames())
 
 
 def is_stepping(optimizer: Optimizer) -> bool:

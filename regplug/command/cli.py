@@ -1,7 +1,8 @@
 """The command ``regplug``: what is installed, and the tools around it.
 
 ``regplug plugins`` lists, ``regplug check`` examines, ``regplug new`` starts a plugin of one's own,
-``regplug run`` attaches plugins to a script that is not edited.
+``regplug run`` attaches plugins to a script that is not edited, and ``regplug doctor`` tells what
+the regularization of one really does.
 """
 
 import argparse
@@ -47,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_check(commands)
     _add_new(commands)
     _add_run(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -112,3 +114,9 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     from regplug.command.run import main
 
     main.add_parser(commands).set_defaults(command=main.main)
+
+
+def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    from regplug.command.doctor import main
+
+    main.add_parser(commands)

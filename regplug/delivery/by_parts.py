@@ -5,7 +5,6 @@ pays, each part is delivered as a plugin of its own would be.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -16,59 +15,22 @@ from regplug.backend.blocks import batches
 from regplug.backend.groups import Group
 from regplug.backend.precision import widened
 from regplug.delivery import at_step
+from regplug.delivery.by_row import ByRow
 from regplug.delivery.compiled import compiled_proximal
 from regplug.delivery.proximal import apply_elementwise_steps, apply_one_step
 from regplug.delivery.together import Share
 from regplug.kernels.kernel import Gradient, Kernel
-from regplug.kernels.packed import sent
 from regplug.kernels.pieces import NO_LAYOUTS, Layouts
 from regplug.selection.parts import Strengths
 
 if TYPE_CHECKING:
     from regplug.backend.update_rules import UpdateRule
 
-__all__ = ["ByRow", "Shares", "add_gradients", "apply_proximal", "kernel_of_part"]
+__all__ = ["Shares", "add_gradients", "apply_proximal", "kernel_of_part"]
 
 
 Shares: TypeAlias = dict[torch.Tensor, Share]
 """The share of each weight in an objective."""
-
-
-class ByRow:
-    """The strengths of the rows of a table: of each tensor that one launch is about.
-
-    Args:
-        strengths: those of the parts.
-        parts: which part each row is of.
-        device: of the tensors.
-        factors: of each part, a further number that rows are given, before the strengths.
-    """
-
-    def __init__(
-        self,
-        strengths: Strengths,
-        parts: Sequence[int],
-        device: torch.device,
-        factors: Mapping[int, float] | None = None,
-    ) -> None:
-        self._strengths, self._parts = strengths, parts
-        numbers = {
-            part: (*(() if factors is None else (factors[part],)), *strengths.values(part))
-            for part in dict.fromkeys(parts)
-        }
-        known = sent(torch.tensor(list(numbers.values()), dtype=torch.float64), device)
-        each = dict(zip(numbers, (row.unbind() for row in known.unbind()), strict=True))
-        self.columns: list[list[torch.Tensor]] = [
-            list(column) for column in zip(*(each[part] for part in parts), strict=True)
-        ]
-
-    def at(self, row: int) -> AbstractContextManager[None]:
-        """Have the plugin's strengths read as those of a row."""
-        return self._strengths.at(self._parts[row])
-
-    def reading(self, symbols: Sequence[Any]) -> AbstractContextManager[None]:
-        """Have them read as these symbols."""
-        return self._strengths.reading(symbols)
 
 
 def add_gradients(

@@ -14,7 +14,7 @@ from regplug.kernels.pieces import NO_LAYOUTS, Layouts
 
 if TYPE_CHECKING:
     from regplug.backend.update_rules import UpdateRule
-    from regplug.delivery.by_parts import ByRow
+    from regplug.delivery.by_row import ByRow
 
 __all__ = ["compiled_proximal"]
 

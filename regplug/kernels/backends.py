@@ -58,8 +58,32 @@ class Backend(Protocol):
         """Return the same for an expression of rows."""
 
 
-_NUMBA: Backend = cpu.Numba()
-_TRITON: Backend = cuda.Triton()
+class _Numba(cpu.Numba):
+    def row_kernel(
+        self,
+        expression: RowExpression,
+        dtypes: tuple[torch.dtype, ...],
+        scalars: tuple[torch.dtype, ...],
+    ) -> RowRun:
+        from regplug.kernels.row_cpu import launching
+
+        return launching(expression, dtypes, scalars)
+
+
+class _Triton(cuda.Triton):
+    def row_kernel(
+        self,
+        expression: RowExpression,
+        dtypes: tuple[torch.dtype, ...],
+        scalars: tuple[torch.dtype, ...],
+    ) -> RowRun:
+        from regplug.kernels.row_cuda import launching
+
+        return launching(expression, dtypes, scalars)
+
+
+_NUMBA: Backend = _Numba()
+_TRITON: Backend = _Triton()
 
 
 def serving(like: torch.Tensor, dtypes: Sequence[torch.dtype], kernels: str) -> Backend | None:

@@ -10,7 +10,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -19,10 +19,6 @@ from regplug.kernels.expression import SLOW, Expression
 from regplug.kernels.sources import executed
 from regplug.kernels.tables import Table
 from regplug.kernels.threads import SHARE, cut_elements, run
-
-if TYPE_CHECKING:
-    from regplug.kernels.row_symbols import RowExpression
-    from regplug.kernels.row_tables import RowRun
 
 __all__ = [
     "DIALECT",
@@ -237,14 +233,3 @@ class Numba:
             return run(function, table.packed[1], numbers, cut)
 
         return execute
-
-    def row_kernel(
-        self,
-        expression: "RowExpression",
-        dtypes: tuple[torch.dtype, ...],
-        scalars: tuple[torch.dtype, ...],
-    ) -> "RowRun":
-        """Return what executes an expression of rows for tensors of these dtypes."""
-        from regplug.kernels.row_cpu import launching
-
-        return launching(expression, dtypes, scalars)

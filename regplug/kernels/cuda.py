@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -20,10 +20,6 @@ from regplug.kernels.expression import Expression
 from regplug.kernels.packed import BLOCK, Packed
 from regplug.kernels.sources import executed
 from regplug.kernels.tables import Table
-
-if TYPE_CHECKING:
-    from regplug.kernels.row_symbols import RowExpression
-    from regplug.kernels.row_tables import RowRun
 
 __all__ = [
     "DTYPES",
@@ -258,14 +254,3 @@ class Triton:
             return partial.sum() if sums else None
 
         return execute
-
-    def row_kernel(
-        self,
-        expression: "RowExpression",
-        dtypes: tuple[torch.dtype, ...],
-        scalars: tuple[torch.dtype, ...],
-    ) -> "RowRun":
-        """Return what launches an expression of rows for tensors of these dtypes."""
-        from regplug.kernels.row_cuda import launching
-
-        return launching(expression, dtypes, scalars)

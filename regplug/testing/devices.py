@@ -9,7 +9,7 @@ from torch import nn
 
 import regplug
 from regplug.backend.elsewhere import Elsewhere, elsewhere, is_available
-from regplug.backend.private import put_parameter
+from regplug.backend.private_modules import put_parameter
 from regplug.errors import RegplugError
 from regplug.penalty import Penalty
 from regplug.testing.bench import Rig, Setup, Snapshot

@@ -16,8 +16,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import regplug
 from regplug.backend import hook_order, optimizer_names, stack, step_events, wrapped
-from regplug.command.run import search
 from regplug.errors import UnsupportedError
+from regplug.finding import search
 from tests.helpers.nets import one_layer
 
 GONE = "_no_such_name"

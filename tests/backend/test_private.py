@@ -12,9 +12,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import regplug
-from regplug.backend import eager, names, precision, private, wrappers
-from regplug.command.run import search
+from regplug.backend import eager, names, precision, private, private_modules, wrappers
 from regplug.errors import RegplugError, UnsupportedError
+from regplug.finding import search
 from regplug.selection import coverage, where
 from regplug.session.functional import refuse_transforms
 from regplug_builtins import Activity, _private
@@ -194,12 +194,12 @@ def test_without_its_table_of_children_a_model_is_found_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, optimizer = model_and_optimizer()
-    wanted = dict(private.children(model))
+    wanted = dict(private_modules.children(model))
     made, half = nn.Linear(1, 1), nn.Module.__new__(nn.Module)
-    monkeypatch.setattr(private, "_CHILDREN", GONE)
-    assert dict(private.children(model)) == wanted
-    assert private.is_made(made)
-    assert not private.is_made(half)
+    monkeypatch.setattr(private_modules, "_CHILDREN", GONE)
+    assert dict(private_modules.children(model)) == wanted
+    assert private_modules.is_made(made)
+    assert not private_modules.is_made(half)
     assert search.model_of(optimizer) is model
 
 
@@ -209,7 +209,7 @@ def test_without_its_table_of_parameters_plain_tensors_are_refused(
     tensors = [torch.ones(2, requires_grad=True), nn.Parameter(torch.ones(2))]
     both = search.model_of(torch.optim.SGD(tensors, lr=0.1))
     assert [name for name, _ in both.named_parameters()] == ["param_0", "param_1"]
-    monkeypatch.setattr(private, "_PARAMETERS", GONE)
+    monkeypatch.setattr(private_modules, "_PARAMETERS", GONE)
     known = search.model_of(torch.optim.SGD(tensors[1:], lr=0.1))
     assert [p is tensors[1] for p in known.parameters()] == [True]
     with pytest.raises(UnsupportedError, match=rf"Module\.{GONE}.*make it an nn.Parameter"):

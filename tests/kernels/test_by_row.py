@@ -49,7 +49,7 @@ def launches(monkeypatch):
     found = []
     pays, run = Choice.pays, Engine._run
     monkeypatch.setattr(Choice, "pays", lambda self, tensors, least=0: pays(self, tensors, 0))
-    monkeypatch.setattr("regplug.kernels.cpu.Numba.pays", lambda self, table: any(table.sizes))
+    monkeypatch.setattr("regplug.kernels.cpu.Numba.pays", lambda self, sizes: any(sizes))
 
     def counted(self, table, columns, scalars, *others):
         done = run(self, table, columns, scalars, *others)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from regplug.command.run.naming import title
+from regplug.finding.naming import title
 from regplug.session.session import Session
 
 __all__ = ["Entry"]
@@ -21,7 +21,7 @@ class Entry:
     """
 
     def __init__(self, session: Session, look: Callable[[Session], Any]) -> None:
-        self.name, self.title, self.steps = session.name, title(session), 0
+        self.name, self.title, self.steps = session.name, title(session.model, session.optimizer), 0
         self.final: Any = None
         self.session: Session | None = session
         self._look = look

@@ -25,9 +25,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from regplug.command.program import Script
 from regplug.command.run.config import read
 from regplug.command.run.outcome import Outcome, Wishes, rank
-from regplug.command.run.program import Script
 from regplug.discovery.files import anchored
 from regplug.errors import PluginError, RegplugError, SpecError
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from regplug.backend import optimizer_names, private, shards, stack, wrapped, wrappers
+from regplug.backend import optimizer_names, private_modules, shards, stack, wrapped, wrappers
 from regplug.backend.names import own_parameters
 
 __all__ = [
@@ -131,11 +131,11 @@ class _Parents:
             for candidate in gc.get_objects()
             if issubclass(type(candidate), nn.Module)
             and not isinstance(candidate, Bare)
-            and private.is_made(candidate)
+            and private_modules.is_made(candidate)
         ]
         self._of: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
         for module in self.modules:
-            for name, child in private.children(module):
+            for name, child in private_modules.children(module):
                 self._of[id(child)].append((module, name))
 
     def of(self, module: nn.Module) -> list[nn.Module]:
@@ -198,7 +198,7 @@ def _together(optimizer: Optimizer, called: Sequence[nn.Module], parents: _Paren
         whole[name] = module
     for place, tensor in enumerate(wrapped.parameters(optimizer)):
         if id(tensor) in left:
-            private.put_parameter(whole, f"param_{place}", tensor)
+            private_modules.put_parameter(whole, f"param_{place}", tensor)
     return whole
 
 
@@ -221,7 +221,7 @@ def names_of(thing: Any) -> list[str]:
 
 def _layers(thing: Any) -> set[int]:
     kind = type(thing)
-    if issubclass(kind, nn.Module) and private.is_made(thing):
+    if issubclass(kind, nn.Module) and private_modules.is_made(thing):
         return {id(layer) for layer in wrappers.layers(thing)}
     if issubclass(kind, Optimizer):
         return {id(thing), id(vars(thing).get("optimizer", thing))}

@@ -5,20 +5,18 @@ from torch.optim import Optimizer
 
 from regplug.backend import wrappers
 from regplug.backend.names import own_parameters
-from regplug.command.run import search
-from regplug.view import SessionView
+from regplug.finding import search
 
 __all__ = ["class_names", "names_of_optimizer", "title"]
 
 
-def title(session: SessionView) -> str:
+def title(model: nn.Module, optimizer: Optimizer | None) -> str:
     """Return what model is trained by what optimizer."""
-    model = session.model
     kind = _kind(model)
     if isinstance(model, search.Bare):
         parts = [*map(_kind, model.children()), *(name for name, _ in own_parameters(model))]
         kind = " and ".join(parts[:4]) + (f" and {len(parts) - 4} more" if len(parts) > 4 else "")
-    return f"{kind} with {type(session.optimizer).__name__}"
+    return f"{kind} with {type(optimizer).__name__}"
 
 
 def _kind(model: nn.Module) -> str:

@@ -1,0 +1,1 @@
+"""``regplug doctor``: a script, unedited, and what its regularization really does."""

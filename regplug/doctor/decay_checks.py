@@ -1,0 +1,184 @@
+"""Findings about decay, and about runs in which nothing acts."""
+
+from collections.abc import Iterator, Sequence
+
+from regplug.doctor.findings import Finding, listed
+from regplug.doctor.run import Run
+from regplug.doctor.summary import Treated, names
+
+__all__ = [
+    "adapter_decay",
+    "decay_of_zero_gradient",
+    "decayed_twice",
+    "decays_bias_or_norm",
+    "decays_embedding",
+    "frozen_decay",
+    "lr_zero",
+    "nothing_acts",
+]
+
+
+def nothing_acts(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
+    """Nothing regularizes this run."""
+    if not run.looked or run.hidden:
+        return
+    acting = any(t.decays or t.plugins or any(p.strength != 0 for p in t.penalties) for t in all_)
+    drops = any(max(d.training, default=0.0) > 0 for d in run.dropouts.all if not d.without_effect)
+    if acting or drops:
+        return
+    said = [float(group.get("weight_decay", 0.0) or 0.0) for group in run.optimizer.param_groups]
+    zero = [t for t in all_ if t.penalties]
+    tried = any(said) or bool(zero)
+    what = (
+        f"the optimizer says weight_decay={max(said):g}, and decays nothing"
+        if any(said)
+        else "a penalty is in the loss, and its strength is 0"
+        if zero
+        else "no penalty is in the loss, nothing decays and nothing drops"
+    )
+    yield Finding(
+        "nothing-acts",
+        "warning" if tried else "note",
+        names(zero),
+        f"{what}: this run has no regularization; if one is wanted, regplug.attach(model, "
+        "optimizer, ['weight_decay(0.1)']), say",
+        {"weight_decay": max(said, default=0.0)},
+    )
+
+
+def decayed_twice(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
+    """A weight is decayed in two ways."""
+    found = []
+    for t in all_:
+        l2 = t.penalty("l2")
+        ways = len(t.decays) + (l2 is not None and l2.strength != 0)
+        ways += t.decaying_plugins
+        if ways > 1:
+            found.append(t)
+    if found:
+        first = found[0]
+        ways_ = [f"{d.by}: {d.convention} {d.strength:.3g}" for d in first.decays]
+        ways_ += [
+            f"loss: λ·Σw² with λ = {p.strength:.3g}"
+            for p in first.penalties
+            if p.kind == "l2" and p.strength is not None
+        ]
+        ways_ += list(first.plugins)
+        yield Finding(
+            "decayed-twice",
+            "warning",
+            names(found),
+            f"{listed(names(found))}: decayed in two ways ({'; '.join(ways_)}): keep one of them, "
+            "with weight_decay=0 in the optimizer or without the term in the loss",
+            {"ways": ways_},
+        )
+
+
+def decays_bias_or_norm(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
+    """Biases and normalization are decayed."""
+    found = [t for t in all_ if t.track.role in ("bias", "norm") and _is_decayed(t)]
+    if found:
+        yield Finding(
+            "decays-bias-or-norm",
+            "warning",
+            names(found),
+            f"{listed(names(found))}: biases and normalization are decayed as weights are, which "
+            "costs fit and regularizes nothing: put them into a parameter group of their own with "
+            "weight_decay=0",
+            {"rate": max(d.rate for t in found for d in t.decays)},
+        )
+
+
+def _is_decayed(t: Treated) -> bool:
+    return bool(t.decays) and t.track.parameter.requires_grad
+
+
+def decays_embedding(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
+    """Embeddings are decayed."""
+    found = [t for t in all_ if t.track.role == "embedding" and _is_decayed(t)]
+    if found:
+        yield Finding(
+            "decays-embedding",
+            "note",
+            names(found),
+            f"{listed(names(found))}: embeddings are decayed, so that rows of rare tokens shrink "
+            "between two uses: if that is not meant, a group with weight_decay=0",
+            {"rate": max(d.rate for t in found for d in t.decays)},
+        )
+
+
+def decay_of_zero_gradient(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
+    """What has no gradient is decayed."""
+    found = [
+        t
+        for t in all_
+        if _is_decayed(t)
+        and len(t.track.looks) >= 2
+        and all(look.gradient == "zero" for look in t.track.looks)
+    ]
+    if found:
+        yield Finding(
+            "decay-of-zero-gradient",
+            "warning",
+            names(found),
+            f"{listed(names(found))}: their gradient is zero in every step, and they are decayed "
+            "all the same, towards zero: leave them out of the optimizer, or let their .grad be "
+            "None (zero_grad(set_to_none=True))",
+            {"rate": max(d.rate for t in found for d in t.decays)},
+        )
+
+
+def frozen_decay(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
+    """What is frozen is decayed."""
+    found = [
+        t
+        for t in all_
+        if not t.track.parameter.requires_grad
+        and any(
+            (d.by == "loop") or any(look.gradient != "none" for look in t.track.looks)
+            for d in t.decays
+        )
+    ]
+    if found:
+        yield Finding(
+            "frozen-decay",
+            "warning",
+            names(found),
+            f"{listed(names(found))}: frozen (requires_grad is False), and decayed all the same: "
+            "they have a .grad still; set it to None, or leave them out of the optimizer",
+            {"rate": max(d.rate for t in found for d in t.decays)},
+        )
+
+
+def adapter_decay(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
+    """Low-rank adapters are decayed."""
+    found = [t for t in all_ if t.track.role == "adapter" and _is_decayed(t)]
+    if found:
+        yield Finding(
+            "adapter-decay",
+            "note",
+            names(found),
+            f"{listed(names(found))}: low-rank adapters are decayed: that pulls the model towards "
+            "the pretrained one and not towards zero; if that is not meant, weight_decay=0",
+            {"rate": max(d.rate for t in found for d in t.decays)},
+        )
+
+
+def lr_zero(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
+    """The learning rate is 0 throughout."""
+    found = [
+        t
+        for t in all_
+        if len(t.track.looks) >= 2
+        and t.track.parameter.requires_grad
+        and all(look.lr == 0 for look in t.track.looks)
+    ]
+    if found:
+        yield Finding(
+            "lr-zero",
+            "warning",
+            names(found),
+            f"{listed(names(found))}: the learning rate is 0 in every step that was looked at, so "
+            "neither data nor regularization changes them",
+            {},
+        )

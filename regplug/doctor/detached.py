@@ -1,0 +1,161 @@
+"""Terms of a loss that depend on weights and have no graph: ``p.data``, ``detach()``, ``item()``.
+
+The graph does not show them, for they are not in it. So for a few steps it is followed what is
+computed from weights alone, by torch's own mode for that, from the end of one step to the next
+backward pass.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from regplug.backend import private
+
+__all__ = ["Follower"]
+
+# Properties of a weight that are the weight still.
+_PROPERTIES = ("data", "T", "mT", "H", "mH", "real")
+_INDEPENDENT = ("_like", "new_", "shape", "size", "numel", "requires_grad", "register", "retain")
+_ADDS = ("add", "add_", "__add__", "__radd__", "__iadd__", "sub", "sub_", "__sub__", "__isub__")
+_NUMBERS = ("item", "__float__", "tolist")
+
+
+class Follower(TorchFunctionMode):
+    """Follows what is made of weights.
+
+    Args:
+        is_weight: whether a tensor is a weight that is examined.
+
+    Attributes:
+        events: what was added to something with a graph, without one: the node of the sum, and the
+            weights behind what was added.
+    """
+
+    def __init__(self, is_weight: Callable[[torch.Tensor], bool]) -> None:
+        super().__init__()
+        self._is_weight = is_weight
+        self._made: Any = WeakIdKeyDictionary()
+        self._plain: Any = WeakIdKeyDictionary()  # tensors made of a number
+        self._numbers: list[tuple[float, frozenset[int]]] = []
+        self._ratios: list[tuple[float, float]] = []
+        self._on = self._paused = False
+        self.events: list[tuple[Any, frozenset[int]]] = []
+
+    # --- on and off ------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Follow from now on, if nobody else has a mode of that kind on."""
+        if self._on or _compiles():
+            return
+        stack = private.function_modes()
+        if stack is not None and not stack:
+            self.__enter__()  # type: ignore[no-untyped-call]
+            self._on, self._paused = True, False
+            self.events, self._numbers = [], []
+
+    def stop(self) -> None:
+        """Follow no more; while somebody's mode is on within this one, it stays without effect."""
+        self._paused = True
+        stack = private.function_modes()
+        if self._on and stack and stack[-1] is self:
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self._on = False
+
+    # --- what happens ----------------------------------------------------------------------
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if self._paused:
+            return result
+        try:
+            self._note(func, list(_flat((*args, *(kwargs or {}).values()))), result)
+        except Exception:  # it is the program that counts
+            self._made.clear()
+        return result
+
+    def _note(self, func: Any, given: Sequence[Any], result: Any) -> None:
+        name = getattr(func, "__name__", "")
+        if name == "__get__":
+            name = getattr(getattr(func, "__self__", None), "__name__", "")
+            if name not in _PROPERTIES:
+                return
+        tensors = [thing for thing in given if isinstance(thing, torch.Tensor)]
+        if isinstance(result, torch.Tensor):
+            if name in _ADDS and result.grad_fn is not None and result.numel() == 1:
+                self._added(given, tensors, result)
+            if name in ("tensor", "as_tensor", "scalar_tensor", "full"):
+                numbers = [thing for thing in given if isinstance(thing, float)]
+                if len(numbers) == 1:
+                    self._plain[result] = numbers[0]
+        behind = self._behind(tensors)
+        if not behind or any(part in name for part in _INDEPENDENT):
+            return
+        if name in _NUMBERS and isinstance(result, float):
+            self._numbers.append((result, behind))
+            return
+        for made in _flat((result,)):
+            own = any(made is tensor for tensor in tensors)
+            if isinstance(made, torch.Tensor) and not (own and self._is_weight(made)):
+                self._made[made] = behind
+
+    def _behind(self, tensors: Sequence[torch.Tensor]) -> frozenset[int] | None:
+        """Return the weights that all these are made of, None if there is anything else."""
+        behind: frozenset[int] = frozenset()
+        for tensor in tensors:
+            if self._is_weight(tensor):
+                behind |= {id(tensor)}
+            elif (known := self._made.get(tensor)) is not None:
+                behind |= known
+            elif tensor.requires_grad or tensor.numel() != 1:
+                return None
+        return behind or None
+
+    def _added(
+        self, given: Sequence[Any], tensors: Sequence[torch.Tensor], result: torch.Tensor
+    ) -> None:
+        """Note what is added to a loss: a number or tensor without a graph, from weights alone."""
+        if not any(t.requires_grad and self._behind([t]) is None for t in tensors):
+            return
+        for thing in given:
+            if isinstance(thing, torch.Tensor) and not thing.requires_grad:
+                behind = self._made.get(thing)
+                if behind:
+                    self.events.append((result.grad_fn, behind))
+                elif (number := self._plain.get(thing)) is not None:
+                    self._number_added(number, result)
+            elif isinstance(thing, float):
+                self._number_added(thing, result)
+
+    def _number_added(self, number: float, result: torch.Tensor) -> None:
+        """Note a number that may be made of weights: a multiple of what was read of them."""
+        total = sum(value for value, _ in self._numbers)
+        if not total or not number:
+            return
+        ratio = number / total
+        # Once may be chance. Twice, of two different numbers, is not.
+        if any(
+            abs(ratio - other) <= 1e-6 * abs(ratio) and abs(total - before) > 1e-9 * abs(total)
+            for other, before in self._ratios
+        ):
+            behind = frozenset().union(*(leaves for _, leaves in self._numbers))
+            self.events.append((result.grad_fn, behind))
+        self._ratios.append((ratio, total))
+
+
+def _flat(things: Any) -> Iterator[Any]:
+    for thing in things:
+        if isinstance(thing, list | tuple):
+            yield from _flat(thing)
+        else:
+            yield thing
+
+
+def _compiles() -> bool:
+    """Whether the program compiles anything: a mode would have it compiled once more."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    counters = getattr(dynamo, "counters", None)
+    return counters is not None and bool(counters["frames"])

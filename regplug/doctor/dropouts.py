@@ -1,0 +1,107 @@
+"""Dropout and stochastic depth: their rates, and whether they were on when they should be."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from regplug.backend import stack
+
+__all__ = ["Dropout", "Dropouts"]
+
+_RATES = (
+    *("p", "dropout", "drop_prob", "drop_rate", "dropout_p", "dropout_rate", "attn_dropout"),
+    *("attention_dropout", "activation_dropout", "hidden_dropout", "hidden_dropout_prob"),
+    *("resid_dropout", "dropout_prob", "proj_drop", "attn_drop", "drop_path", "drop_path_rate"),
+)
+
+
+@dataclass
+class Dropout:
+    """One module that drops, and what was seen of it.
+
+    Attributes:
+        name: its name in the model.
+        module: the module.
+        attribute: where its rate is.
+        training: the rates that acted in each step that was looked at; 0 where it was off.
+        evaluation: the rates that acted in forwards without gradients.
+    """
+
+    name: str
+    module: nn.Module
+    attribute: str
+    training: list[float] = field(default_factory=list)
+    evaluation: set[float] = field(default_factory=set)
+
+    @property
+    def rate(self) -> float:
+        """The rate as it is now."""
+        return float(getattr(self.module, self.attribute))
+
+    @property
+    def acting(self) -> float:
+        """The rate that a forward would have now."""
+        return self.rate if self.module.training else 0.0
+
+    @property
+    def without_effect(self) -> bool:
+        """Whether it is the dropout between the layers of a recurrent network of one layer."""
+        return isinstance(self.module, nn.RNNBase) and self.module.num_layers == 1
+
+
+class Dropouts:
+    """All modules of a model that drop."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.all = [
+            Dropout(name, module, attribute)
+            for name, module in model.named_modules()
+            if (attribute := _attribute(module)) is not None
+        ]
+        self._modules = {id(dropout.module): dropout for dropout in self.all}
+        self.modes: list[bool] = []
+        self._now: tuple[bool, list[float]] | None = None
+        self.evaluated: set[bool] = set()
+
+    def passed(self) -> None:
+        """A backward pass came from a forward of the model: see what is on."""
+        self._now = self.model.training, [dropout.acting for dropout in self.all]
+
+    def trained(self) -> None:
+        """A step is made of what was passed back last: note what was on."""
+        if self._now is not None:
+            self.modes.append(self._now[0])
+            for dropout, rate in zip(self.all, self._now[1], strict=True):
+                dropout.training.append(rate)
+
+    def part_called(self, module: nn.Module) -> None:
+        """A part of the model is called without gradients, perhaps by a trainer of its own.
+
+        A checkpointed part is, too, where it trains.
+        """
+        if id(module) in self._modules and not stack.is_within("torch.utils.checkpoint"):
+            self.evaluated.add(self.model.training)
+            dropout = self._modules[id(module)]
+            dropout.evaluation.add(dropout.acting)
+
+    def called(self, *arguments: Any) -> None:
+        """The model is called: note what is on, if it is for no gradient."""
+        if torch.is_grad_enabled():
+            return
+        self.evaluated.add(self.model.training)
+        for dropout in self.all:
+            dropout.evaluation.add(dropout.acting)
+
+
+def _attribute(module: nn.Module) -> str | None:
+    names = ("p",) if isinstance(module, nn.modules.dropout._DropoutNd) else _RATES[1:]
+    for name in names:
+        rate = vars(module).get(name)
+        if isinstance(rate, float | int) and not isinstance(rate, bool) and 0 < rate <= 1:
+            return name
+        if isinstance(rate, torch.Tensor) and rate.numel() == 1 and 0 < float(rate) <= 1:
+            return name
+    return None

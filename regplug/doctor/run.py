@@ -1,0 +1,297 @@
+"""What is seen of one model and the optimizer that trains it."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.optim import Optimizer
+
+from regplug.backend import private, step_events, wrapped
+from regplug.backend.names import Named, named_parameters
+from regplug.doctor.attached import plugins_on
+from regplug.doctor.decay import Measured, measure
+from regplug.doctor.dropouts import Dropouts
+from regplug.doctor.readings import Reading
+from regplug.doctor.samples import fit
+from regplug.doctor.shares import share_of
+from regplug.doctor.tracks import Look, Track
+
+__all__ = ["Run"]
+
+
+class Run:
+    """One model and one optimizer, and what was seen of them.
+
+    Args:
+        model: the user's own module, unwrapped.
+        optimizer: a torch optimizer, unwrapped.
+        steps: at so many first steps it is looked closely.
+        names: what the program calls model and optimizer, for the report.
+
+    Attributes:
+        steps: real steps so far.
+        looked: at which of them it was looked.
+        passes: for each step that was looked at, how many backward passes it took.
+        with_data: whether anything but penalties was in a loss.
+        lost: the identities of weights of which a penalty without a graph was in a loss.
+        plugins: regplug's own by the names of parameters, and whether they decay them.
+        alone: whether no other model is trained beside this one.
+        hidden: whether penalties could have been in a loss without being seen.
+        world: how many ranks trained together.
+        troubles: what could not be seen, and why.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        steps: int,
+        names: tuple[str, str] | None = None,
+    ) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.names = names or (type(model).__name__, type(optimizer).__name__)
+        self.steps, self.first = 0, steps
+        self.looked: list[int] = []
+        self.passes: list[int] = []
+        self.troubles: dict[str, None] = {}
+        self.dropouts = Dropouts(model)
+        self.with_data = False
+        self.lost: set[int] = set()
+        self.world = 1
+        self.hidden = False
+        self.alone = True
+        self.plugins: dict[str, list[tuple[str, bool]]] = {}
+        self.tracks: list[Track] = []
+        self._by_id: dict[int, Track] = {}
+        self._known: dict[Any, Measured | None] = {}
+        self._lr0: dict[int, float] = {}
+        self._max_lr: dict[int, float] = {}
+        self._pending_passes = 0
+        self._depth, self._in_step, self._real = 0, False, False
+        self._last: int | None = None
+        self._find()
+
+    def _find(self) -> None:
+        """Find the parameters of the optimizer, by their names in the model."""
+        named = {id(n.parameter): n for n in named_parameters(self.model)}
+        known = {id(track.parameter): track for track in self.tracks}
+        self.tracks = []
+        for index, group in enumerate(self.optimizer.param_groups):
+            for place, p in enumerate(group["params"]):
+                if id(p) not in named:
+                    named[id(p)] = Named(p, (f"param_{place}",), (self.model,))
+                self.tracks.append(known.get(id(p)) or Track(named[id(p)], index))
+        self._by_id = {id(track.parameter): track for track in self.tracks}
+
+    @property
+    def looking(self) -> bool:
+        """Whether the step that comes next is looked at."""
+        if self.steps < self.first:
+            return True
+        # Two steps in a row, ever more rarely: what a loop does in between shows in the second.
+        times, left = divmod(self.steps, max(self.first, 1))
+        return left < 2 and times & (times - 1) == 0
+
+    # --- backward passes -------------------------------------------------------------------
+
+    def leaf(self, tensor: torch.Tensor) -> Track | None:
+        """Return the track of a leaf of a graph, None if it is another's."""
+        return self._by_id.get(id(tensor))
+
+    def begins(self) -> None:
+        """A backward pass begins: what was zeroed since the last one is forgotten."""
+        for gathered, own in private.gathered_weights(self.model):
+            if id(own) in self._by_id:
+                self._by_id[id(gathered)] = self._by_id[id(own)]
+        for track in self.tracks:
+            g = track.parameter.grad
+            if g is None or (
+                (track.pending or track.accumulated is not None) and _is_zero(track, g)
+            ):
+                track.reset()
+        if not any(track.accumulated is not None for track in self.tracks):
+            self._pending_passes = 0
+
+    def ended(self, leaves: Sequence[int], readings: Sequence[Reading], loss_scale: float) -> None:
+        """A backward pass is over."""
+        reached = [self._by_id[leaf] for leaf in leaves if leaf in self._by_id]
+        if not reached:
+            return
+        self._pending_passes += 1
+        self._in_step = self._in_step or self._depth > 0
+        mine: dict[int, list[Reading]] = {}
+        for reading in readings:
+            for leaf in reading.leaves:
+                if (track := self._by_id.get(id(leaf))) is not None:
+                    mine.setdefault(id(track), []).append(reading)
+        for track in dict.fromkeys(reached):
+            if found := mine.get(id(track)):
+                track.add(found, loss_scale)
+            if track.parameter.grad is not None:
+                track.accumulated = track.sampler.of(track.parameter.grad)
+        self.dropouts.passed()
+
+    def summed(self, tensor: torch.Tensor, ranks: int) -> None:
+        """The loop itself added up a gradient over ranks, of which each has the penalties in it."""
+        for track in self.tracks:
+            g = track.parameter.grad
+            if g is not None and g.data_ptr() == tensor.data_ptr() and g.shape == tensor.shape:
+                for seen in track.pending.values():
+                    seen.scale *= ranks
+                    if seen.strength is not None:
+                        seen.strength *= ranks
+                track.accumulated = track.sampler.of(g)
+
+    # --- steps -----------------------------------------------------------------------------
+
+    def step_begins(self, loss_scale: float) -> None:
+        """The optimizer's step begins."""
+        self._depth += 1
+        if self._depth > 1 or not self.looking:
+            return
+        self._in_step = False
+        self._real = step_events.is_real(self.optimizer)
+        self.plugins = plugins_on(self.optimizer) or self.plugins
+        if dist.is_available() and dist.is_initialized():
+            self.world = dist.get_world_size()
+        if self._changed():
+            self._find()
+        for index, group in enumerate(self.optimizer.param_groups):
+            lr = float(group.get("lr", 1.0) or 0.0)
+            self._lr0.setdefault(index, float(group.get("initial_lr", lr)))
+            self._max_lr[index] = max(
+                self._max_lr.get(index, 0.0), lr, float(group.get("max_lr", 0.0))
+            )
+        for track in self.tracks:
+            look = Look(lr=self._lr(track))
+            self._look_at_weights(track, look)
+            self._look_at_gradient(track, look, loss_scale)
+            key = (track.group, track.parameter.ndim, *self._numbers(track.group))
+            if key not in self._known:
+                self._known[key] = self._measured(track)
+            look.decay = self._known[key]
+            track.looks.append(look)
+
+    def _numbers(self, group: int) -> Iterator[Any]:
+        """Yield the numbers of a group, of which its decay is made."""
+        for key, value in self.optimizer.param_groups[group].items():
+            if isinstance(value, torch.Tensor) and value.numel() == 1:
+                yield key, float(value)
+            elif isinstance(value, float | bool):
+                yield key, value
+
+    def _changed(self) -> bool:
+        return [id(p) for p in wrapped.parameters(self.optimizer)] != [
+            id(track.parameter) for track in self.tracks
+        ]
+
+    def _lr(self, track: Track) -> float:
+        return float(self.optimizer.param_groups[track.group].get("lr", 1.0) or 0.0)
+
+    def _look_at_weights(self, track: Track, look: Look) -> None:
+        track.before = track.sampler.of(track.parameter)
+        after = track.after
+        if after is None or after.shape != track.before.shape or self._last != self.steps:
+            return
+        if not torch.equal(after, track.before):
+            (kept,), left = fit(track.before, after)
+            if left < 1e-5 and kept != 1.0:
+                look.by_hand = 1.0 - kept
+
+    def _look_at_gradient(self, track: Track, look: Look, loss_scale: float) -> None:
+        g, was = track.parameter.grad, track.accumulated
+        if g is None:
+            return
+        now = track.sampler.of(g)
+        look.gradient = "some" if bool(now.any()) else "zero"
+        fused = getattr(self.optimizer, "grad_scale", None)
+        within = 1.0 if fused is None else float(fused)
+        if was is None or was.shape != now.shape or not bool(was.any()):
+            if was is not None and not bool(now.any()):
+                look.ratio, look.clip = 1.0 / within, loss_scale / within
+            return
+        (ratio,), left = fit(now, was)
+        if left > 1e-4:
+            with_weights, left = fit(now, was, track.before.to(now.dtype))  # type: ignore[union-attr]
+            if left > 1e-4:
+                if track.pending:
+                    self.trouble(
+                        "between backward and step gradients were changed by more than a factor: "
+                        "λ of penalties in the loss is told as it was before"
+                    )
+                return
+            ratio, look.added = with_weights[0], with_weights[1] / within
+        look.ratio = ratio / within
+        look.clip = look.ratio * loss_scale
+
+    def _measured(self, track: Track) -> Measured | None:
+        # The smallest of its kind is like the others.
+        alike = [
+            other
+            for other in self.tracks
+            if other.group == track.group and other.parameter.ndim == track.parameter.ndim
+        ]
+        smallest = min(alike, key=lambda other: other.parameter.numel())
+        index = track.group
+        optimizer = wrapped.share_of(self.optimizer) or self.optimizer
+        group = self.optimizer.param_groups[index]
+        try:
+            return measure(
+                optimizer, group, smallest.parameter, self._lr0[index], self._max_lr[index]
+            )
+        except Exception as error:
+            self.trouble(
+                f"the decay of {type(self.optimizer).__name__} could not be measured on a copy: "
+                f"{type(error).__name__}: {error}"
+            )
+            return None
+
+    def step_ends(self) -> None:
+        """The optimizer's step is over."""
+        self._depth -= 1
+        if self._depth > 0:
+            return
+        self._depth = 0
+        self._real = self._real or self._in_step  # by the gradients of a closure
+        if self.looking and self._real:
+            for track in self.tracks:
+                self._settle(track)
+            self.dropouts.trained()
+            self.looked.append(self.steps)
+            self.passes.append(self._pending_passes)
+            self._pending_passes = 0
+        elif self.looking:
+            for track in self.tracks:
+                del track.looks[len(self.looked) :]
+        if self._real or not self.looking:
+            self.steps += 1
+            self._last = self.steps
+        if not self.looking:
+            for track in self.tracks:
+                track.before = track.after = track.accumulated = None
+
+    def _settle(self, track: Track) -> None:
+        look = track.looks[-1]
+        track.after = track.sampler.of(track.parameter)
+        look.penalties = track.pending
+        track.pending = {}
+        if self._in_step:
+            look.ratio = look.clip = 1.0
+            look.gradient = "none" if track.parameter.grad is None else "some"
+        for seen in look.penalties.values():
+            if seen.strength is not None and look.ratio is not None:
+                seen.strength *= look.ratio
+        share_of(self.optimizer, track, look)
+        track.accumulated = None
+        if track.parameter.grad is not None:
+            track.accumulated = track.sampler.of(track.parameter.grad)
+
+    def trouble(self, text: str) -> None:
+        """Note what could not be seen."""
+        self.troubles[text] = None
+
+
+def _is_zero(track: Track, gradient: torch.Tensor) -> bool:
+    return not bool(track.sampler.of(gradient).any())

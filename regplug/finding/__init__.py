@@ -1,0 +1,1 @@
+"""What a running program trains, found without a word from it."""
