@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 FRAMEWORKS := $(VENV)/.ready-frameworks
 DOCS := $(VENV)/.ready-docs
+SCORES := $(VENV)/.ready-scores
 RELEASE := $(VENV)/.ready-release
 # DeepSpeed changes what Accelerate does, so it has an environment of its own.
 ENGINES := $(VENV)/engines
@@ -25,7 +26,7 @@ export OMP_NUM_THREADS ?= 1
 test soak matrix gpu frameworks engines: export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint matrix gpu soak frameworks engines bench papers compat docs release-check setup clean
+.PHONY: help demo test lint matrix gpu soak frameworks engines bench scores papers compat docs release-check setup clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -73,6 +74,9 @@ bench: $(READY) ## what a step costs, into docs/performance.md
 papers: $(READY) ## findings of papers tried again with regplug, into docs/papers.md: minutes
 	$(BIN)/python examples/papers/run.py $(PAPERS) --out build/papers --page docs/papers.md
 
+scores: $(SCORES) ## public regularizers of other libraries sit the exam, into docs/scores.md
+	$(BIN)/python -m tests.scores.run
+
 # Each reference must lead somewhere (-n), and a warning is an error (-W).
 docs: $(DOCS) ## the site, into build/site: strictly, without a network
 	$(BIN)/python -m sphinx -q -E -n -W --keep-going -b html docs build/site
@@ -89,7 +93,7 @@ clean: ## remove the environment and everything that tools and builds left
 
 # An editable install keeps the entry points it was made with, so a changed pyproject installs anew.
 $(READY): pyproject.toml constraints.txt tests/compat/environments.toml
-	@rm -f $(READY) $(FRAMEWORKS) $(DOCS) $(RELEASE) $(ENGINES_READY)
+	@rm -f $(READY) $(FRAMEWORKS) $(DOCS) $(SCORES) $(RELEASE) $(ENGINES_READY)
 	@if ! $(BIN)/python $(NEW_ENOUGH) 2>/dev/null; then \
 	    if ! $(PYTHON) $(NEW_ENOUGH) 2>/dev/null; then \
 	        echo "regplug needs Python 3.10 or newer, but '$(PYTHON) --version' says:" \
@@ -112,6 +116,10 @@ $(FRAMEWORKS): $(READY)
 $(DOCS): $(READY)
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	@touch $(DOCS)
+
+$(SCORES): $(READY)
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,scores]'
+	@touch $(SCORES)
 
 $(RELEASE): $(READY)
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,release]'

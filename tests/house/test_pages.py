@@ -24,6 +24,7 @@ PAGES = {each.name: each for each in pages()}
 ELSEWHERE = {
     "docs/writing.md": "tests/testing/test_guide.py",
     "docs/one_file.md": "tests/house/test_author_pages.py",
+    "docs/scores.md": "tests/scores/test_scores.py",
 }
 PUBLIC = (
     "regplug",
