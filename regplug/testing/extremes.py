@@ -20,7 +20,7 @@ _LARGEST = torch.finfo(torch.float32).max / 4
 _SCALES = (1e-40, 1e-30, 1e-10, 1e-4, 1.0, 20.0, 100.0, 1e4, 1e15)
 
 
-@check("extremes", after=("differentiable", "pure", "gradient", "finite-difference"))
+@check("extremes", after=("differentiable", "pure", "gradient", "finite-difference", "dtype"))
 def extremes(subject: Subject) -> Iterable[Case]:
     """Value, gradient and proximal point are finite at every finite weight, and agree there.
 

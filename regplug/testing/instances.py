@@ -72,8 +72,12 @@ def _second(subject: Subject, setup: Setup) -> None:
 
 def _by_turns(subject: Subject, setup: Setup) -> None:
     others = dict(setup.values)
+    mapped = subject.plugin.mappings
+    # Strengths by pattern are halved one by one.
+    halved = subject.by_pattern(subject.steady(), lambda value: value / 2) if mapped else {}
     for name, attribute in subject.scheduled.items():
-        others[name] = max(setup.values[name] / 2, attribute.low)
+        half = halved[name] if name in mapped else max(setup.values[name] / 2, attribute.low)
+        others[name] = half
     setups = [setup, Setup(setup.source, setup.delivery, others)]
     alone = [subject.rig(each).run(3) for each in setups]
     once_more = subject.rig(setups[0]).run(3)

@@ -83,7 +83,7 @@ class _Looks(Plugin):
         self._look("after_step", session)
 
 
-@check("closure", after=(*_BASICS, "clipping"))
+@check("closure", after=(*_BASICS, "clipping", "delivery", "checkpoint-step"))
 def closure(subject: Subject) -> Iterable[Case]:
     """With ``optimizer.step(closure)`` it does what it does without, and suits a line search.
 

@@ -10,6 +10,7 @@ from torch.distributed.fsdp import FSDPModule
 import regplug
 from regplug.errors import SelectionError, SpecError
 from regplug.testing import CHECKS, EXAM, PluginContract, check_plugin
+from regplug.testing.registry import registered
 from tests.testing.wrong_formulas import L1
 from tests.testing.wrong_lives import Remembers
 from tests.testing.wrong_plugins import MORE, WIDER, WRONG
@@ -18,6 +19,13 @@ from tests.testing.wrong_ranks import SeedPerRank, TimesWorld
 
 def test_there_is_a_wrong_plugin_for_each_check():
     assert tuple(WRONG) == CHECKS
+
+
+def test_each_check_is_asked_once_and_after_what_it_depends_on():
+    assert len(set(CHECKS)) == len(CHECKS)
+    for check in registered():
+        for other in check.after:
+            assert CHECKS.index(other) < CHECKS.index(check.id), (other, check.id)
 
 
 @pytest.mark.parametrize(
