@@ -165,8 +165,8 @@ def penalty_dominates(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
             "warning",
             names(found),
             f"{listed(names(found))}: what pulls them to zero is {ratio:.3g} times the "
-            "gradient of the data: the weights go to zero whatever the data say; λ is too large, or the penalty a "
-            "sum where the loss is a mean",
+            "gradient of the data: the weights go to zero whatever the data say; λ is too large, "
+            "or the penalty a sum where the loss is a mean",
             {"ratio": ratio},
         )
     fast = [t for t in all_ if any(d.rate > 0.1 for d in t.decays)]

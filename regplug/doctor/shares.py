@@ -31,7 +31,7 @@ def share_of(optimizer: Optimizer, track: Track, look: Look) -> None:
     if look.decay is not None and coupled:
         pulled = pulled + look.decay.strength * w
     if track.parameter.grad is not None and (look.penalties or bool(pulled.any())):
-        # Of the gradient as it is at the step, the loop's own part is in it and the optimizer's not.
+        # The loop's own part is in the gradient at the step, the optimizer's is not.
         rest = track.sampler.of(track.parameter.grad).double() - penalty - look.added * w
         look.pull = float(pulled.square().sum()), float(rest.square().sum())
     moved = torch.zeros_like(w)

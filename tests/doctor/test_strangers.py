@@ -30,7 +30,7 @@ FOUND = {
     "detached-penalty": """
         model = Net()
         train(model, torch.optim.SGD(model.parameters(), lr=0.1), lambda: 1e-3 * torch.tensor(
-            sum(float(p.abs().sum()) for p in weights(model)), requires_grad=True))
+            sum(p.abs().sum().item() for p in weights(model)), requires_grad=True))
     """,
     "penalty-dominates": """
         model = Net()
