@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from regplug.doctor.findings import Finding, listed
 from regplug.doctor.run import Run
 from regplug.doctor.summary import Treated, names
+from regplug.doctor.tracks import Look
 
 __all__ = [
     "adapter_decay",
@@ -17,14 +18,24 @@ __all__ = [
     "nothing_acts",
 ]
 
+# A schedule may well end at 0: so many steps of it are no end.
+_AT_THE_END = 3
+
 
 def nothing_acts(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
     """Nothing regularizes this run."""
     if not run.looked or run.hidden:
         return
+    if all_ and all(t.lr == 0 for t in all_):
+        return  # that is what there is to say
     acting = any(t.decays or t.plugins or any(p.strength != 0 for p in t.penalties) for t in all_)
-    drops = any(max(d.training, default=0.0) > 0 for d in run.dropouts.all if not d.without_effect)
-    if acting or drops:
+    unused = run.dropouts.unused
+    drops = any(
+        max(d.training, default=0.0) > 0
+        for d in run.dropouts.all
+        if not d.without_effect and d not in unused
+    )
+    if acting or drops or run.dropouts.by_function:
         return
     said = [float(group.get("weight_decay", 0.0) or 0.0) for group in run.optimizer.param_groups]
     zero = [t for t in all_ if t.penalties]
@@ -135,7 +146,7 @@ def frozen_decay(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
         for t in all_
         if not t.track.parameter.requires_grad
         and any(
-            (d.by == "loop") or any(look.gradient != "none" for look in t.track.looks)
+            (d.by == "loop") or any(look.gradient != "none" for look in _frozen(t))
             for d in t.decays
         )
     ]
@@ -148,6 +159,10 @@ def frozen_decay(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
             "they have a .grad still; set it to None, or leave them out of the optimizer",
             {"rate": max(d.rate for t in found for d in t.decays)},
         )
+
+
+def _frozen(t: Treated) -> list[Look]:
+    return [look for look in t.track.looks if not look.trains]
 
 
 def adapter_decay(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
@@ -165,20 +180,28 @@ def adapter_decay(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
 
 
 def lr_zero(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
-    """The learning rate is 0 throughout."""
+    """The learning rate is 0 throughout, or in the end."""
     found = [
         t
         for t in all_
-        if len(t.track.looks) >= 2
-        and t.track.parameter.requires_grad
-        and all(look.lr == 0 for look in t.track.looks)
+        if t.track.parameter.requires_grad
+        and (since := _steps_at_zero(t)) >= 2
+        and (since >= _AT_THE_END or since == len(t.track.looks))
     ]
     if found:
+        never = all(_steps_at_zero(t) == len(t.track.looks) for t in found)
+        when = "in every step that was looked at" if never else "since a while, to the end"
         yield Finding(
             "lr-zero",
             "warning",
             names(found),
-            f"{listed(names(found))}: the learning rate is 0 in every step that was looked at, so "
-            "neither data nor regularization changes them",
-            {},
+            f"{listed(names(found))}: the learning rate is 0 {when}, so neither data nor "
+            "regularization changes them: look at the schedule, and at how many steps it is for",
+            {"steps": min(_steps_at_zero(t) for t in found)},
         )
+
+
+def _steps_at_zero(t: Treated) -> int:
+    """Return in how many steps, of those that were looked at, the rate was 0 to the end."""
+    looks = t.track.looks
+    return next((n for n, look in enumerate(reversed(looks)) if look.lr != 0), len(looks))

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from regplug.backend import private
+from regplug.doctor import functional
 
 __all__ = ["Follower"]
 
@@ -29,17 +30,23 @@ class Follower(TorchFunctionMode):
 
     Args:
         is_weight: whether a tensor is a weight that is examined.
+        dropped: called with the rate of each dropout that is called, and whether it drops.
 
     Attributes:
         events: what was added to something with a graph, without one: the node of the sum, and the
             weights behind what was added.
     """
 
-    def __init__(self, is_weight: Callable[[torch.Tensor], bool]) -> None:
+    def __init__(
+        self,
+        is_weight: Callable[[torch.Tensor], bool],
+        dropped: Callable[[float, bool], None] = lambda rate, drops: None,
+    ) -> None:
         super().__init__()
-        self._is_weight = is_weight
+        self._is_weight, self._dropped = is_weight, dropped
         self._made: Any = WeakIdKeyDictionary()
-        self._plain: Any = WeakIdKeyDictionary()  # tensors made of a number
+        self._plain: Any = WeakIdKeyDictionary()  # tensors made of numbers
+        self._cut: Any = WeakIdKeyDictionary()  # the nodes of those without a weight in the graph
         self._numbers: list[tuple[float, frozenset[int]]] = []
         self._ratios: list[tuple[float, float]] = []
         self._on = self._paused = False
@@ -47,23 +54,33 @@ class Follower(TorchFunctionMode):
 
     # --- on and off ------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Follow from now on, if nobody else has a mode of that kind on."""
+    def start(self) -> bool:
+        """Follow from now on, if nobody else has a mode of that kind on; return whether it did."""
         if self._on or _compiles():
-            return
+            return False
         stack = private.function_modes()
         if stack is not None and not stack:
             self.__enter__()  # type: ignore[no-untyped-call]
             self._on, self._paused = True, False
             self.events, self._numbers = [], []
+        return self.on
 
-    def stop(self) -> None:
-        """Follow no more; while somebody's mode is on within this one, it stays without effect."""
-        self._paused = True
+    @property
+    def on(self) -> bool:
+        """Whether it follows now."""
+        return self._on and not self._paused
+
+    def stop(self) -> bool:
+        """Follow no more; return whether it did.
+
+        While somebody's mode is on within this one, it stays without effect.
+        """
+        was_on, self._paused = self.on, True
         stack = private.function_modes()
         if self._on and stack and stack[-1] is self:
             self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._on = False
+        return was_on
 
     # --- what happens ----------------------------------------------------------------------
 
@@ -72,6 +89,8 @@ class Follower(TorchFunctionMode):
         if self._paused:
             return result
         try:
+            if (found := functional.dropout_of(func, args, kwargs or {})) is not None:
+                self._dropped(*found)
             self._note(func, list(_flat((*args, *(kwargs or {}).values()))), result)
         except Exception:  # it is the program that counts
             self._made.clear()
@@ -87,10 +106,7 @@ class Follower(TorchFunctionMode):
         if isinstance(result, torch.Tensor):
             if name in _ADDS and result.grad_fn is not None and result.numel() == 1:
                 self._added(given, tensors, result)
-            if name in ("tensor", "as_tensor", "scalar_tensor", "full"):
-                numbers = [thing for thing in given if isinstance(thing, float)]
-                if len(numbers) == 1:
-                    self._plain[result] = numbers[0]
+            self._made_of_numbers(name, given, tensors, result)
         behind = self._behind(tensors)
         if not behind or any(part in name for part in _INDEPENDENT):
             return
@@ -101,6 +117,26 @@ class Follower(TorchFunctionMode):
             own = any(made is tensor for tensor in tensors)
             if isinstance(made, torch.Tensor) and not (own and self._is_weight(made)):
                 self._made[made] = behind
+                if made.is_leaf or all(self._lacks_graph(tensor) for tensor in tensors):
+                    self._cut[made] = made.grad_fn
+
+    def _made_of_numbers(
+        self, name: str, given: Sequence[Any], tensors: Sequence[torch.Tensor], result: torch.Tensor
+    ) -> None:
+        numbers = [thing for thing in given if isinstance(thing, float)]
+        if name in ("tensor", "as_tensor", "scalar_tensor", "full", "Tensor", "FloatTensor"):
+            if len(numbers) == 1:
+                self._plain[result] = numbers[0]
+        elif tensors and result.numel() == 1 and all(t in self._plain for t in tensors):
+            self._plain[result] = float(result.detach())
+        else:
+            return
+        self._cut[result] = result.grad_fn
+
+    def _lacks_graph(self, tensor: torch.Tensor) -> bool:
+        """Whether no weight is in the graph of what weights, or numbers, were made into."""
+        # What something was added to in place has another node since.
+        return not tensor.requires_grad or self._cut.get(tensor, self) is tensor.grad_fn
 
     def _behind(self, tensors: Sequence[torch.Tensor]) -> frozenset[int] | None:
         """Return the weights that all these are made of, None if there is anything else."""
@@ -118,10 +154,10 @@ class Follower(TorchFunctionMode):
         self, given: Sequence[Any], tensors: Sequence[torch.Tensor], result: torch.Tensor
     ) -> None:
         """Note what is added to a loss: a number or tensor without a graph, from weights alone."""
-        if not any(t.requires_grad and self._behind([t]) is None for t in tensors):
+        if not any(not self._lacks_graph(t) and self._behind([t]) is None for t in tensors):
             return
         for thing in given:
-            if isinstance(thing, torch.Tensor) and not thing.requires_grad:
+            if isinstance(thing, torch.Tensor) and self._lacks_graph(thing):
                 behind = self._made.get(thing)
                 if behind:
                     self.events.append((result.grad_fn, behind))

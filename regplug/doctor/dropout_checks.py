@@ -49,6 +49,17 @@ def dropout_in_eval(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
             "after it",
             {"rate": on[0].rate},
         )
+    elif run.dropouts.by_function_in_eval:
+        rate = max(run.dropouts.by_function_in_eval)
+        yield Finding(
+            "dropout-in-eval",
+            "warning" if run.alone else "note",
+            (),
+            f"a function drops with p={rate:g} in forwards without gradients, so that what is "
+            "measured there is noisy and too low: F.dropout(x, p, training=self.training), as it "
+            "is on unless it is told otherwise, and model.eval() before an evaluation",
+            {"rate": rate},
+        )
 
 
 def dropout_without_effect(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
@@ -62,4 +73,13 @@ def dropout_without_effect(run: Run, all_: Sequence[Treated]) -> Iterator[Findin
             f"{listed([d.name for d in found])}: dropout={found[0].rate:g} acts between the layers "
             "of a recurrent network, and this one has a single layer: put an nn.Dropout after it",
             {"rate": found[0].rate},
+        )
+    if unused := run.dropouts.unused:
+        yield Finding(
+            "dropout-without-effect",
+            "note",
+            tuple(d.name for d in unused),
+            f"{listed([d.name for d in unused])}: never called while the model trains, so that "
+            "nothing is dropped by it: forward() has to call it",
+            {"rate": unused[0].rate},
         )

@@ -27,6 +27,7 @@ class Dropout:
         attribute: where its rate is.
         training: the rates that acted in each step that was looked at; 0 where it was off.
         evaluation: the rates that acted in forwards without gradients.
+        called: whether it was called where something is trained.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Dropout:
     attribute: str
     training: list[float] = field(default_factory=list)
     evaluation: set[float] = field(default_factory=set)
+    called: bool = False
 
     @property
     def rate(self) -> float:
@@ -52,7 +54,18 @@ class Dropout:
 
 
 class Dropouts:
-    """All modules of a model that drop."""
+    """All of a model that drops: modules, and calls of functions.
+
+    Attributes:
+        all: the modules.
+        modes: whether the model was in training mode, in each step that was looked at.
+        evaluated: the modes in which it was called without gradients.
+        by_function: the rates by which functions dropped, modules' own calls among them, where
+            something is trained.
+        by_function_in_eval: the same within the model's own forwards without gradients.
+        followed: whether calls of functions were seen.
+        evaluating: whether the model is called without gradients just now.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -65,6 +78,10 @@ class Dropouts:
         self.modes: list[bool] = []
         self._now: tuple[bool, list[float]] | None = None
         self.evaluated: set[bool] = set()
+        self.by_function: set[float] = set()
+        self.by_function_in_eval: set[float] = set()
+        self.followed = self.evaluating = False
+        self._trained: set[int] = set()
 
     def passed(self) -> None:
         """A backward pass came from a forward of the model: see what is on."""
@@ -76,6 +93,34 @@ class Dropouts:
             self.modes.append(self._now[0])
             for dropout, rate in zip(self.all, self._now[1], strict=True):
                 dropout.training.append(rate)
+
+    def dropped(self, rate: float, drops: bool) -> None:
+        """A function was called that drops elements, or would if it was told that it trains."""
+        if not drops:
+            return
+        if torch.is_grad_enabled():
+            self.by_function.add(rate)
+        elif self.evaluating and not any(d.acting for d in self.all):
+            self.by_function_in_eval.add(rate)
+
+    def trains_with(self, module: nn.Module) -> None:
+        """A module, perhaps a part of the model, is called where gradients are wanted."""
+        self._trained.add(id(module))
+        if id(module) in self._modules:
+            self._modules[id(module)].called = True
+
+    @property
+    def unused(self) -> list[Dropout]:
+        """Those that are not called though what they belong to is, nor does a function drop so."""
+        return [
+            d
+            for d in self.all
+            if isinstance(d.module, nn.modules.dropout._DropoutNd)
+            and not d.called
+            and self.followed
+            and id(self.model.get_submodule(d.name.rpartition(".")[0])) in self._trained
+            and d.rate not in self.by_function
+        ]
 
     def part_called(self, module: nn.Module) -> None:
         """A part of the model is called without gradients, perhaps by a trainer of its own.

@@ -27,7 +27,9 @@ class Examination:
 
     def __enter__(self) -> "Examination":
         self._watch.__enter__()
-        self._hook = self._model.register_forward_pre_hook(self._run.dropouts.called)
+        self._hook = self._model.register_forward_pre_hook(
+            lambda model, arguments: self._watch.called(self._run, model)
+        )
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -158,15 +158,15 @@ def penalty_dominates(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
         if penalty:
             ratios.append((penalty / max(rest, 1e-30)) ** 0.5)
     if run.with_data and ratios and (median(ratios) > 3 or ratios[0] > 10):
-        found = [t for t in all_ if t.penalties]
+        found = [t for t in all_ if t.penalties or any(d.convention == "coupled" for d in t.decays)]
         ratio = max(median(ratios), ratios[0])
         yield Finding(
             "penalty-dominates",
             "warning",
             names(found),
-            f"{listed(names(found))}: the penalty's gradient is {ratio:.3g} times that of the "
-            "data: the weights go to zero whatever the data say; λ is too large, or the penalty a "
-            "sum where the loss is a mean",
+            f"{listed(names(found))}: what pulls them to zero is {ratio:.3g} times the "
+            "gradient of the data: the weights go to zero whatever the data say; λ is too large, "
+            "or the penalty a sum where the loss is a mean",
             {"ratio": ratio},
         )
     fast = [t for t in all_ if any(d.rate > 0.1 for d in t.decays)]

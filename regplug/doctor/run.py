@@ -11,10 +11,10 @@ from torch.optim import Optimizer
 from regplug.backend import private, step_events, wrapped
 from regplug.backend.names import Named, named_parameters
 from regplug.doctor.attached import plugins_on
+from regplug.doctor.changes import look_at_gradient, look_at_weights
 from regplug.doctor.decay import Measured, measure
 from regplug.doctor.dropouts import Dropouts
 from regplug.doctor.readings import Reading
-from regplug.doctor.samples import fit
 from regplug.doctor.shares import share_of
 from regplug.doctor.tracks import Look, Track
 
@@ -164,10 +164,18 @@ class Run:
             self._max_lr[index] = max(
                 self._max_lr.get(index, 0.0), lr, float(group.get("max_lr", 0.0))
             )
+        fused = getattr(self.optimizer, "grad_scale", None)
+        within = 1.0 if fused is None else float(fused)
         for track in self.tracks:
-            look = Look(lr=self._lr(track))
-            self._look_at_weights(track, look)
-            self._look_at_gradient(track, look, loss_scale)
+            look = Look(lr=self._lr(track), trains=track.parameter.requires_grad)
+            track.before = track.sampler.of(track.parameter)
+            if self._last == self.steps:
+                look_at_weights(track, look)
+            if not look_at_gradient(track, look, loss_scale, within):
+                self.trouble(
+                    "between backward and step gradients were changed by more than a factor: "
+                    "λ of penalties in the loss is told as it was before"
+                )
             key = (track.group, track.parameter.ndim, *self._numbers(track.group))
             if key not in self._known:
                 self._known[key] = self._measured(track)
@@ -189,42 +197,6 @@ class Run:
 
     def _lr(self, track: Track) -> float:
         return float(self.optimizer.param_groups[track.group].get("lr", 1.0) or 0.0)
-
-    def _look_at_weights(self, track: Track, look: Look) -> None:
-        track.before = track.sampler.of(track.parameter)
-        after = track.after
-        if after is None or after.shape != track.before.shape or self._last != self.steps:
-            return
-        if not torch.equal(after, track.before):
-            (kept,), left = fit(track.before, after)
-            if left < 1e-5 and kept != 1.0:
-                look.by_hand = 1.0 - kept
-
-    def _look_at_gradient(self, track: Track, look: Look, loss_scale: float) -> None:
-        g, was = track.parameter.grad, track.accumulated
-        if g is None:
-            return
-        now = track.sampler.of(g)
-        look.gradient = "some" if bool(now.any()) else "zero"
-        fused = getattr(self.optimizer, "grad_scale", None)
-        within = 1.0 if fused is None else float(fused)
-        if was is None or was.shape != now.shape or not bool(was.any()):
-            if was is not None and not bool(now.any()):
-                look.ratio, look.clip = 1.0 / within, loss_scale / within
-            return
-        (ratio,), left = fit(now, was)
-        if left > 1e-4:
-            with_weights, left = fit(now, was, track.before.to(now.dtype))  # type: ignore[union-attr]
-            if left > 1e-4:
-                if track.pending:
-                    self.trouble(
-                        "between backward and step gradients were changed by more than a factor: "
-                        "λ of penalties in the loss is told as it was before"
-                    )
-                return
-            ratio, look.added = with_weights[0], with_weights[1] / within
-        look.ratio = ratio / within
-        look.clip = look.ratio * loss_scale
 
     def _measured(self, track: Track) -> Measured | None:
         # The smallest of its kind is like the others.

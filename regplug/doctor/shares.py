@@ -26,14 +26,16 @@ def share_of(optimizer: Optimizer, track: Track, look: Look) -> None:
             penalty += 2 * seen.strength * w
         elif kind == "norm" and (norm := float(track.parameter.detach().double().norm())):
             penalty += seen.strength * w / norm
-    if track.parameter.grad is not None and look.penalties:
-        g = track.sampler.of(track.parameter.grad).double()
-        look.pull = float(penalty.square().sum()), float((g - penalty).square().sum())
+    coupled = look.decay is not None and look.decay.convention == "coupled"
     pulled = penalty + look.added * w
-    moved = torch.zeros_like(w)
-    if look.decay is not None and look.decay.convention == "coupled":
+    if look.decay is not None and coupled:
         pulled = pulled + look.decay.strength * w
-    elif look.decay is not None:
+    if track.parameter.grad is not None and (look.penalties or bool(pulled.any())):
+        # The loop's own part is in the gradient at the step, the optimizer's is not.
+        rest = track.sampler.of(track.parameter.grad).double() - penalty - look.added * w
+        look.pull = float(pulled.square().sum()), float(rest.square().sum())
+    moved = torch.zeros_like(w)
+    if look.decay is not None and not coupled:
         moved += look.decay.rate * w
     if bool(pulled.any()):
         step = _effective(optimizer, track)

@@ -159,9 +159,11 @@ def _time(member: Treated) -> float | None:
 def _dropout(run: Run, tracks: Sequence[Track]) -> dict[str, Any]:
     """Return the rates of what drops, in the smallest modules around these parameters."""
     found = [d for d in run.dropouts.all if not d.without_effect]
+    evaluation = {rate for d in found for rate in d.evaluation}
+    by_function = run.dropouts.by_function
     return {
-        "training": sorted({rate for d in found for rate in d.training}),
-        "evaluation": sorted({rate for d in found for rate in d.evaluation}),
+        "training": sorted({rate for d in found for rate in d.training} | by_function),
+        "evaluation": sorted(evaluation | run.dropouts.by_function_in_eval),
         "modules": [d.name for d in found],
     }
 

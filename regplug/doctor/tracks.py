@@ -1,5 +1,6 @@
 """What is seen of one parameter from step to step."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from regplug.doctor.samples import Sampler
 
 __all__ = ["Look", "Seen", "Track"]
 
-_ADAPTER = ("lora_A", "lora_B", "lora_a", "lora_b", "lora_embedding", "lora_magnitude")
+_ADAPTER = re.compile(r"(^|[._])(lora|loha|lokr|hada|dora|adapters?)([._\d]|$)", re.IGNORECASE)
 
 
 @dataclass
@@ -45,6 +46,7 @@ class Look:
         decay: what the optimizer's own decay is.
         by_hand: what the loop itself shrank the weights by since the step before.
         added: λ of λ·w that the loop itself added to the gradient.
+        trains: whether the parameter was one that asks for a gradient.
         gradient: whether there was a gradient, and whether any of it was not zero.
         lr: the learning rate.
         share: of the update the part that regularization makes, squared, and the update squared.
@@ -57,6 +59,7 @@ class Look:
     decay: Measured | None = None
     by_hand: float = 0.0
     added: float = 0.0
+    trains: bool = True
     gradient: str = "none"
     lr: float = 0.0
     share: tuple[float, float] = (0.0, 0.0)
@@ -92,13 +95,17 @@ class Track:
         last = self.name.rpartition(".")[2]
         if any(is_normalization(module) for module in self.modules):
             return "norm"
-        if any(part in self.name for part in _ADAPTER):
+        if _ADAPTER.search(self.name) or (last not in ("weight", "bias") and self._in_lora):
             return "adapter"
         if any(isinstance(module, nn.Embedding | nn.EmbeddingBag) for module in self.modules):
             return "embedding"
         if self.parameter.ndim < 2 and ("bias" in last or self.parameter.ndim == 1):
             return "bias" if "bias" in last or not _is_alone(self) else "weight"
         return "weight"
+
+    @property
+    def _in_lora(self) -> bool:
+        return any("lora" in type(module).__name__.lower() for module in self.modules)
 
     def reset(self) -> None:
         """Forget what was accumulated: the gradient was zeroed."""

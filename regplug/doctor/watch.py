@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim import optimizer as optim_module
 
@@ -41,7 +42,9 @@ class Watch:
         self._scalers: list[weakref.ref[Any]] = []
         self._undo: list[Callable[[], None]] = []
         self._searches = 0
-        self._follower = Follower(lambda tensor: any(run.leaf(tensor) for run in self.runs))
+        self._follower = Follower(
+            lambda tensor: any(run.leaf(tensor) for run in self.runs), self._dropped
+        )
         self._followed = 0
 
     def __enter__(self) -> "Watch":
@@ -58,12 +61,38 @@ class Watch:
         while self._undo:
             self._undo.pop()()
 
+    # --- evaluations -----------------------------------------------------------------------
+
+    def called(self, run: Run, module: nn.Module) -> None:
+        """The model of a run is called; see what drops, if it is for no gradient."""
+        if torch.is_grad_enabled():
+            return
+        run.dropouts.called()
+        began = self._follower.start()
+        if not (began or self._follower.on) or run.dropouts.evaluating:
+            return
+        run.dropouts.evaluating = True
+
+        def ends(*arguments: Any) -> None:
+            run.dropouts.evaluating = False
+            handle.remove()
+            if began:
+                self._follower.stop()
+
+        handle = module.register_forward_hook(ends, always_call=True)
+
+    def _dropped(self, rate: float, drops: bool) -> None:
+        for run in self.runs:
+            run.dropouts.dropped(rate, drops)
+
     # --- backward --------------------------------------------------------------------------
 
     def _backward_begins(
         self, roots: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor] | None
     ) -> tuple[list[Run], Terms, Readings] | None:
-        self._follower.stop()
+        if self._follower.stop():
+            for run in self.runs:
+                run.dropouts.followed = True
         self._unknown(roots)
         runs = [run for run in self.runs if run.looking]
         if not runs:

@@ -110,11 +110,15 @@ class Examiner:
         self.missed.append(f"{type(optimizer).__name__} was not looked at: {error}")
 
     def _forward(self, module: nn.Module, arguments: Any) -> None:
-        if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        if torch.compiler.is_compiling():
+            return
+        if torch.is_grad_enabled():
+            for run in self.runs:
+                run.dropouts.trains_with(module)
             return
         for run in self.runs:
             if module is run.model:
-                run.dropouts.called()
+                self._watch.called(run, module)
                 if not any(other.looking for other in self.runs):
                     self._unhook()
             else:

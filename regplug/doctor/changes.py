@@ -1,0 +1,69 @@
+"""What a loop itself makes of weights and gradients, between its own calls and the step."""
+
+import torch
+
+from regplug.doctor.samples import fit
+from regplug.doctor.tracks import Look, Track
+
+__all__ = ["look_at_gradient", "look_at_weights"]
+
+
+def look_at_weights(track: Track, look: Look) -> None:
+    """See whether weights were shrunk since the step before."""
+    before, after = track.before, track.after
+    if before is None or after is None or after.shape != before.shape or before.numel() < 2:
+        return
+    if not torch.equal(after, before):
+        (kept,), left = fit(before, after)
+        if left < 1e-5 and kept != 1.0:
+            look.by_hand = 1.0 - kept
+
+
+def look_at_gradient(track: Track, look: Look, loss_scale: float, within: float) -> bool:
+    """See what became of a gradient since the last backward pass; return whether it is known.
+
+    Args:
+        track: the parameter.
+        look: where it is noted.
+        loss_scale: what the loss was multiplied by.
+        within: what the optimizer itself divides gradients by.
+    """
+    g, was = track.parameter.grad, track.accumulated
+    if g is None:
+        return True
+    now = track.sampler.of(g)
+    look.gradient = "some" if bool(now.any()) else "zero"
+    if was is None or was.shape != now.shape or not bool(was.any()):
+        if was is not None and not bool(now.any()):
+            look.ratio, look.clip = 1.0 / within, loss_scale / within
+        return True
+    (ratio,), left = fit(now, was)
+    if left > 1e-4:
+        added = _added(track, now, was)
+        if added is not None:
+            ratio, look.added = added[0], added[1] / within
+        else:
+            middle = _cut_off(now, was, loss_scale)
+            if middle is None:
+                return not track.pending
+            ratio = middle
+    look.ratio = ratio / within
+    look.clip = look.ratio * loss_scale
+    return True
+
+
+def _added(track: Track, now: torch.Tensor, was: torch.Tensor) -> list[float] | None:
+    """Return the shares of the gradient and of the weights that make the gradient of now."""
+    if track.before is None or now.numel() < 3:
+        return None  # two factors would fit any two elements
+    factors, left = fit(now, was, track.before.to(now.dtype))
+    return factors if left <= 1e-4 else None
+
+
+def _cut_off(now: torch.Tensor, was: torch.Tensor, loss_scale: float) -> float | None:
+    """Return what is left of the middle element, where elements were cut off at one value."""
+    unscaled, most = was / loss_scale, now.abs().max()
+    if not torch.allclose(now, unscaled.clamp(-most, most), rtol=1e-4):
+        return None
+    left = (now / was)[was != 0]
+    return float(left.median())
