@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import regplug
 from regplug.errors import RegplugError
@@ -77,6 +76,17 @@ class _Loop:
             self.step()
 
 
+def _leaves(thing: object) -> Iterator[object]:
+    """Yield what is in lists, tuples and dicts, however deep."""
+    if isinstance(thing, list | tuple):
+        for part in thing:
+            yield from _leaves(part)
+    elif isinstance(thing, dict):
+        yield from _leaves(list(thing.values()))
+    else:
+        yield thing
+
+
 class _Elements(TorchDispatchMode):
     """Counts the elements of all tensors that operations read and write."""
 
@@ -86,7 +96,7 @@ class _Elements(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)]
+        tensors = [t for t in _leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)]
         self.count += sum(t.numel() for t in tensors)
         return out
 
@@ -206,11 +216,11 @@ class _Storages(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = {
             t.untyped_storage().data_ptr()
-            for t in tree_leaves((args, kwargs))
+            for t in _leaves((args, kwargs))
             if isinstance(t, torch.Tensor)
         }
         out = func(*args, **(kwargs or {}))
-        for t in tree_leaves(out):
+        for t in _leaves(out):
             if not isinstance(t, torch.Tensor) or t.device.type == "meta":
                 continue
             storage = t.untyped_storage()

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from regplug.backend.private import version as version_of
 from regplug.errors import PluginError
 from regplug.penalty import Penalty
 from regplug.testing.bench import Rig, Setup
@@ -132,10 +133,10 @@ def _has_graph(subject: Subject, setup: Setup) -> None:
 def _stays(subject: Subject, setup: Setup) -> None:
     rig = subject.rig(setup)
     loss = rig.criterion(rig.data(0))
-    number, version = loss.detach().clone(), loss._version
+    number, version = loss.detach().clone(), version_of(loss)
     before = {name: p.detach().clone() for name, p in rig.parameters.items()}
     total = _ask(rig, loss)
-    if not torch.equal(loss.detach(), number) or loss._version != version:
+    if not torch.equal(loss.detach(), number) or version_of(loss) != version:
         raise Failure(
             f"it changes the caller's loss in place, from {float(number):.6g} to "
             f"{float(loss.detach()):.6g}: return the term, and the session adds it to a new tensor"

@@ -26,6 +26,9 @@ BY_NAME = {"getattr", "hasattr", "setattr", "delattr"}
 ALLOWED = {
     "_exit": "os._exit is documented",
     "_fields": "of a named tuple, documented",
+    "_getvalue": "numba's manual of its low-level extensions has it",
+    "_python_dispatch": "torch's manual on extending torch has TorchDispatchMode there",
+    "_saved_": "torch's manual on autograd tells of a node's attributes of this prefix",
     "_foreach_": "torch documents these functions, as beta ones",
 }
 # Where wrappers of strangers keep the optimizer that they wrap: guesses by nature.
