@@ -43,7 +43,8 @@ python_use_unqualified_type_names = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|collections|os|pathlib|pluggy|transformers|lightning|skorch|sklearn)\..*"),
     (r"py:.*", r"regplug(_builtins)?\.(\w+\.)*_\w+(\.\w+)*"),
-    (r"py:class", r"regplug\.(delivered|backend|selection|session|tune|kernels)\..*|RowEngine"),
+    (r"py:class", r"regplug\.(delivered|doctor|backend|selection|session|tune)\..*"),
+    (r"py:class", r"regplug\.kernels\..*|RowEngine"),
 ]
 
 html_theme = "furo"

@@ -10,6 +10,10 @@ from regplug.backend import stack
 
 __all__ = ["Dropout", "Dropouts"]
 
+_DROPOUTS = (
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+    *(nn.AlphaDropout, nn.FeatureAlphaDropout),
+)
 _RATES = (
     *("p", "dropout", "drop_prob", "drop_rate", "dropout_p", "dropout_rate", "attn_dropout"),
     *("attention_dropout", "activation_dropout", "hidden_dropout", "hidden_dropout_prob"),
@@ -115,7 +119,7 @@ class Dropouts:
         return [
             d
             for d in self.all
-            if isinstance(d.module, nn.modules.dropout._DropoutNd)
+            if isinstance(d.module, _DROPOUTS)
             and not d.called
             and self.followed
             and id(self.model.get_submodule(d.name.rpartition(".")[0])) in self._trained
@@ -142,7 +146,7 @@ class Dropouts:
 
 
 def _attribute(module: nn.Module) -> str | None:
-    names = ("p",) if isinstance(module, nn.modules.dropout._DropoutNd) else _RATES[1:]
+    names = ("p",) if isinstance(module, _DROPOUTS) else _RATES[1:]
     for name in names:
         rate = vars(module).get(name)
         if isinstance(rate, float | int) and not isinstance(rate, bool) and 0 < rate <= 1:

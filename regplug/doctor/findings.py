@@ -16,7 +16,7 @@ class Finding:
 
     Attributes:
         code: what kind of thing: one of those of ``docs/doctor.md``.
-        severity: one of :data:`SEVERITIES`.
+        severity: one of ``SEVERITIES``.
         parameters: the names of the parameters that it is about, or of modules.
         message: what it is, and the way out.
         values: the numbers behind it.
