@@ -7,16 +7,13 @@ the plugin must be sent. What can't be sent sits the exam in this process.
 
 import atexit
 import contextlib
-import ctypes
 import faulthandler
 import multiprocessing
 import os
 import pickle
-import signal
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -33,6 +30,7 @@ from regplug.testing.candidate import (
     own_settings,
     serve,
 )
+from regplug.testing.interrupting import TooLong, interrupted_after
 from regplug.testing.places import place_in, redirected
 from regplug.testing.processes import ProcessesError, start_processes
 from regplug.testing.registry import registered
@@ -244,10 +242,10 @@ class _Here(Desk):
                     answer = next(found)
             except StopIteration:
                 return
-            except _TooLong:
+            except TooLong:
                 raise Ended(self._too_long(), regime) from None
             if isinstance(answer, Answer):
-                if answer.message.startswith(f"it ends the process: {_TooLong.__name__}"):
+                if answer.message.startswith(f"it ends the process: {TooLong.__name__}"):
                     raise Ended(self._too_long(), regime)
                 yield answer
             else:
@@ -266,7 +264,7 @@ class _Here(Desk):
             redirected(printed),
         ):
             faulthandler.dump_traceback_later(SECONDS, file=places)
-            undo = _interrupted_after(SECONDS + 0.5)
+            undo = interrupted_after(SECONDS + 0.5)
             try:
                 yield
             finally:
@@ -276,33 +274,6 @@ class _Here(Desk):
     def close(self) -> None:
         for path in (self._trace, self._output):
             Path(path).unlink(missing_ok=True)
-
-
-class _TooLong(BaseException):
-    """Raised in the middle of what takes too long."""
-
-
-def _interrupted_after(seconds: float) -> Callable[[], None]:
-    """Raise :class:`_TooLong` in this thread after some time; return what calls that off."""
-    me = threading.get_ident()
-    if hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread():
-
-        def ring(number: int, frame: object) -> None:
-            raise _TooLong
-
-        before = signal.signal(signal.SIGALRM, ring)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-
-        def undo() -> None:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
-
-        return undo
-    raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
-    timer = threading.Timer(seconds, raise_in, (ctypes.c_ulong(me), ctypes.py_object(_TooLong)))
-    timer.daemon = True
-    timer.start()
-    return timer.cancel
 
 
 _idle: list[Desk] = []
