@@ -11,14 +11,13 @@ import faulthandler
 import multiprocessing
 import os
 import pickle
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from regplug.testing.candidate import (
     ATTACH,
@@ -30,12 +29,13 @@ from regplug.testing.candidate import (
     own_settings,
     serve,
 )
+from regplug.testing.forking import forks
 from regplug.testing.interrupting import TooLong, interrupted_after
 from regplug.testing.places import place_in, redirected
 from regplug.testing.processes import ProcessesError, start_processes
 from regplug.testing.registry import registered
 
-__all__ = ["SECONDS", "Desk", "Ended", "desk", "forks", "stop_desks"]
+__all__ = ["SECONDS", "Desk", "Ended", "desk", "stop_desks"]
 
 SECONDS = 45.0
 """That a check may take in one regime. Each ends in one or two, also on a busy machine."""
@@ -285,14 +285,6 @@ def _keep(process: Desk) -> bool:
         _idle.append(process)
         return True
     return False
-
-
-def forks() -> bool:
-    """Tell whether a copy of this process can train: not where an accelerator is, or but on Linux.
-
-    The threads of autograd, which devices have, and their memory don't outlive a fork.
-    """
-    return sys.platform == "linux" and not torch.accelerator.is_available()
 
 
 def desk(paper: Paper) -> Desk:
