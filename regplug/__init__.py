@@ -80,7 +80,7 @@ __all__ = [
     "zeros",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Where the names are. Each is imported when it is first asked for: who only writes a plugin needs
 # no session, and a command that lists what is installed needs neither.
