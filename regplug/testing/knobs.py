@@ -3,6 +3,7 @@
 import gc
 import locale
 import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -110,6 +111,12 @@ def _put_numpy(before: Any) -> None:
         numpy.seterr(**before[0])
 
 
+def _threads(number: int) -> None:
+    # In a copy of a process that has threads of OpenMP, more than one would wait for ever.
+    if number == 1 or multiprocessing.parent_process() is None:
+        torch.set_num_threads(number)
+
+
 KNOBS: dict[str, Knob] = {
     "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "torch's default device": (lambda: str(torch.get_default_device()), _default_device),
@@ -126,7 +133,7 @@ KNOBS: dict[str, Knob] = {
     "torch.backends.cudnn.benchmark": _backend(torch.backends.cudnn, "benchmark"),
     "torch.backends.cudnn.deterministic": _backend(torch.backends.cudnn, "deterministic"),
     "torch.backends.mkldnn.enabled": _backend(torch.backends.mkldnn, "enabled"),
-    "the number of torch's threads": (torch.get_num_threads, torch.set_num_threads),
+    "the number of torch's threads": (torch.get_num_threads, _threads),
     "the flushing of denormal numbers": (_flushes, torch.set_flush_denormal),
     "autocast on CPUs": (
         lambda: torch.is_autocast_enabled("cpu"),
