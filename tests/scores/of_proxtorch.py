@@ -142,7 +142,7 @@ ENTRIES = [
     Entry("proxtorch", "operators.L2", lambda: L2(1e-3)),
     Entry("proxtorch", "operators.ElasticNet", lambda: ElasticNet(1e-3)),
     Entry("proxtorch", "operators.Frobenius", lambda: Frobenius(1e-3)),
-    Entry("proxtorch", "operators.Huber", lambda: Huber(1e-3)),
+    Entry("proxtorch", "operators.Huber", lambda: Huber(1.0)),
     Entry("proxtorch", "operators.GroupLasso", lambda: GroupLasso(1e-3)),
     Entry("proxtorch", "operators.FusedLasso", lambda: FusedLasso(1e-3)),
     Entry("proxtorch", "operators.TraceNorm", lambda: TraceNorm(1e-3)),
