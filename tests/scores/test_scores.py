@@ -1,4 +1,4 @@
-"""docs/scores.md is true: its table lists the adapters, and each failure is shown without regplug."""
+"""docs/scores.md is true: its table lists the adapters; each failure is shown without regplug."""
 
 import ast
 import os
