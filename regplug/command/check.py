@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from types import TracebackType
@@ -72,7 +73,7 @@ class _Progress:
 
     def __init__(self, spec: str, *, lines: bool) -> None:
         self._spec, self._bar = spec, None
-        tqdm = None if lines or not sys.stderr.isatty() else _tqdm()
+        tqdm = None if lines or not _is_wide() else _tqdm()
         if tqdm is not None:
             self._bar = tqdm(desc=spec, unit="check", leave=False)
 
@@ -97,6 +98,14 @@ class _Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def _is_wide() -> bool:
+    """Whether stderr is a terminal that says how wide it is: of no width, a bar shows nothing."""
+    try:
+        return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError):
+        return False
 
 
 def _tqdm() -> Callable[..., Any] | None:

@@ -1,10 +1,14 @@
 """`regplug check` tells how far it is, and prints nothing but JSON where JSON is asked for."""
 
+import fcntl
 import json
 import os
 import pty
+import select
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
 
@@ -58,13 +62,26 @@ def test_json_stays_json_whatever_a_plugin_prints(noisy):
     assert done.stderr.splitlines() == told
 
 
-def test_progress_is_a_bar_on_a_terminal():
+def on_a_terminal(rows: int, columns: int) -> str:
+    """Return what the command shows on a terminal of this size."""
     ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     command = [sys.executable, "-m", "regplug", "check", "l1(1e-3)", "--only", "runs,acts"]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, check=False, timeout=300)
-    shown = os.read(ours, 100_000).decode()  # while the other end is open
+    readable, _, _ = select.select([ours], [], [], 5)  # while the other end is open
+    shown = os.read(ours, 100_000).decode() if readable else ""
     os.close(theirs)
     os.close(ours)
     assert done.returncode == 0
+    return shown
+
+
+def test_progress_is_a_bar_on_a_terminal():
+    shown = on_a_terminal(24, 80)
     assert "l1(1e-3):" in shown
     assert "1/2" in shown
+
+
+def test_progress_is_lines_where_a_terminal_has_no_width():
+    told = [f"l1(1e-3): {c} ({n} of 2)" for n, c in enumerate(("runs", "acts"), 1)]
+    assert on_a_terminal(0, 0).splitlines() == told
