@@ -90,7 +90,11 @@ class Scale:
 
     def _warn_of_more(self, lr: Any, reference: float, index: int) -> None:
         # To ask a tensor elsewhere would be to wait for it.
-        if self._warned or self.reference is not None or getattr(lr, "is_cuda", False):
+        if (
+            self._warned
+            or self.reference is not None
+            or (isinstance(lr, torch.Tensor) and not lr.is_cpu)
+        ):
             return
         if float(lr) > reference * (1 + 1e-6):
             self._warned = True

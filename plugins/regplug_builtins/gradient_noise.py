@@ -85,12 +85,12 @@ class GradientNoise(Selective):
         scale = self.deviation * session.gradient_scale
         if scale == 0:
             return
+        strengths = self.strengths_by_part(session) if self._mapped else None
         for entry in session.coverage(self._selection).trainable:
             gradient = entry.parameter.grad
             if gradient is None:
                 continue
-            if self._mapped:
-                strengths = self.strengths_by_part(session)
+            if strengths is not None:
                 with strengths.at(strengths.parts.number(entry.parameter)):
                     scale = self.deviation * session.gradient_scale
             noise = self._noise(entry.name, session.steps, entry.parameter)

@@ -212,8 +212,10 @@ class WeightDecay(Selective):
         for index, weights, _ in updates:
             if mapped and (strength := self.strength) == 0:
                 continue
-            lr = session.learning_rate(index) if plain else 1.0
-            decay = lr * strength if plain else self._scale.of(session, index, strength)
+            if plain:  # as Scale.of says it, without a call more in each step
+                decay = session.learning_rate(index) * strength
+            else:
+                decay = self._scale.of(session, index, strength)
             if self._coarse:
                 self._coarse = not rounds_away(self.name, weights, float(decay))  # once is enough
             if index in self._handed and self._lends(session, index, weights, strength):

@@ -57,7 +57,8 @@ def add_gradients(
     gradients, weights = [gradients[row] for row in rows], [weights[row] for row in rows]
     parts = [strengths.parts.number(w) for w in weights]
     left: Sequence[int] = range(len(weights))
-    if len(set(parts)) > 1 and _is_one_launch(kernel, weights):
+    is_written = kernel.rows is None or kernel.has_gradient
+    if len(set(parts)) > 1 and is_written and kernel.pays(weights):
         left = _add_in_one_launch(kernel, strengths, gradients, weights, parts, factors, layouts)
     for part, own in strengths.parts.rows([weights[row] for row in left]).items():
         some = [left[row] for row in own]
@@ -69,12 +70,6 @@ def add_gradients(
                 factors[part],
                 layouts,
             )
-
-
-def _is_one_launch(kernel: Kernel, weights: Sequence[torch.Tensor]) -> bool:
-    if kernel.rows is not None:
-        return kernel.has_gradient and kernel.rows.serves(weights[0])
-    return kernel.separable and kernel.choice.pays(weights)
 
 
 def _add_in_one_launch(
@@ -141,12 +136,7 @@ def apply_proximal(
     weights, gradients = [weights[row] for row in rows], [gradients[row] for row in rows]
     parts = [strengths.parts.number(w) for w in weights]
     left: Sequence[int] = range(len(weights))
-    serves = bool(weights) and (
-        kernel.rows.serves(weights[0])
-        if kernel.rows is not None
-        else kernel.separable and kernel.choice.pays(weights)
-    )
-    if serves and len(set(parts)) > 1:
+    if len(set(parts)) > 1 and kernel.pays(weights):
         by_row = ByRow(strengths, parts, weights[0].device)
         if rule.elementwise:
             own = [states[w] for w in weights]

@@ -1,6 +1,6 @@
 """A penalty whose strengths are by pattern, delivered part by part: :class:`Parted`."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -91,11 +91,10 @@ class Parted:
         layouts: Layouts,
     ) -> None:
         """Replace the weights of a group by their proximal points."""
-        active: Iterable[int] = self.factors()
         by_parts.apply_proximal(
             self.kernel,
             self.strengths,
-            frozenset(active),
+            self.factors().keys(),
             rule,
             group,
             states,

@@ -92,6 +92,7 @@ def apply_elementwise_steps(
     if not all(own):  # the optimizer left some alone
         moved = [row for row, state in enumerate(own) if state]
         own, updated, used = ([column[row] for row in moved] for column in (own, updated, used))
+    # As Kernel.pays says it, without a call more in each step.
     if kernel.rows is None:
         pays = kernel.separable and kernel.choice.pays(updated)
     else:

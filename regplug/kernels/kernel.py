@@ -96,6 +96,12 @@ class Kernel:
     choice: Choice
     rows: RowKernel | None
 
+    def pays(self, weights: Sequence[torch.Tensor]) -> bool:
+        """Whether a compiled kernel serves these weights, and is worth a launch."""
+        if self.rows is not None:
+            return self.rows.serves(*weights)
+        return self.separable and self.choice.pays(weights)
+
     def symbolic_gradient(self, w: "Symbol", *companions: "Symbol") -> "Symbol":
         """Return the gradient of the value at a symbol, by its derivative if none is stated."""
         if self.has_gradient:  # no import is needed for most

@@ -86,7 +86,7 @@ class Selection:
         """
         known = named_parameters(model)
         for part in self._patterns.include:
-            self._checkmatches(part, known)
+            self._check_matches(part, known)
         taken = [n for n in known if self._patterns.decide(partial(matches, n)) != NO]
         if self._narrowing is not None:
             taken = self._narrowing.of(known, taken, self.where, matches)
@@ -107,7 +107,7 @@ class Selection:
             )
         return chosen, lazy
 
-    def _checkmatches(self, part: Part, known: list[Named]) -> None:
+    def _check_matches(self, part: Part, known: list[Named]) -> None:
         """Refuse a part that takes nothing, though it names what it takes: it is mistyped."""
         if not part.patterns or any(part.takes(partial(matches, named)) for named in known):
             return
