@@ -10,13 +10,15 @@ import sys
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
-from regplug.backend import optimizer_names
+from regplug.backend import optimizer_names, wrapped
 from regplug.backend.groups import Group
+from regplug.errors import UnsupportedError
 
 __all__ = ["trial_steps", "untouched_randomness"]
 
@@ -35,7 +37,12 @@ def trial_steps(
         group: the group of it whose numbers hold. The state is that of before the first step.
         steps: for each step what the weight is before it, and the gradient. Both are left alone.
         lr_times: what the learning rate is multiplied by.
+
+    Raises:
+        UnsupportedError: it holds other optimizers, which a copy would share with it.
     """
+    if any(True for _ in wrapped.held(optimizer)):
+        raise UnsupportedError("it holds other optimizers, and their steps would be real ones")
     p = torch.nn.Parameter(steps[0][0].detach().clone())
     copy = _copied_optimizer(optimizer, group, [p])
     if lr_times != 1.0 and "lr" in copy.param_groups[0]:
@@ -68,7 +75,9 @@ def _copied_optimizer(
         if name in mine:
             vars(copy)[name] = OrderedDict()
         elif name not in ("param_groups", "state", "step", *_SCALING):
-            vars(copy)[name] = _copied(value)
+            bound = getattr(value, "__self__", None) is optimizer
+            # A method that is kept as an attribute would work on the original.
+            vars(copy)[name] = MethodType(value.__func__, copy) if bound else _copied(value)
     vars(copy)["param_groups"] = [{**numbers, "params": list(params)}]
     vars(copy)["state"] = defaultdict(dict)
     if "_numel_cache" in vars(copy):

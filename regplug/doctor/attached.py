@@ -23,10 +23,11 @@ def plugins_on(optimizer: Optimizer) -> dict[str, list[tuple[str, bool]]]:
         return {}
     for session in attached:
         for plugin in session.plugins:
-            strengths = ", ".join(f"{key} {value:g}" for key, value in plugin.strengths().items())
-            for name in _covered(plugin, session):
-                words = f"{plugin.name}({strengths})"
-                found.setdefault(name, []).append((words, _decays(plugin)))
+            if names := _covered(plugin, session):
+                strengths = ", ".join(f"{k} {value:g}" for k, value in plugin.strengths().items())
+                acts = f"{plugin.name}({strengths})", _decays(plugin)
+                for name in names:
+                    found.setdefault(name, []).append(acts)
     return found
 
 

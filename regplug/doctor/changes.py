@@ -13,7 +13,8 @@ def look_at_weights(track: Track, look: Look) -> None:
     before, after = track.before, track.after
     if before is None or after is None or after.shape != before.shape or before.numel() < 2:
         return
-    if not torch.equal(after, before):
+    finite = bool(before.isfinite().all()) and bool(after.isfinite().all())
+    if finite and not torch.equal(after, before):
         (kept,), left = fit(before, after)
         if left < 1e-5 and kept != 1.0:
             look.by_hand = 1.0 - kept
@@ -33,6 +34,8 @@ def look_at_gradient(track: Track, look: Look, loss_scale: float, within: float)
         return True
     now = track.sampler.of(g)
     look.gradient = "some" if bool(now.any()) else "zero"
+    if not bool(now.isfinite().all()) or (was is not None and not bool(was.isfinite().all())):
+        return True  # of a run that diverges nothing can be told by numbers
     if was is None or was.shape != now.shape or not bool(was.any()):
         if was is not None and not bool(now.any()):
             look.ratio, look.clip = 1.0 / within, loss_scale / within

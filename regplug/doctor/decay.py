@@ -84,6 +84,8 @@ def measure(
         strength = trial.coupled(zero)
         if strength is not None:
             return Measured(lr * strength, lr, "coupled", strength, {})
+        if not _close(trial.after_another(), zero):
+            raise UnsupportedError("it computes steps from weights that it keeps itself")
         return _decoupled(trial, zero, lr, lr0, max_lr)
 
 
@@ -124,6 +126,12 @@ class _Trial:
 
     def _gradient(self, strength: float) -> torch.Tensor:
         return self.w * (strength * sign(self.group))
+
+    def after_another(self) -> torch.Tensor:
+        """Return the move without a gradient, after a step in which the weight was another."""
+        zeros = torch.zeros_like(self.w)
+        steps = [*self.warm, (2 * self.w, zeros), (self.w, zeros)]
+        return trial_steps(self.optimizer, self.group, steps) - self.w
 
     def _is_remembered(self, strength: float) -> bool:
         """Whether momentum knows of the decay as it would of the gradient λ·w.

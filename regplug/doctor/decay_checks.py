@@ -24,7 +24,7 @@ _AT_THE_END = 3
 
 def nothing_acts(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
     """Nothing regularizes this run."""
-    if not run.looked or run.hidden:
+    if not run.looked or run.hidden or run.unmeasured:
         return
     if all_ and all(t.lr == 0 for t in all_):
         return  # that is what there is to say
@@ -104,18 +104,24 @@ def _is_decayed(t: Treated) -> bool:
     return bool(t.decays) and t.track.parameter.requires_grad
 
 
+def _of_decay(code: str, severity: str, found: Sequence[Treated], told: str) -> Iterator[Finding]:
+    """Yield what there is to say of parameters that are decayed, if there are any."""
+    if found:
+        rate = max(d.rate for t in found for d in t.decays)
+        said = f"{listed(names(found))}: {told}"
+        yield Finding(code, severity, names(found), said, {"rate": rate})
+
+
 def decays_embedding(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
     """Embeddings are decayed."""
     found = [t for t in all_ if t.track.role == "embedding" and _is_decayed(t)]
-    if found:
-        yield Finding(
-            "decays-embedding",
-            "note",
-            names(found),
-            f"{listed(names(found))}: embeddings are decayed, so that rows of rare tokens shrink "
-            "between two uses: if that is not meant, a group with weight_decay=0",
-            {"rate": max(d.rate for t in found for d in t.decays)},
-        )
+    yield from _of_decay(
+        "decays-embedding",
+        "note",
+        found,
+        "embeddings are decayed, so that rows of rare tokens shrink "
+        "between two uses: if that is not meant, a group with weight_decay=0",
+    )
 
 
 def decay_of_zero_gradient(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
@@ -127,16 +133,14 @@ def decay_of_zero_gradient(run: Run, all_: Sequence[Treated]) -> Iterator[Findin
         and len(t.track.looks) >= 2
         and all(look.gradient == "zero" for look in t.track.looks)
     ]
-    if found:
-        yield Finding(
-            "decay-of-zero-gradient",
-            "warning",
-            names(found),
-            f"{listed(names(found))}: their gradient is zero in every step, and they are decayed "
-            "all the same, towards zero: leave them out of the optimizer, or let their .grad be "
-            "None (zero_grad(set_to_none=True))",
-            {"rate": max(d.rate for t in found for d in t.decays)},
-        )
+    yield from _of_decay(
+        "decay-of-zero-gradient",
+        "warning",
+        found,
+        "their gradient is zero in every step, and they are decayed "
+        "all the same, towards zero: leave them out of the optimizer, or let their .grad be "
+        "None (zero_grad(set_to_none=True))",
+    )
 
 
 def frozen_decay(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
@@ -150,15 +154,13 @@ def frozen_decay(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
             for d in t.decays
         )
     ]
-    if found:
-        yield Finding(
-            "frozen-decay",
-            "warning",
-            names(found),
-            f"{listed(names(found))}: frozen (requires_grad is False), and decayed all the same: "
-            "they have a .grad still; set it to None, or leave them out of the optimizer",
-            {"rate": max(d.rate for t in found for d in t.decays)},
-        )
+    yield from _of_decay(
+        "frozen-decay",
+        "warning",
+        found,
+        "frozen (requires_grad is False), and decayed all the same: "
+        "they have a .grad still; set it to None, or leave them out of the optimizer",
+    )
 
 
 def _frozen(t: Treated) -> list[Look]:
@@ -168,15 +170,13 @@ def _frozen(t: Treated) -> list[Look]:
 def adapter_decay(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
     """Low-rank adapters are decayed."""
     found = [t for t in all_ if t.track.role == "adapter" and _is_decayed(t)]
-    if found:
-        yield Finding(
-            "adapter-decay",
-            "note",
-            names(found),
-            f"{listed(names(found))}: low-rank adapters are decayed: that pulls the model towards "
-            "the pretrained one and not towards zero; if that is not meant, weight_decay=0",
-            {"rate": max(d.rate for t in found for d in t.decays)},
-        )
+    yield from _of_decay(
+        "adapter-decay",
+        "note",
+        found,
+        "low-rank adapters are decayed: that pulls the model towards "
+        "the pretrained one and not towards zero; if that is not meant, weight_decay=0",
+    )
 
 
 def lr_zero(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:

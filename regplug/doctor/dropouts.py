@@ -15,7 +15,7 @@ _DROPOUTS = (
     *(nn.AlphaDropout, nn.FeatureAlphaDropout),
 )
 _RATES = (
-    *("p", "dropout", "drop_prob", "drop_rate", "dropout_p", "dropout_rate", "attn_dropout"),
+    *("dropout", "drop_prob", "drop_rate", "dropout_p", "dropout_rate", "attn_dropout"),
     *("attention_dropout", "activation_dropout", "hidden_dropout", "hidden_dropout_prob"),
     *("resid_dropout", "dropout_prob", "proj_drop", "attn_drop", "drop_path", "drop_path_rate"),
 )
@@ -146,7 +146,7 @@ class Dropouts:
 
 
 def _attribute(module: nn.Module) -> str | None:
-    names = ("p",) if isinstance(module, _DROPOUTS) else _RATES[1:]
+    names = ("p",) if isinstance(module, _DROPOUTS) else _RATES
     for name in names:
         rate = vars(module).get(name)
         if isinstance(rate, float | int) and not isinstance(rate, bool) and 0 < rate <= 1:

@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.modules import module as module_hooks
 
 from regplug.backend import wrapped, wrappers
 from regplug.doctor.findings import Finding
@@ -27,10 +29,13 @@ class Examination:
 
     def __enter__(self) -> "Examination":
         self._watch.__enter__()
-        self._hook = self._model.register_forward_pre_hook(
-            lambda model, arguments: self._watch.called(self._run, model)
-        )
+        # Not the model's own hook, which its copies and pickles would take along.
+        self._hook = module_hooks.register_module_forward_pre_hook(self._called)
         return self
+
+    def _called(self, module: nn.Module, arguments: Any) -> None:
+        if module is self._model and not torch.compiler.is_compiling():
+            self._watch.called(self._run, module)
 
     def __exit__(self, *error: object) -> None:
         self._watch.__exit__(*error)

@@ -1,6 +1,6 @@
 """What is to be said of a run: findings with fixed codes, worst first."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +51,3 @@ def listed(names: Sequence[str], most: int = 4) -> str:
 def worst_first(found: Iterable[Finding]) -> list[Finding]:
     """Return the findings in the order of their severities."""
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
-
-
-Check = Callable[[Any], Iterator[Finding]]

@@ -152,8 +152,9 @@ def penalty_once(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
 def penalty_dominates(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
     """Regularization leaves the data no say."""
     ratios = []
-    for step in range(len(run.looked)):
-        pulls = [t.track.looks[step].pull for t in all_ if step < len(t.track.looks)]
+    # From the last step back: what joined late has fewer looks.
+    for back in range(len(run.looked), 0, -1):
+        pulls = [t.track.looks[-back].pull for t in all_ if back <= len(t.track.looks)]
         penalty, rest = sum(p[0] for p in pulls), sum(p[1] for p in pulls)
         if penalty:
             ratios.append((penalty / max(rest, 1e-30)) ** 0.5)

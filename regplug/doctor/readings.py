@@ -27,14 +27,12 @@ class Reading:
         leaves: the tensors that it penalizes.
         strength: λ as it arrives, None where one number does not say it.
         scale: what the loss that it was added to was multiplied by, None where it was to none.
-        spot: what tells this penalty from others of its kind in the same pass.
     """
 
     kind: str
     leaves: tuple[torch.Tensor, ...]
     strength: float | None
     scale: float | None
-    spot: Any
 
 
 class Readings:
@@ -116,8 +114,7 @@ class Readings:
             kind = "other"
         if kind != "other" and form.anchored and not self._is_at_zero(form, leaves, strength):
             kind = "other" if kind == "norm" else f"{kind}_to_anchor"
-        spot = form.spot.node if form.spot is not None else form.leaves
-        return Reading(kind, leaves, None if kind == "other" else strength, scale, spot)
+        return Reading(kind, leaves, None if kind == "other" else strength, scale)
 
     def _strength(self, form: Form, leaves: Sequence[torch.Tensor]) -> float | None:
         spot = form.spot

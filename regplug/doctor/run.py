@@ -1,6 +1,7 @@
 """What is seen of one model and the optimizer that trains it."""
 
 from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
-from regplug.backend import private, step_events, wrapped
+from regplug.backend import private, stack, step_events, wrapped
 from regplug.backend.names import Named, named_parameters
 from regplug.doctor.attached import plugins_on
 from regplug.doctor.changes import look_at_gradient, look_at_weights
@@ -33,12 +34,12 @@ class Run:
     Attributes:
         steps: real steps so far.
         looked: at which of them it was looked.
-        passes: for each step that was looked at, how many backward passes it took.
         with_data: whether anything but penalties was in a loss.
         lost: the identities of weights of which a penalty without a graph was in a loss.
         plugins: regplug's own by the names of parameters, and whether they decay them.
         alone: whether no other model is trained beside this one.
         hidden: whether penalties could have been in a loss without being seen.
+        unmeasured: whether there is a decay that could not be measured.
         world: how many ranks trained together.
         troubles: what could not be seen, and why.
     """
@@ -54,13 +55,12 @@ class Run:
         self.names = names or (type(model).__name__, type(optimizer).__name__)
         self.steps, self.first = 0, steps
         self.looked: list[int] = []
-        self.passes: list[int] = []
         self.troubles: dict[str, None] = {}
         self.dropouts = Dropouts(model)
         self.with_data = False
         self.lost: set[int] = set()
         self.world = 1
-        self.hidden = False
+        self.hidden = self.unmeasured = False
         self.alone = True
         self.plugins: dict[str, list[tuple[str, bool]]] = {}
         self.tracks: list[Track] = []
@@ -68,8 +68,10 @@ class Run:
         self._known: dict[Any, Measured | None] = {}
         self._lr0: dict[int, float] = {}
         self._max_lr: dict[int, float] = {}
-        self._pending_passes = 0
+        self._looks: dict[Track, Look] = {}  # of the step that is under way
         self._depth, self._in_step, self._real = 0, False, False
+        self._call: FrameType | None = None
+        self._caller = stack.Caller().frame
         self._last: int | None = None
         self._find()
 
@@ -111,15 +113,12 @@ class Run:
                 (track.pending or track.accumulated is not None) and _is_zero(track, g)
             ):
                 track.reset()
-        if not any(track.accumulated is not None for track in self.tracks):
-            self._pending_passes = 0
 
     def ended(self, leaves: Sequence[int], readings: Sequence[Reading], loss_scale: float) -> None:
         """A backward pass is over."""
         reached = [self._by_id[leaf] for leaf in leaves if leaf in self._by_id]
         if not reached:
             return
-        self._pending_passes += 1
         self._in_step = self._in_step or self._depth > 0
         mine: dict[int, list[Reading]] = {}
         for reading in readings:
@@ -148,8 +147,13 @@ class Run:
 
     def step_begins(self, loss_scale: float) -> None:
         """The optimizer's step begins."""
-        self._depth += 1
-        if self._depth > 1 or not self.looking:
+        # A step that raised left its depth behind; whether its call goes on tells the two apart.
+        if self._depth and stack.is_running(self._call):
+            self._depth += 1
+            return
+        self._depth, self._call = 1, self._caller()
+        self._looks = {}
+        if not self.looking:
             return
         self._in_step = False
         self._real = step_events.is_real(self.optimizer)
@@ -180,7 +184,7 @@ class Run:
             if key not in self._known:
                 self._known[key] = self._measured(track)
             look.decay = self._known[key]
-            track.looks.append(look)
+            self._looks[track] = look
 
     def _numbers(self, group: int) -> Iterator[Any]:
         """Yield the numbers of a group, of which its decay is made."""
@@ -214,6 +218,7 @@ class Run:
                 optimizer, group, smallest.parameter, self._lr0[index], self._max_lr[index]
             )
         except Exception as error:
+            self.unmeasured = True
             self.trouble(
                 f"the decay of {type(self.optimizer).__name__} could not be measured on a copy: "
                 f"{type(error).__name__}: {error}"
@@ -225,18 +230,13 @@ class Run:
         self._depth -= 1
         if self._depth > 0:
             return
-        self._depth = 0
+        self._depth, self._call = 0, None
         self._real = self._real or self._in_step  # by the gradients of a closure
         if self.looking and self._real:
-            for track in self.tracks:
-                self._settle(track)
+            for track, look in self._looks.items():
+                self._settle(track, look)
             self.dropouts.trained()
             self.looked.append(self.steps)
-            self.passes.append(self._pending_passes)
-            self._pending_passes = 0
-        elif self.looking:
-            for track in self.tracks:
-                del track.looks[len(self.looked) :]
         if self._real or not self.looking:
             self.steps += 1
             self._last = self.steps
@@ -244,8 +244,8 @@ class Run:
             for track in self.tracks:
                 track.before = track.after = track.accumulated = None
 
-    def _settle(self, track: Track) -> None:
-        look = track.looks[-1]
+    def _settle(self, track: Track, look: Look) -> None:
+        track.looks.append(look)
         track.after = track.sampler.of(track.parameter)
         look.penalties = track.pending
         track.pending = {}
