@@ -15,6 +15,7 @@ import torch
 from regplug.errors import RegplugError
 from regplug.testing.acting import choose_bench
 from regplug.testing.bench import Bench
+from regplug.testing.knobs import readings, set_back
 from regplug.testing.places import place, place_of
 from regplug.testing.processes import ProcessesError, Ranks, use
 from regplug.testing.registry import Check, registered
@@ -64,17 +65,23 @@ class Answer:
 
 @contextmanager
 def own_settings() -> Iterator[None]:
-    """Leave the caller's random numbers, threads and warnings as they are."""
-    threads = torch.get_num_threads()
+    """Leave the caller's random numbers and settings as they are, whatever a plugin does."""
+    before = readings()
+    try:
+        with _ours():
+            yield
+    finally:
+        set_back(before)
+
+
+@contextmanager
+def _ours() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
         # Warnings are for those who train.
         warnings.simplefilter("ignore")
         # The models are tiny: more threads than one wait for each other.
         torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
+        yield
 
 
 def attachable(subject: Subject) -> str:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from regplug.testing.bench import Rig, Setup
+from regplug.testing.garbage import only_new_objects
 from regplug.testing.places import is_own
 from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Subject
@@ -31,7 +32,10 @@ def growth(subject: Subject) -> Iterable[Case]:
     """Steps pile up no objects, no memory, no open files and no threads."""
 
     def run(setup: Setup) -> None:
-        rig = subject.rig(setup)
+        with only_new_objects():
+            grows(subject.rig(setup))
+
+    def grows(rig: Rig) -> None:
         _run(rig, WARM_UP)
         before, total = _measured(), 0
         first, suspects = before, set(before)

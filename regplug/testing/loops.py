@@ -151,8 +151,7 @@ def _lbfgs(subject: Subject, setup: Setup) -> None:
 
     if isinstance(subject.plugin, Penalty):
         # Strong enough for a line search to see it.
-        strong = {name: min(20 * value, 1.0) for name, value in setup.values.items()}
-        setup = Setup(setup.source, setup.delivery, strong)
+        setup = subject.changed(setup, lambda value: min(20 * value, 1.0))
     try:
         rig = run(setup, setup.delivery != "step")
     except RegplugError as error:

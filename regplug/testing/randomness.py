@@ -116,7 +116,9 @@ class _Patterns:
                 module.register_forward_hook(partial(self._note, path))
 
     def _note(self, path: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(output, torch.Tensor) and module.training:
+        # Of numbers that are none each looks dropped by no mask, or by the same.
+        usual = isinstance(output, torch.Tensor) and bool(output.isfinite().all())
+        if usual and module.training:
             self.seen[path].append(bytes((output == 0).flatten().to(torch.uint8).tolist()))
 
 

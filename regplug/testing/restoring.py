@@ -3,8 +3,8 @@
 import copy
 import gc
 import weakref
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ import regplug
 from regplug.errors import RegplugError, SpecError
 from regplug.plugin import Plugin
 from regplug.testing.bench import Rig, Setup
+from regplug.testing.garbage import only_new_objects
 from regplug.testing.registry import Case, check
 from regplug.testing.structure import check_restored, states, structure
 from regplug.testing.subject import Failure, Subject, same
@@ -238,7 +239,7 @@ def leak(subject: Subject) -> Iterable[Case]:
     def grows(setup: Setup) -> None:
         rig = subject.rig(setup)
         rig.run(3)
-        with _only_new_objects():
+        with only_new_objects():
             rig.run(2)
             before = _tensors()
             rig.run(8)
@@ -247,7 +248,7 @@ def leak(subject: Subject) -> Iterable[Case]:
             raise Failure(f"after 8 more steps {more} more tensors are alive")
 
     def outlives(setup: Setup) -> None:
-        with _only_new_objects():
+        with only_new_objects():
             detached(setup)
 
     def detached(setup: Setup) -> None:
@@ -272,19 +273,6 @@ def leak(subject: Subject) -> Iterable[Case]:
     for setup in subject.setups():
         yield f"growth, {setup.regime}", partial(grows, setup)
         yield f"after detach, {setup.regime}", partial(outlives, setup)
-
-
-@contextmanager
-def _only_new_objects() -> Iterator[None]:
-    """Let the garbage collector look at what is made in here alone: a second faster each time."""
-    if gc.get_freeze_count():
-        yield
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def _tensors() -> int:

@@ -51,7 +51,8 @@ def _fits_nothing(subject: Subject, recipe: Recipe) -> None:
 
 def _attached(subject: Subject, recipe: Recipe, setup: Setup, selection: object) -> Rig:
     """Return a rig with the plugin, made by its constructor with this ``where``."""
-    made = Setup(recipe.but(where=selection), setup.delivery, setup.values)
+    values = {key: value for key, value in setup.values.items() if key != "where"}
+    made = Setup(recipe.but(where=selection), setup.delivery, values)
     try:
         return subject.rig(made)
     except (RegplugError, ValueError, TypeError, AttributeError) as error:
@@ -90,6 +91,8 @@ def _alone(subject: Subject, rig: Rig, selection: str, belongs: Callable[[str], 
     # Whatever else is changed by the second step may follow from what was changed in the first.
     found, plain = rig.move().run(1), subject.rig(None).move().run(1)
     changed = _changed(found, plain)
+    if subject.plugin.shapes_loss:  # whose gradients are those of all that is trained
+        changed -= plain.weights.keys()
     for name in sorted(changed):
         if not belongs(name):
             raise Failure(f"with where={selection} it changed {name}: use where, and nothing else")

@@ -9,7 +9,6 @@ from torch import nn
 import regplug
 from regplug.errors import RegplugError
 from regplug.penalty import Penalty
-from regplug.testing.bench import Setup
 from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Skip, Subject
 
@@ -91,9 +90,7 @@ def _arrives(
 ) -> None:
     model = _filled(make)
     w = model.get_parameter("0.weight")
-    loud = subject.loud(delivery)
-    setup = Setup(loud.source, loud.delivery, {**loud.values, "where": "0.weight"})
-    plugin = setup.make()
+    plugin = subject.only(subject.loud(delivery), "0.weight").make()
     assert isinstance(plugin, Penalty)
     expected, start = _expected(plugin, w), w.detach().clone()
     optimizer = torch.optim.SGD(model.parameters(), lr=_RATE)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from regplug import schedules
+from regplug.adaptive import Adaptive
 from regplug.errors import RegplugError
 from regplug.penalty import Penalty
 from regplug.plugin import Scheduled
@@ -75,18 +76,18 @@ def strength(subject: Subject) -> Iterable[Case]:
 
 
 def _linear(subject: Subject, setup: Setup) -> None:
-    base = setup.values["strength"]
     plain = subject.rig(None).move().pulls(0)
 
-    def added(strength: float) -> dict[str, torch.Tensor]:
-        found = subject.rig(_with(setup, "strength", strength)).move().pulls(0)
+    def added(factor: float) -> dict[str, torch.Tensor]:
+        stronger = subject.changed(setup, lambda value: value * factor, {"strength"})
+        found = subject.rig(stronger).move().pulls(0)
         return {name: found[name] - pull for name, pull in plain.items()}
 
-    once = {name: pull for name, pull in added(base).items() if float(pull.abs().max()) > 1e-9}
+    once = {name: pull for name, pull in added(1.0).items() if float(pull.abs().max()) > 1e-9}
     if not once:
         raise Skip("it adds to no gradient in the first step here")
     for factor in (2.0, 0.3712, 20.0):
-        found = added(base * factor)
+        found = added(factor)
         for name, pull in once.items():
             scale = float(pull.abs().max())
             if not torch.allclose(
@@ -94,9 +95,9 @@ def _linear(subject: Subject, setup: Setup) -> None:
             ):
                 ratio = float(found[name].norm() / pull.norm())
                 raise Failure(
-                    f"with {factor:g} times the strength ({base * factor:g}) what it adds to the "
-                    f"gradient of {name} is {ratio:.4g} times as long: leave λ to the penalty, and "
-                    "round or change it nowhere"
+                    f"with {factor:g} times the strength what it adds to the gradient of {name} is "
+                    f"{ratio:.4g} times as long: leave λ to the penalty, and round or change it "
+                    "nowhere"
                 )
 
 
@@ -157,6 +158,8 @@ def schedule(subject: Subject) -> Iterable[Case]:
     means the bits of a loop without the plugin, in just the steps that say so, also at the start.
     """
     for attribute in subject.scheduled.values():
+        if isinstance(subject.plugin, Adaptive) and attribute.name in subject.plugin.adapts:
+            continue  # it follows what is measured, and no schedule
         for setup in subject.setups():
             regime = f"{attribute.name}, {setup.regime}"
             yield f"{regime}, changes", partial(_changes, subject, setup, attribute)

@@ -1,6 +1,6 @@
 """Who sits the exam: one plugin, and what can be known of it before the first question."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -182,12 +182,38 @@ class Subject:
 
     def loud(self, delivery: str | None) -> Setup:
         """Return it with constant strengths, those of a penalty no weaker than can be measured."""
-        values = {**self.values, **self.steady()}
+        return Setup(self.source, delivery, {**self.values, **self.by_pattern(self._loud())})
+
+    def _loud(self) -> dict[str, float]:
+        """Return the constants of :meth:`loud`, where strengths are by pattern the largest."""
+        values = dict(self.steady())
         if isinstance(self.plugin, Penalty):
             for name, attribute in self.scheduled.items():
                 if attribute.off == 0 and attribute.high >= _LOUD:
                     values[name] = max(values[name], _LOUD)
-        return Setup(self.source, delivery, self.by_pattern(values))
+        return values
+
+    def changed(
+        self, setup: Setup, change: Callable[[float], float], names: Collection[str] | None = None
+    ) -> Setup:
+        """Return a loud setup with other constants; strengths by pattern are changed each.
+
+        Args:
+            setup: the setup.
+            change: what is made of each constant.
+            names: of which scheduled attributes; None for all.
+        """
+        loud = {n: v for n, v in self._loud().items() if names is None or n in names}
+        values = {**setup.values, **self.by_pattern(loud, change)}
+        return Setup(setup.source, setup.delivery, values)
+
+    def only(self, setup: Setup, where: str) -> Setup:
+        """Return a setup that covers nothing but ``where``, with one strength for all of it.
+
+        Of strengths by pattern, those of other weights would have nothing left to match.
+        """
+        alike = {key: self.steady()[key] for key in self.plugin.mappings}
+        return Setup(setup.source, setup.delivery, {**setup.values, **alike, "where": where})
 
     def moments(self, setup: Setup) -> Iterator[Setup]:
         """Yield a setup, and the same with the values that its schedules come to later.

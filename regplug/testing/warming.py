@@ -1,6 +1,7 @@
 """What the checks import and set up, done once, so that no copy of this process does it again."""
 
 import functools
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ __all__ = ["warm"]
 
 def warm(checks: Sequence[str]) -> None:
     """Load what these checks need, unless it was loaded before."""
+    importlib.import_module("torch._dynamo")  # which the first optimizer of a process does
     if "checkpoint-step" in checks:
         import torch.distributed.checkpoint.state_dict  # noqa: F401
     if "compile" in checks:
