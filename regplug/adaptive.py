@@ -73,9 +73,13 @@ class Adaptive(Plugin):
         """Remember what the attributes were."""
         if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
             raise SpecError(f"every must be a whole number of at least 1, got {self.every!r}")
+        if given := [name for name in self.adapts if name in self.mappings]:
+            raise SpecError(
+                f"{self.name}: {given[0]} follows what is measured, and can't be given by pattern"
+            )
         if self._at_attach is None:
             own = vars(self)
-            self._at_attach = {name: copy.copy(own[name]) for name in self.adapts if name in own}
+            self._at_attach = {name: _kept(own[name]) for name in self.adapts if name in own}
         self._beneath("on_attach", session=session)
 
     @hookimpl
@@ -106,7 +110,9 @@ class Adaptive(Plugin):
             if name in saved:
                 setattr(self, name, _copied(saved[name], like=own.get(name)))
             elif self._at_attach is not None and name in self._at_attach:
-                own[name] = copy.copy(self._at_attach[name])
+                own[name] = _kept(self._at_attach[name])
+            elif self._at_attach is not None:
+                own.pop(name, None)
         self._beneath("on_load_state", session=session, state=state)
 
     @hookimpl
@@ -114,6 +120,8 @@ class Adaptive(Plugin):
         """Put the attributes back."""
         self._beneath("on_detach", session=session)
         if self._at_attach is not None:
+            for name in set(self.adapts) - set(self._at_attach):
+                vars(self).pop(name, None)  # the class's own holds again
             vars(self).update(self._at_attach)
             self._at_attach = None
 
@@ -130,6 +138,13 @@ class Adaptive(Plugin):
             return None
         takes = inspect.signature(hook).parameters
         return hook(**{name: value for name, value in arguments.items() if name in takes})
+
+
+def _kept(value: Any) -> Any:
+    """Return a copy that nothing done to ``value`` in place reaches."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    return copy.deepcopy(value) if isinstance(value, dict | list) else copy.copy(value)
 
 
 def _copied(value: Any, like: Any = None) -> Any:

@@ -26,6 +26,7 @@ from regplug.backend.precision import widened
 from regplug.backend.shards import full, local, part
 from regplug.delivered import Delivered
 from regplug.delivery import jointly
+from regplug.delivery.refused import refuse_sparse_gradients
 from regplug.errors import PluginError, RegplugError, SelectionError, SpecError, UnsupportedError
 from regplug.hookspecs import hookimpl
 from regplug.schedules import ScheduleLike
@@ -64,6 +65,7 @@ class JointPenalty(Delivered):
     orientation = None
     elementwise_steps = False
     composition = None
+    by_pattern = False  # a group may have members of several parts
 
     _groups: Sequence[tuple[torch.Tensor, ...]] = ()
     _bound: object = None
@@ -219,7 +221,11 @@ class JointPenalty(Delivered):
             scale = strength * factor * session.gradient_scale
             for key, gradient in jointly.gradients(self._checked, group, taking).items():
                 w, g = taking[key]
-                local(g).add_(part(gradient, w), alpha=scale)
+                try:
+                    local(g).add_(part(gradient, w), alpha=scale)
+                except RuntimeError as error:
+                    refuse_sparse_gradients(self.name, [g], error)
+                    raise
 
     @hookimpl
     def on_closure(self, session: SessionView) -> "torch.Tensor | float | None":

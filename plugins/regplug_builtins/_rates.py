@@ -40,9 +40,11 @@ class Followed(Scheduled):
         before = vars(instance).get(self.name)
         super().__set__(instance, value)
         try:
+            instance.refuse_other_patterns(before, vars(instance)[self.name])
             instance.follow()
         except SpecError:
             vars(instance)[self.name] = before
+            instance._mapped = bool(instance.mappings)
             raise
 
 
@@ -172,7 +174,7 @@ class ScheduledRates(Plugin):
         return index
 
     def _checked(self, step: int, index: int, target: Target) -> float:
-        (mapping,) = self.mappings.values() or (None,)
+        mapping = next(iter(self.mappings.values())) if self._mapped else None
         if mapping is not None:
             mapping.now = self._settings[index]
         try:
@@ -186,17 +188,29 @@ class ScheduledRates(Plugin):
 
     def figures_by_pattern(self) -> dict[str, float]:
         """Return each rate by pattern under its name: ``rate/encoder.*``."""
+        if not self._mapped:
+            return {}
         found = {}
         for name, mapping in self.mappings.items():
             for text in mapping.entries:
                 mapping.now = Setting(text)
-                found[f"{name}/{text}"] = getattr(self, name)
-                mapping.now = None
+                try:
+                    found[f"{name}/{text}"] = getattr(self, name)
+                finally:
+                    mapping.now = None
         return found
 
     def _set(self, step: int) -> None:
         for i, rate in enumerate(self._rates):
             rate.set(self._checked(step, i, self._targets[i]))
+
+    def refuse_other_patterns(self, before: object, now: object) -> None:
+        """Refuse, while it is attached, patterns that its modules were not sorted by."""
+        if not self._targets or not isinstance(now, ByPattern):
+            return
+        known = isinstance(before, ByPattern) and before.decays == now.decays
+        if not (known and list(before.entries) == list(now.entries)):  # type: ignore[attr-defined]
+            raise SpecError(f"{self.name} is attached: detach() before it gets other patterns")
 
     def follow(self) -> None:
         """Set the modules that it is attached to, if to any, to the rates of now."""

@@ -110,12 +110,18 @@ class CPR(Adaptive, Selective):
     def before_step(self, session: SessionView) -> None:
         """Measure parameters that are new, before they are changed for the first time."""
         coverage = session.coverage(self._selection)
-        if coverage is self._bound:
+        known = self._known
+        kept = set(known.get("names", ()))
+        # What is frozen for a while keeps its bound, and what is trained later gets one.
+        entries = [
+            entry
+            for entry in coverage
+            if entry.parameter.numel() and (entry.parameter.requires_grad or entry.name in kept)
+        ]
+        names = [entry.name for entry in entries]
+        if coverage is self._bound and names == known.get("names", []):
             return
         self._bound, self._masks = coverage, {}
-        entries = [entry for entry in coverage.trainable if entry.parameter.numel()]
-        names = [entry.name for entry in entries]
-        known = self._known
         device = entries[0].parameter.device if entries else None
         if known.get("names") == names:
             self._known = {k: _on(v, device) for k, v in known.items()}

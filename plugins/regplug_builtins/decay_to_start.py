@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from regplug import Elementwise, Scheduled, SessionView, hookimpl, local
+from regplug import HALVES, Elementwise, Scheduled, SessionView, hookimpl, local
 from regplug.schedules import ScheduleLike
 from regplug_builtins._anchored import Anchored
 from regplug_builtins._existing import Existing
-from regplug_builtins._scale import Scale
+from regplug_builtins._scale import Scale, rounds_away
 
 __all__ = ["DecayToStart"]
 
@@ -85,6 +85,7 @@ class DecayToStart(Anchored):
         self.name = name
         self._run: Elementwise | None = None
         self._taken: object = None
+        self._coarse = False
         self._forget()
 
     @hookimpl
@@ -99,6 +100,7 @@ class DecayToStart(Anchored):
 
     def _take_over(self, session: SessionView) -> None:
         self._taken = coverage = session.coverage(self._selection)
+        self._coarse = any(entry.parameter.dtype in HALVES for entry in coverage)
         self._own.begin(session.groups, coverage.by_group, self, session.optimizer)
 
     @hookimpl
@@ -118,6 +120,8 @@ class DecayToStart(Anchored):
             if (strength := self.strength) == 0:
                 continue
             decay = self._scale.of(session, index, strength)
+            if self._coarse:
+                self._coarse = not rounds_away(self.name, weights, float(decay))  # once is enough
             anchors = [self._anchors[self._names[id(w)]] for w in weights]
             columns = [list(map(local, weights)), list(map(local, anchors))]
             if isinstance(decay, torch.Tensor) and not decay.is_cpu:

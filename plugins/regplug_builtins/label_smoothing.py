@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
-from regplug import Patterns, Scheduled, SessionView, hookimpl
+from regplug import Patterns, SessionView, hookimpl
 from regplug.errors import SelectionError, SpecError
 from regplug.schedules import ScheduleLike
-from regplug_builtins._rates import ScheduledRates, Target, is_rate
+from regplug_builtins._rates import Followed, ScheduledRates, Target, is_rate
 from regplug_builtins._samples import with_criterion
 
 __all__ = ["LabelSmoothing"]
@@ -64,7 +64,7 @@ class LabelSmoothing(ScheduledRates):
 
     kind = "label smoothing"
     shapes_loss = True
-    smoothing = Scheduled(low=0.0, high=1.0, off=None)
+    smoothing = Followed(low=0.0, high=1.0, off=None)
     exam_model = staticmethod(with_criterion)
 
     def __init__(
@@ -120,7 +120,7 @@ class LabelSmoothing(ScheduledRates):
     @hookimpl
     def on_metrics(self, session: SessionView) -> Mapping[str, float]:
         """Return ε."""
-        return {"smoothing": self.smoothing}
+        return {"smoothing": self.smoothing, **self.figures_by_pattern()}
 
 
 def _has_it(module: object) -> bool:
