@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST_FLAGS ?=
 DEVICE ?= cpu
+NAME ?=
 PAPERS ?= grokking decoupling early_dropout
 
 BIN := $(VENV)/bin
@@ -74,8 +75,9 @@ bench: $(READY) ## what a step costs, into docs/performance.md
 papers: $(READY) ## findings of papers tried again with regplug, into docs/papers.md: minutes
 	$(BIN)/python examples/papers/run.py $(PAPERS) --out build/papers --page docs/papers.md
 
+# `make scores NAME=Huber` examines those whose name has it.
 scores: $(SCORES) ## public regularizers of other libraries sit the exam, into docs/scores.md
-	$(BIN)/python -m tests.scores.run
+	$(BIN)/python -m tests.scores.run $(NAME)
 
 # Each reference must lead somewhere (-n), and a warning is an error (-W).
 docs: $(DOCS) ## the site, into build/site: strictly, without a network

@@ -79,6 +79,7 @@ WORDS_OF_TORCH = {
     ("doctor.penalty_checks", "l2"): "what a finding or a report calls a thing of any loop",
     ("doctor.decay_checks", "l2"): "what a finding or a report calls a thing of any loop",
     ("doctor.dropout_checks", "Dropout"): "a layer of torch's",
+    ("doctor.functional", "dropout"): "a function of torch's",
     ("doctor.penalty_checks", "weight_decay"): "a key of torch's parameter groups",
     ("doctor.decay_checks", "weight_decay"): "a key of torch's parameter groups",
     ("doctor.dropout_checks", "dropout"): "what a finding or a report calls a thing of any loop",
