@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.helpers.pair import Pair
+from tests.helpers.settings import settings
 
 if not torch.cuda.is_available():  # before anything imports Triton
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -22,6 +23,14 @@ collect_ignore_glob = ["command/scripts/*", "benchmarks/*", "compat/inside/*"]
 def seeded() -> None:
     """Draw the same numbers in every run."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def settings_left_as_they_were() -> Iterator[None]:
+    """Fail a test that leaves them changed: others would fail for it, far away."""
+    before = settings()
+    yield
+    assert settings() == before
 
 
 @pytest.fixture(scope="session")

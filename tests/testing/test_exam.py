@@ -28,8 +28,30 @@ def test_each_check_is_asked_once_and_after_what_it_depends_on():
             assert CHECKS.index(other) < CHECKS.index(check.id), (other, check.id)
 
 
+def with_what_they_depend_on(*checks):
+    """Return the ids of checks and of those without which they could not be judged."""
+    after = {c.id: c.after for c in registered()}
+    ids, left = set(), list(checks)
+    while left:
+        ids.add(check := left.pop())
+        left += [other for other in after[check] if other not in ids]
+    return [c for c in CHECKS if c in ids]
+
+
+@pytest.mark.parametrize("check", [c for c in CHECKS if c not in MORE])
+def test_wrong_plugin_fails_in_its_check(check):
+    report = check_plugin(WRONG[check], checks=with_what_they_depend_on(check))
+    assert report.failed_checks() == {check}, str(report)
+    assert not report.passed
+
+
+# A formula, a loss event and a memory; `make soak` has one for each check.
 @pytest.mark.parametrize(
-    "check", [pytest.param(c, marks=[pytest.mark.slow] if c in MORE else []) for c in CHECKS]
+    "check",
+    [
+        pytest.param(c, marks=() if c in ("gradient", "loss-event", "resume") else pytest.mark.slow)
+        for c in CHECKS
+    ],
 )
 def test_wrong_plugin_fails_exactly_where_it_is_wrong(check):
     report = check_plugin(WRONG[check])
@@ -41,6 +63,15 @@ def test_wrong_plugin_fails_exactly_where_it_is_wrong(check):
     ("plugin", "checks"), WIDER.items(), ids=lambda x: getattr(x, "__name__", None)
 )
 def test_wider_blunder_is_found_by_all_that_should(plugin, checks):
+    asked = with_what_they_depend_on(*checks)
+    assert check_plugin(plugin, checks=asked).failed_checks() == checks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("plugin", "checks"), WIDER.items(), ids=lambda x: getattr(x, "__name__", None)
+)
+def test_wider_blunder_fails_no_other_check(plugin, checks):
     assert check_plugin(plugin).failed_checks() == checks
 
 
@@ -183,6 +214,8 @@ def test_a_hook_that_is_never_called_can_not_fail():
         "inside, as given": "passed",
         "before_step": "passed",
         "after_step": "skipped",
+        "an operation of before_step, as given": "passed",
+        "an operation of after_step, as given": "skipped",
     }
     assert "nothing to do in after_step" in report.of("skipped")[0].message
 
