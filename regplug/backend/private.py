@@ -26,6 +26,7 @@ __all__ = [
     "function_modes",
     "gathered_weights",
     "in_transform",
+    "is_device_mode",
     "is_any_autocast_enabled",
     "leaf_of",
     "missing",
@@ -49,6 +50,7 @@ _TRANSFORMS = "_C._are_functorch_transforms_active"
 _ANY_AUTOCAST = "_C._is_any_autocast_enabled"
 _VERSION = "_version"
 _FUNCTION_MODES = "overrides._get_current_function_mode_stack"
+_DEVICE_MODE = "utils._device.DeviceContext"
 _LEAF, _ACCUMULATES = "variable", "AccumulateGrad"
 _FSDP_STATE, _FSDP_GROUP, _GATHERED = "_get_fsdp_state", "_fsdp_param_group", "_unsharded_param"
 _NORMALIZATION = "nn.modules.batchnorm._NormBase"
@@ -244,6 +246,15 @@ def function_modes() -> Sequence[object] | None:
         return list(_getter(_FUNCTION_MODES)(torch)())
     except AttributeError:
         return None
+
+
+def is_device_mode(mode: object) -> bool:
+    """Whether a mode is that of ``torch.set_default_device``, which keeps below all others.
+
+    Without torch's class for it: no.
+    """
+    kind = _found(_DEVICE_MODE)
+    return kind is not None and isinstance(mode, kind)
 
 
 # --- modules -----------------------------------------------------------------------------------

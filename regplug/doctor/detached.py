@@ -35,6 +35,7 @@ class Follower(TorchFunctionMode):
     Attributes:
         events: what was added to something with a graph, without one: the node of the sum, and the
             weights behind what was added.
+        hindrance: why it could not start the last time, None where it could.
     """
 
     def __init__(
@@ -51,15 +52,23 @@ class Follower(TorchFunctionMode):
         self._ratios: list[tuple[float, float]] = []
         self._on = self._paused = False
         self.events: list[tuple[Any, frozenset[int]]] = []
+        self.hindrance: str | None = None
 
     # --- on and off ------------------------------------------------------------------------
 
     def start(self) -> bool:
-        """Follow from now on, if nobody else has a mode of that kind on; return whether it did."""
-        if self._on or _compiles():
+        """Follow from now on, if no mode of others is in the way; return whether it did so."""
+        if self._on:
             return False
         stack = private.function_modes()
-        if stack is not None and not stack:
+        if _compiles():
+            self.hindrance = "the program compiles parts of itself"
+        elif stack is None:
+            self.hindrance = f"torch {torch.__version__} does not tell of function modes"
+        elif others := [mode for mode in stack if not private.is_device_mode(mode)]:
+            self.hindrance = f"another function mode of torch is on ({type(others[-1]).__name__})"
+        else:
+            self.hindrance = None
             self.__enter__()  # type: ignore[no-untyped-call]
             self._on, self._paused = True, False
             self.events, self._numbers = [], []

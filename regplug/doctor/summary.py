@@ -140,7 +140,7 @@ def _group(run: Run, members: Sequence[Treated]) -> Group:
         decays=first.decays,
         plugins=first.plugins,
         dropout=_dropout(run, tracks),
-        share=math.sqrt(moved / update) if update and not run.unmeasured else None,
+        share=math.sqrt(moved / update) if update and not run.decays.unmeasured else None,
         time=_time(first),
         zeros=zeros / here if here else 0.0,
         norm=math.sqrt(squares),

@@ -47,7 +47,7 @@ class Look:
         by_hand: what the loop itself shrank the weights by since the step before.
         added: λ of λ·w that the loop itself added to the gradient.
         trains: whether the parameter was one that asks for a gradient.
-        gradient: whether there was a gradient, and whether any of it was not zero.
+        gradient: ``none``, ``zero``, ``some`` or ``not finite``.
         lr: the learning rate.
         share: of the update the part that regularization makes, squared, and the update squared.
         pull: squared norms of penalties' gradients and of the rest.
@@ -80,6 +80,7 @@ class Track:
         self.sampler = Sampler(named.parameter)
         self.pending: dict[str, Seen] = {}
         self.accumulated: torch.Tensor | None = None  # the gradient as backward left it
+        self.at_update: torch.Tensor | None = None  # the gradient as the optimizer gets it
         self.before: torch.Tensor | None = None
         self.after: torch.Tensor | None = None
         self.looks: list[Look] = []
