@@ -8,12 +8,14 @@ from collections import Counter
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.overrides import TorchFunctionMode
 
 import regplug
 from regplug import doctor
 from regplug.doctor.run import Run
 from regplug.doctor.watch import Watch
-from tests.doctor.diagnosing import diagnosed
+from tests.doctor.diagnosing import diagnosed, undiagnosed
 
 
 def small():
@@ -200,3 +202,139 @@ def test_a_compiled_model_is_compiled_without_a_hook_of_the_doctors():
     torch._dynamo.reset()
     assert len(graphs) == 1
     assert report.steps == 3
+
+
+@pytest.mark.parametrize("kind", ["own", "global"])
+def test_hooks_that_change_gradients_are_looked_at_after_them(kind):
+    model = small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def halve(*arguments):
+        for p in model.parameters():
+            p.grad.mul_(0.5)
+
+    with doctor.examine(model, optimizer) as report:
+        if kind == "own":
+            optimizer.register_step_pre_hook(halve)
+            remove = None
+        else:
+            remove = register_optimizer_step_pre_hook(halve).remove
+        for _ in range(4):
+            optimizer.zero_grad()
+            loss = model(torch.randn(8, 5)).square().mean()
+            (loss + 0.01 * model[0].weight.abs().sum()).backward()
+            optimizer.step()
+    if remove is not None:
+        remove()
+    assert report.report.unseen == []
+    (penalty,) = [p for group in report.groups for p in group.penalties]
+    assert penalty.strength == pytest.approx(0.005, rel=1e-5)
+
+
+def test_hooks_of_others_come_before_plugins_still():
+    model = small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    regplug.attach(model, optimizer, ["l1(0.01, delivery='step')"])
+    norms = []
+
+    def clip(*arguments):
+        norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), 1e-3)))
+
+    optimizer.register_step_pre_hook(clip)
+    before = [p.detach().clone() for p in model.parameters()]
+    with doctor.examine(model, optimizer) as report:
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.ones(8, 5)).square().mean().backward()
+            optimizer.step()
+    # The plugin's gradient is not clipped: its step is 0.1·0.01 for each weight, thrice.
+    moved = (before[0] - model[0].weight.detach()).abs().max()
+    assert float(moved) == pytest.approx(3e-3, rel=0.2)
+    assert len(norms) == 3
+    assert not any("changed" in line for line in report.report.unseen)
+    assert all(group.penalties == () for group in report.groups)
+
+
+class Clipped(torch.optim.SGD):
+    """One that clips in its own step."""
+
+    def step(self, closure=None):
+        nn.utils.clip_grad_norm_([p for g in self.param_groups for p in g["params"]], 1e-3)
+        return super().step(closure)
+
+
+def test_a_clipping_inside_the_step_is_said():
+    model = small()
+    optimizer = Clipped(model.parameters(), lr=0.1)
+    with doctor.examine(model, optimizer) as report:
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = model(torch.ones(8, 5)).square().mean()
+            (loss + 0.01 * model[0].weight.abs().sum()).backward()
+            optimizer.step()
+    (said,) = report.report.unseen
+    assert "the step of Clipped multiplies gradients itself" in said
+
+
+class Counting(TorchFunctionMode):
+    """A mode of somebody else's."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+DETACHED = """
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    train(model, optimizer, lambda: 1e-3 * sum(p.data.abs().sum() for p in weights(model)))
+"""
+
+
+def test_where_a_mode_of_others_is_on_it_is_said_what_is_not_looked_for():
+    model = small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with doctor.examine(model, optimizer) as report, Counting():
+        for _ in range(4):
+            optimizer.zero_grad()
+            loss = model(torch.ones(8, 5)).square().mean()
+            (loss + 0.01 * model[0].weight.data.abs().sum()).backward()
+            optimizer.step()
+    (said,) = report.report.unseen
+    assert "another function mode of torch is on (Counting)" in said
+    # Nothing acts, as far as it was seen; a dropout by a function would not have been.
+    assert report.findings == []
+
+
+def test_the_mode_of_a_default_device_is_in_nobodys_way():
+    before = undiagnosed(DETACHED)
+    scope = {}
+    torch.set_default_device("cpu")
+    try:
+        (report,) = diagnosed(DETACHED, scope=scope)
+    finally:
+        torch.set_default_device(None)
+    assert "detached-penalty" in {finding.code for finding in report.findings}
+    assert torch.overrides._get_current_function_mode_stack() == []
+    pairs = zip(before["model"].parameters(), scope["model"].parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_learning_rate_that_is_none_is_no_zero():
+    class Relative(torch.optim.SGD):
+        def step(self, closure=None):
+            for group in self.param_groups:
+                group["lr"] = 0.1
+            super().step(closure)
+            for group in self.param_groups:
+                group["lr"] = None
+
+    model = small()
+    optimizer = Relative(model.parameters(), lr=0.1)
+    optimizer.param_groups[0]["lr"] = None
+    with doctor.examine(model, optimizer) as report:
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(torch.ones(8, 5)).square().mean().backward()
+            optimizer.step()
+    assert "lr-zero" not in {finding.code for finding in report.findings}
+    assert report.report.looked == 4
