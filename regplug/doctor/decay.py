@@ -8,6 +8,7 @@ whether a gradient of λ·w at a weight of zero moves it alike.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+
 import torch
 from torch.optim import Optimizer
 

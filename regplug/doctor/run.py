@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any
 
 import torch
 import torch.distributed as dist

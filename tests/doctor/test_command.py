@@ -18,8 +18,9 @@ def test_help_imports_no_torch():
         "sys.exit('torch' in sys.modules)"
     )
     for name in ("doctor", "run"):
-        ended = subprocess.run([sys.executable, "-c", text, name], capture_output=True, text=True)
-        assert ended.returncode == 0, ended.stderr
+        ended = subprocess.run(
+            [sys.executable, "-c", text, name], capture_output=True, text=True, check=True
+        )
         assert "SCRIPT" in ended.stdout
 
 

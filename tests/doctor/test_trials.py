@@ -58,7 +58,7 @@ class Bound(torch.optim.Optimizer):
 
 
 class ScheduleFree(torch.optim.Optimizer):
-    """Descent on z, whose average x is what is meant, with gradients at y (Defazio et al., 2024)."""
+    """Descent on z, whose average x is what is meant, with gradients at y (Defazio, 2024)."""
 
     def __init__(self, params, lr, weight_decay):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "beta": 0.9, "k": 0})
