@@ -33,6 +33,21 @@ def dropout_off(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
             ),
             {"rate": off[0].rate},
         )
+    rates = run.dropouts.by_function_off - run.dropouts.by_function - {d.rate for d in drops}
+    if modes and rates:
+        rate = max(rates)
+        yield Finding(
+            "dropout-off-in-training",
+            "note" if any(modes) else "warning",
+            (),
+            f"a function that could drop with p={rate:g} is told not to, where the model trains: "
+            + (
+                "F.dropout(x, p, training=self.training), if that is not meant"
+                if any(modes)
+                else "the model is in evaluation mode, so model.train() before the loop"
+            ),
+            {"rate": rate},
+        )
 
 
 def dropout_in_eval(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
@@ -56,7 +71,7 @@ def _noisy(run: Run, names: tuple[str, ...], told: str, way_out: str, rate: floa
     # What another model learns from may well be made without gradients, and with dropout.
     return Finding(
         "dropout-in-eval",
-        "warning" if run.alone else "note",
+        "warning" if run.alone and not run.dropouts.evaluated_always else "note",
         names,
         f"{told}, so that what is measured there is noisy and too low: {way_out}",
         {"rate": rate},

@@ -104,6 +104,9 @@ def _by_hand(looks: Sequence[Look]) -> list[Decay]:
     seen = [look for look in looks[1:] if look.by_hand > 0]
     if not seen or len(seen) < (len(looks) - 1) / 2:
         return []
+    norms = [look.norm for look in seen]
+    if len(norms) > 1 and max(norms) - min(norms) < 1e-6 * max(norms):
+        return []  # that is a projection to one norm
     rate, lr = median(look.by_hand for look in seen), seen[-1].lr
     lrs, rates = {look.lr for look in seen}, [look.by_hand for look in seen]
     plain = len(lrs) > 1 and max(rates) < 1.001 * min(rates)

@@ -45,6 +45,7 @@ class Look:
         clip: the same without the loss scale, which is a clipping if it is below 1.
         decay: what the optimizer's own decay is.
         by_hand: what the loop itself shrank the weights by since the step before.
+        norm: the weight's norm after that.
         added: λ of λ·w that the loop itself added to the gradient.
         trains: whether the parameter was one that asks for a gradient.
         gradient: ``none``, ``zero``, ``some`` or ``not finite``.
@@ -58,6 +59,7 @@ class Look:
     clip: float | None = None
     decay: Measured | None = None
     by_hand: float = 0.0
+    norm: float = 0.0
     added: float = 0.0
     trains: bool = True
     gradient: str = "none"
