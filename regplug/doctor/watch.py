@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as optim_module
 
 from regplug.backend.backwards import Listening
+from regplug.backend.eager import called_by_a_graph, eagerly
 from regplug.backend.reductions import Reductions
 from regplug.doctor.detached import Follower
 from regplug.doctor.graph import Terms, terms_of
@@ -169,6 +170,7 @@ class Watch:
                 return run
         return None
 
+    @eagerly
     def _step_begins(self, optimizer: Optimizer, arguments: Any, keywords: Any) -> None:
         self._follower.stop()
         run = self._of(optimizer)
@@ -178,6 +180,9 @@ class Watch:
             if run.step_begins():
                 scale = self._loss_scale()
                 self._unhook()  # a step that raised left its one behind
+                if called_by_a_graph():  # a compiled step would be compiled anew for each hook
+                    self._looks(run, scale)
+                    return
                 # Other hooks may change gradients yet, so that the last of them looks.
                 self._last_hook = optimizer.register_step_pre_hook(
                     lambda *_: self._looks(run, scale)
@@ -196,6 +201,7 @@ class Watch:
             self._last_hook.remove()
             self._last_hook = None
 
+    @eagerly
     def _step_ends(self, optimizer: Optimizer, arguments: Any, keywords: Any) -> None:
         run = self._of(optimizer)
         if run is not None:

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as optim_module
 
 from regplug.backend import private, stack, wrapped
+from regplug.backend.eager import eagerly
 from regplug.backend.quiet import quiet_about_hooks
 from regplug.errors import UnsupportedError
 from regplug.finding import search
@@ -126,6 +127,7 @@ class Finder:
     def _unknown(self) -> list[Optimizer]:
         return [o for o in search.optimizers() if o not in self.known | self.refused]
 
+    @eagerly
     def _on_step(self, optimizer: Optimizer, arguments: Any, keywords: Any) -> None:
         self._stepping(optimizer)
 
