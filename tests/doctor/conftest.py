@@ -1,4 +1,4 @@
-"""Each test is of a process in which nothing was compiled yet, whatever tests came before."""
+"""Each diagnosis is of a program that has compiled nothing yet, whatever other tests did."""
 
 import sys
 
@@ -6,6 +6,6 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def forget_compilations():
-    if "torch._dynamo.utils" in sys.modules:
-        sys.modules["torch._dynamo.utils"].counters.clear()
+def nothing_compiled():
+    if (dynamo := sys.modules.get("torch._dynamo.utils")) is not None:
+        dynamo.counters.clear()
