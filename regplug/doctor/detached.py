@@ -215,8 +215,8 @@ class Follower(TorchFunctionMode):
             behind = frozenset().union(*self._arrays)
             arrays = [array.double() for array in self._arrays.values()]
             squares = sum(float(array.square().sum()) for array in arrays)
-            yield "l1", sum(float(array.abs().sum()) for array in arrays), behind, 1e-5
-            yield "l2", squares, behind, 1e-5
+            yield "sizes", sum(float(array.abs().sum()) for array in arrays), behind, 1e-5
+            yield "squares", squares, behind, 1e-5
             yield "norms", sum(float(array.norm()) for array in arrays), behind, 1e-5
             yield "norm", squares**0.5, behind, 1e-5
 
