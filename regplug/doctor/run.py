@@ -128,6 +128,11 @@ class Run:
         for track in dict.fromkeys(reached):
             if found := mine.get(id(track)):
                 track.add(found, loss_scale)
+                if private.has_gradient_hooks(track.parameter):
+                    self.trouble(
+                        "parameters have hooks that may change gradients (register_hook): λ of "
+                        "penalties in the loss is told as it was before them"
+                    )
             if track.parameter.grad is not None:
                 track.accumulated = track.sampler.of(track.parameter.grad)
         self.dropouts.passed()

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from regplug.backend.groups import sign
 from regplug.backend.shards import local
 from regplug.doctor.groups import Decay, Group, Penalty
 from regplug.doctor.run import Run
@@ -64,7 +65,7 @@ def treated(run: Run) -> list[Treated]:
     return [
         Treated(
             track,
-            _penalties(track),
+            _penalties(track, sign(run.optimizer.param_groups[track.group])),
             tuple(_decays(track)),
             tuple(name for name, _ in plugins.get(track.name, ())),
             track.looks[-1].lr if track.looks else 0.0,
@@ -74,13 +75,14 @@ def treated(run: Run) -> list[Treated]:
     ]
 
 
-def _penalties(track: Track) -> tuple[Penalty, ...]:
+def _penalties(track: Track, sign_: float) -> tuple[Penalty, ...]:
     found = []
     for kind in dict.fromkeys(kind for look in track.looks for kind in look.penalties):
         # As it acts where it does: one that is there in every 16th step only is told as that.
         seen = [look.penalties[kind].strength for look in track.looks if kind in look.penalties]
         known = [strength for strength in seen if strength is not None]
-        found.append(Penalty(kind, median(known) if len(known) == len(seen) else None))
+        # Of an objective that is maximized, what is subtracted penalizes.
+        found.append(Penalty(kind, sign_ * median(known) if len(known) == len(seen) else None))
     return tuple(sorted(found, key=lambda penalty: penalty.kind))
 
 
