@@ -25,7 +25,16 @@ _graphs = _Graphs()
 
 
 def called_by_a_graph() -> bool:
-    """Whether this runs in a function that is ``eagerly`` one, of a compiled caller."""
+    """Return whether a step or a loss event is called by compiled code, which breaks its graph there.
+
+    A plugin that is to be compiled once asks it to know that nothing it does now is traced.
+
+    Returns:
+        True within an event that a function under ``torch.compile`` has called.
+
+    >>> called_by_a_graph()
+    False
+    """
     return _graphs.callers > 0
 
 

@@ -32,6 +32,17 @@ __all__ = ["Session"]
 class Session(Asked, Shown):
     """One model, one optimizer, and the plugins attached to them. Made by :func:`attach`.
 
+    It is a context manager too, which detaches at the end of the block.
+
+    >>> import regplug
+    >>> model = nn.Linear(3, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> with regplug.attach(model, optimizer, ["l1(0.01)"]) as session:
+    ...     model(torch.ones(1, 3)).sum().backward()
+    ...     optimizer.step()
+    >>> session.steps, sorted(session.metrics())
+    (1, ['l1/strength', 'l1/value', 'l1/zeros'])
+
     Attributes:
         model: the user's own module, unwrapped.
         optimizer: the torch optimizer, unwrapped, or None.
