@@ -25,12 +25,13 @@ _graphs = _Graphs()
 
 
 def called_by_a_graph() -> bool:
-    """Return whether a step or a loss event is called by compiled code, which breaks its graph there.
+    """Return whether compiled code has called the step, or the loss event, that is under way.
 
-    A plugin that is to be compiled once asks it to know that nothing it does now is traced.
+    Compiled code breaks its graph there, and what an event does is not traced. But a number that a
+    plugin hands to the update, as a decay that it lends, is compiled anew each time it is another.
 
     Returns:
-        True within an event that a function under ``torch.compile`` has called.
+        True within an event of a step or a loss that a function under ``torch.compile`` takes.
 
     >>> called_by_a_graph()
     False

@@ -28,11 +28,17 @@ ELSEWHERE = {
 }
 PUBLIC = (
     "regplug",
+    "regplug.doctor",
     "regplug.errors",
     "regplug.hookspecs",
+    *(
+        f"regplug.integrations.{path.stem}"
+        for path in (ROOT / "regplug" / "integrations").glob("[a-z]*.py")
+    ),
     "regplug.report",
     "regplug.schedules",
     "regplug.testing",
+    "regplug.testing.strategies",
     "regplug.tune",
     "regplug_builtins",
 )
