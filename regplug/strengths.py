@@ -213,7 +213,7 @@ def layers_above(names: Iterable[str]) -> dict[str, tuple[str, int]]:
         names: of all parameters of a model, in its order.
 
     Returns:
-        For each name that of its layer, and the number of layers above it: 0 for the uppermost.
+        For each name, what its layer is called, and how many layers are above it.
 
     >>> layers_above(["embed.weight", "h.0.weight", "h.0.bias", "h.1.weight", "head.weight"])
     ... # doctest: +NORMALIZE_WHITESPACE

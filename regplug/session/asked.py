@@ -47,13 +47,13 @@ class Asked:
 
     @property
     def groups(self) -> list[Group]:
-        """The parameter groups: those of whatever updates, or one for a loop without optimizer."""
+        """The parameter groups of whatever updates, or one for a loop without optimizer."""
         binding = self._binding
         return binding.groups if binding.plain is None else binding.plain.param_groups
 
     @property
     def gradient_scale(self) -> float:
-        """What gradients are still multiplied by in on_gradients: 1, but for fused optimizers."""
+        """What gradients are still multiplied by in on_gradients, not 1 for fused ones alone."""
         scale = getattr(self.optimizer, "grad_scale", None)
         return 1.0 if scale is None else float(scale)
 
