@@ -26,12 +26,8 @@ def test_each_example_is_in_it() -> None:
 
 def test_each_part_of_it_has_its_picture() -> None:
     parts = GALLERY.text.split("\n## ")[1:]
-    assert [part.splitlines()[0] for part in parts if "](pictures/" not in part] == [
-        "Seven ways to regularize one loop",
-        "A script that knows nothing of regplug",
-        "Choosing strengths",
-    ]
-    assert [part.splitlines()[0] for part in parts if not re.search(r"^!\[", part, re.M)] == []
+    assert len(parts) >= 9
+    assert [part.splitlines()[0] for part in parts if "\n![" not in part] == []
     drawn = {path.name for path in (ROOT / "docs" / "pictures").glob("example_*.png")}
     assert drawn == set(re.findall(r"\(pictures/(\w+\.png)\)", GALLERY.text))
 
