@@ -127,20 +127,14 @@ class Plugin:
     The hooks, when each fires and what it may do: :mod:`regplug.hookspecs`. An instance belongs to
     one session at a time.
 
-    >>> import regplug, torch
+    >>> import regplug
     >>> class Counter(regplug.Plugin):
-    ...     "Counts the real steps."
     ...     seen, changes_weights = 0, False
     ...     @regplug.hookimpl
     ...     def after_step(self, session):
     ...         self.seen += 1
-    >>> model = torch.nn.Linear(3, 1)
-    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    >>> with regplug.attach(model, optimizer, [Counter()]) as session:
-    ...     model(torch.ones(1, 3)).sum().backward()
-    ...     optimizer.step()
-    >>> session.plugins[0].name, session.plugins[0].seen
-    ('counter', 1)
+    >>> Counter().name
+    'counter'
     """
 
     requires: str = "1.0"
