@@ -82,7 +82,7 @@ def images() -> Drawn:
         torch.manual_seed(0)
         model, _ = script.train(known, epochs, plugins)
         weights = [p.detach() for p in model.parameters() if p.ndim > 1]
-        matrix(axes, blank(weights[2]), f"{name}: 64 units, 128 inputs", most=0.2)
+        matrix(axes, blank(weights[2]), f"{name}: 64 units, 128 inputs", most=0.2, aspect="auto")
     zeros = [100 * float((w == 0).float().mean()) for w in weights]
     shares.bar(range(4), zeros, color=AFTER)
     shares.set_xticks(range(4), ["conv 1", "conv 2", "linear 1", "linear 2"], rotation=30)
@@ -130,7 +130,13 @@ def speakers() -> Drawn:
         model, _ = script.train(known, labels, specs, 1 if problems.QUICK else 20)
         w = model.gru.weight_hh_l0.detach()
         gone = 100 * float((w == 0).float().mean())
-        matrix(axes, blank(w.T), f"{name}: 64 units × 3 gates, {gone:.0f} % are 0", most=0.15)
+        matrix(
+            axes,
+            blank(w.T),
+            f"{name}: 64 units × 3 gates, {gone:.0f} % are 0",
+            most=0.15,
+            aspect="auto",
+        )
     return figure, script.SPARSE
 
 

@@ -77,6 +77,9 @@ class Asked:
         Frozen parameters, and those whose ``.grad`` is None before the update, take no part; the
         update itself may clear it. Under FSDP2 and tensor parallelism the tensors are ``DTensor``,
         each gradient placed as its weight is: :func:`regplug.local` gives this rank's part.
+
+        Args:
+            selection: which parameters, made once: ``regplug.Selection("weights")``.
         """
         if not self._binding.fresh:
             self._binding.bind(cast(SessionView, self))
@@ -84,6 +87,9 @@ class Asked:
 
     def learning_rate(self, group_index: int) -> Any:
         """Return the learning rate of a group, as the optimizer itself keeps it.
+
+        Args:
+            group_index: as :meth:`updates` yields it.
 
         Raises:
             RegplugError: it is not known: ``with session.step():`` was given none.

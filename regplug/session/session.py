@@ -214,6 +214,9 @@ class Session(Asked, Shown):
         is_main_process``. The name that a session was given comes before each key; a figure may be
         asked for without it.
 
+        Returns:
+            Plain floats, as they are now.
+
         Raises:
             PluginError: a plugin raised.
         """
@@ -237,11 +240,21 @@ class Session(Asked, Shown):
 
         Plain types and tensors alone, so ``torch.load(weights_only=True)`` reads it. What plugins
         keep as ``DTensor`` is whole, by a collective, or with ``sharded`` as they keep it.
+
+        Args:
+            sharded: whether ``DTensor``s stay what they are, as ``torch.distributed.checkpoint``
+                wants them.
+
+        Returns:
+            A new dict, for :meth:`load_state_dict` of a session with the same plugins.
         """
         return self._states.saved(self, self.steps, sharded=sharded)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state. If that fails, nothing has changed.
+
+        Args:
+            state: what :meth:`state_dict` returned, in this run or another.
 
         Raises:
             StateError: it is no such state, or of other plugins than these, or the session is

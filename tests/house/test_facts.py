@@ -99,6 +99,16 @@ def test_figures_of_the_front_page_are_those_of_the_pages_that_it_names() -> Non
     assert WORDS[more] == len(codes) - len(named)
 
 
+def test_versions_of_the_front_page_are_those_that_were_tried() -> None:
+    tried = [row for row in rows(page("versions.md").text) if row[1][0].isdigit()]
+    told = []
+    for column in (1, 2):
+        found = {tuple(map(int, row[column].split("+")[0].split(".")[:2])) for row in tried}
+        told += [".".join(map(str, each)) for each in (min(found), max(found))]
+    front = Page(ROOT / "README.md").text
+    assert "Python {} to {}, torch {} to {}".format(*told) in front
+
+
 def test_the_matrix_has_a_row_for_each_plugin_and_delivery() -> None:
     shown = [row[0] for row in rows(page("matrix.md").text)]
     ours = [offer.name for offer in catalog.offers() if offer.source.startswith("regplug ")]
