@@ -47,7 +47,7 @@ nitpick_ignore_regex = [
     ),
     (r"py:.*", r"regplug(_builtins)?\.(\w+\.)*_\w+(\.\w+)*"),
     (r"py:class", r"regplug\.(delivered|doctor|backend|selection|session|strengths|tune)\..*"),
-    (r"py:class", r"regplug\.kernels\..*|RowEngine"),
+    (r"py:class", r"regplug\.kernels\..*|RowEngine|Accelerator"),
 ]
 
 html_theme = "furo"
