@@ -93,6 +93,18 @@ SOUND = {
                     p.mul_(1 / p.norm())
             train(model, optimizer, steps=1)
     """,
+    "a loss scale by hand": """
+        model = Net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(6):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss = loss + 1e-3 * sum(p.abs().sum() for p in weights(model))
+            (1024 * loss).backward()
+            for p in model.parameters():
+                p.grad.div_(1024)
+            optimizer.step()
+    """,
     "rows of a largest norm": """
         model = Net()
         optimizer = torch.optim.SGD(split(model, 1e-4), lr=0.5)
