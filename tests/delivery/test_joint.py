@@ -262,3 +262,43 @@ def test_groups_of_sharded_weights_are_those_of_one_process(pair: Pair, delivery
             assert value == pytest.approx(told, rel=1e-12)
             for ours, theirs in zip(found, expected, strict=True):
                 close(ours, theirs)
+
+
+def test_patterns_of_one_group_are_refused() -> None:
+    with pytest.raises(regplug.errors.SpecError, match=r"product: strength .* by pattern"):
+        Product({"0.*": 0.1, "*": 0.2})  # type: ignore[arg-type]
+    plugin = Product(0.1)
+    for given in ({"*": 0.1}, regplug.strengths.per_layer(0.1, decay=0.5)):
+        with pytest.raises(regplug.errors.SpecError, match="attach the plugin once for each"):
+            plugin.strength = given  # type: ignore[assignment]
+    assert plugin.strength == 0.1
+
+
+class Rows(regplug.JointPenalty):
+    """λ·‖E·W‖², of an embedding and of what reads it."""
+
+    def groups(self, session: Any) -> Any:
+        yield session.model["words"].weight, session.model["out"].weight
+
+    def value(self, *ws: torch.Tensor) -> torch.Tensor:
+        return (ws[0] @ ws[1].T).square().sum()
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["by the layer", "by the gradient"])
+def test_sparse_gradients_are_refused_by_name(known: bool) -> None:
+    words = nn.Embedding(6, 3, sparse=known)
+    model = nn.ModuleDict({"words": words, "out": nn.Linear(3, 2)})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    rows = Rows(0.1, delivery="step")
+    if known:
+        with pytest.raises(
+            regplug.errors.UnsupportedError, match=r"rows: words\.weight has sparse"
+        ):
+            regplug.attach(model, optimizer, [rows])
+        return
+    session = regplug.attach(model, optimizer, [rows])
+    read = nn.functional.embedding(torch.tensor([1, 4]), words.weight, sparse=True)
+    model["out"](read).sum().backward()
+    with pytest.raises(regplug.errors.UnsupportedError, match=r"rows .*a gradient is sparse"):
+        optimizer.step()
+    session.detach()

@@ -162,3 +162,59 @@ def test_it_sits_the_exam(plugin: Any) -> None:
     checks = [c for c in regplug.testing.CHECKS if c not in leave_out]
     report = check_plugin(plugin, checks=checks)
     assert report.passed, str(report)
+
+
+def test_what_is_adapted_can_not_be_given_by_pattern() -> None:
+    class Halving(regplug.Adaptive, L1):
+        def adapt(self, session: Any) -> None:
+            self.strength = 0.5 * self.strength
+
+    plugin = Halving({"0.*": 0.1, "*": 0.2})  # type: ignore[arg-type]
+    with pytest.raises(regplug.errors.SpecError, match="strength follows what is measured"):
+        trained(plugin)
+    plugin.strength = 0.1
+    assert trained(plugin, 2)[2].metrics()["halving/strength"] == 0.025
+
+
+def test_an_attribute_of_the_class_is_the_classs_again_at_detach_and_in_a_state_before_it() -> None:
+    class Watching(regplug.Adaptive):
+        adapts = ("best",)
+        changes_weights = False
+        best: float | None = None
+
+        def adapt(self, session: Any) -> None:
+            self.best = float(session.steps)
+
+    plugin = Watching()
+    model, optimizer, session = trained(plugin)
+    fresh = session.state_dict()
+    del fresh["plugins"]["watching"]["adapted"]["best"]  # as of a version that had none
+    run(model, optimizer, range(3))
+    assert plugin.best == 2.0
+    session.load_state_dict(fresh)
+    assert "best" not in vars(plugin)
+    run(model, optimizer, range(3, 4))
+    session.detach()
+    assert plugin.best is None
+    assert "best" not in vars(plugin)
+
+
+def test_what_was_at_attach_is_kept_apart_from_what_is_changed_in_place() -> None:
+    class Tallying(regplug.Adaptive):
+        adapts = ("nested", "total")
+        changes_weights = False
+
+        def __init__(self) -> None:
+            self.nested: Any = {"seen": [[0]]}
+            self.total = torch.zeros(2)
+
+        def adapt(self, session: Any) -> None:
+            self.nested["seen"][0].append(session.steps)
+            self.total += 1
+
+    plugin = Tallying()
+    _, _, session = trained(plugin, 3)
+    assert plugin.nested == {"seen": [[0, 0, 1, 2]]}
+    session.detach()
+    assert plugin.nested == {"seen": [[0]]}
+    assert torch.equal(plugin.total, torch.zeros(2))
