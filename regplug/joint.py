@@ -125,12 +125,7 @@ class JointPenalty(Delivered):
 
     def idle(self, session: SessionView) -> Collection[str]:
         """Return the events of deliveries that are not its own, but for hooks written anew."""
-        others = {
-            "proximal": ("on_loss", "on_gradients", "on_closure"),
-            "step": ("on_loss", "after_step"),
-            "loss": ("on_gradients", "on_closure", "after_step") if session.steps else (),
-        }.get(self._settled or "", ("after_step",))
-        return [e for e in others if getattr(type(self), e) is getattr(JointPenalty, e)]
+        return self._idle(session, JointPenalty)
 
     def _known(self, session: SessionView) -> Sequence[tuple[torch.Tensor, ...]]:
         """Return the groups in which anything is covered, each once."""

@@ -1,6 +1,7 @@
 """The lasso at a given sparsity: its strength is whatever leaves that share of exact zeros."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -106,7 +107,7 @@ class TargetSparsity(Adaptive, Selective):
         share = type(self).sparsity.at(self, session.steps + 1)
         if not share:
             return
-        moved = [w for w, _ in _steps(self, session)]
+        moved = [w for w, _ in _moved(self, session)]
         if not moved:
             return
         exact = torch.float64 if any(w.dtype == torch.float64 for w in moved) else torch.float32
@@ -139,18 +140,39 @@ class TargetSparsity(Adaptive, Selective):
 
 def _steps(plugin: TargetSparsity, session: SessionView) -> Iterator[tuple[torch.Tensor, Any]]:
     """Yield each weight that took part with its effective step, to be used before the next."""
+    for w, step in _moved(plugin, session):
+        yield w, step()
+
+
+def _moved(
+    plugin: TargetSparsity, session: SessionView
+) -> Iterator[tuple[torch.Tensor, Callable[[], Any]]]:
+    """Yield each weight that took part with what computes its step, which is a pass of its own."""
     rule, groups = session.update_rule(), session.groups
     for index, weights, gradients in session.updates(plugin._selection):
         group = groups[index]
         if not rule.elementwise:
             step = rule.step(group, {}, gradients[0])
             if isinstance(step, torch.Tensor) or step > 0:
-                yield from ((w, step) for w in weights)
+                yield from ((w, partial(_same, step)) for w in weights)
             continue
-        names = rule.tensors(group)
-        states = session.stateful.state
+        names, states = rule.tensors(group), session.stateful.state
         for w, gradient in zip(weights, gradients, strict=True):
             if state := states.get(w):
-                parts = {name: widened(local(state[name])) for name in names}
                 used = local(gradient) if rule.uses_gradient else w
-                yield w, rule.step(group, {**state, **parts}, used)
+                yield w, partial(_own_step, rule, group, state, names, used)
+
+
+def _same(step: Any) -> Any:
+    return step
+
+
+def _own_step(
+    rule: Any,
+    group: Mapping[str, Any],
+    state: Mapping[str, Any],
+    names: Sequence[str],
+    gradient: torch.Tensor,
+) -> Any:
+    parts = {name: widened(local(state[name])) for name in names}
+    return rule.step(group, {**state, **parts}, gradient)

@@ -104,7 +104,7 @@ def test_the_same_patterns_get_other_rates_and_a_number_serves_all():
 def test_a_rate_out_of_range_in_one_pattern_harms_no_other():
     late = [0.1]
     plugin = Dropout({"0": lambda step: late[0], "*": 0.2})
-    model, session = of_two(plugin)
+    _, session = of_two(plugin)
     late[0] = -1.0
     with pytest.raises(SpecError, match="rate"):
         session.metrics()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -201,3 +202,28 @@ def test_what_can_not_be_is_refused() -> None:
         regplug.attach(model, torch.optim.LBFGS(model.parameters()), ["target_sparsity(0.5)"])
     with pytest.raises(regplug.errors.UnsupportedError, match="Rprop"):
         regplug.attach(model, torch.optim.Rprop(model.parameters()), ["target_sparsity(0.5)"])
+
+
+def test_no_step_is_computed_to_see_what_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where numbers are read, and where they are used, it is a pass over the weights."""
+    computed, before = [0], []
+
+    def finding(numbers: Any, share: float) -> torch.Tensor:
+        before.append(computed[0])
+        return kth_smallest(numbers, share)
+
+    def step(*arguments: Any) -> torch.Tensor:
+        computed[0] += 1
+        return rule.step(*arguments)
+
+    model = tanh_net(3, 4, 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    session = regplug.attach(model, optimizer, ["target_sparsity(0.5)"])
+    rule = session.update_rule()
+    watched = dataclasses.replace(rule, step=step)
+    monkeypatch.setattr(session, "update_rule", lambda: watched)
+    monkeypatch.setattr("regplug_builtins.target_sparsity.kth_smallest", finding)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    assert before == [0]
+    assert computed[0] >= 4  # two weights, which are read and used
