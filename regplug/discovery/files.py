@@ -40,6 +40,16 @@ class FileSpec(NamedTuple):
     cls: str | None
     call: str
 
+    @property
+    def head(self) -> str:
+        """What stands before its arguments."""
+        return self.path if self.cls is None else f"{self.path}:{self.cls}"
+
+    @property
+    def as_call(self) -> str:
+        """The spec as it would be of a plugin's name."""
+        return f"{self.cls or 'plugin'}{self.call}"
+
 
 def split(spec: str) -> FileSpec | None:
     """Return the parts of a spec that names a file, None for one that names a plugin.

@@ -111,3 +111,35 @@ def test_a_rate_out_of_range_in_one_pattern_harms_no_other():
     late[0] = 0.1
     assert session.metrics() == {"dropout/rate": 0.2, "dropout/rate/0": 0.1, "dropout/rate/*": 0.2}
     session.detach()
+
+
+def test_rates_by_layer_are_shown_as_they_are():
+    """In the model of two, what lies above has the whole rate."""
+    plugin = Dropout(regplug.strengths.per_layer(0.5, decay=1.5))
+    model, session = of_two(plugin)
+    told = session.metrics()
+    assert (model[0].p, model[2].p) == (0.75, 0.5)
+    assert told == {"dropout/rate": 0.75, "dropout/rate/0": 0.75, "dropout/rate/2": 0.5}
+    assert "by pattern: rate/0 0.75, rate/2 0.5" in session.describe()
+    plugin.rate = regplug.strengths.per_layer(0.25, decay=1.5)
+    assert session.metrics()["dropout/rate"] == model[0].p == 0.375
+    with pytest.raises(SpecError, match="rate"):
+        plugin.rate = regplug.strengths.per_layer(0.9, decay=1.5)
+    assert (model[0].p, model[2].p) == (0.375, 0.25)
+    session.detach()
+    plugin.rate = {"0": regplug.strengths.per_layer(0.5, decay=0.5), "*": 0.1}
+    model, session = of_two(plugin)
+    told = session.metrics()
+    assert told == {"dropout/rate": 0.25, "dropout/rate/0 0": 0.25, "dropout/rate/*": 0.1}
+    session.detach()
+    plugin.rate = regplug.strengths.per_layer(0.9, decay=1.5)
+    with pytest.raises(SpecError, match="within"):
+        of_two(plugin)
+
+
+def test_the_mean_of_relative_rates_is_theirs():
+    plugin = Dropout({"0": 0.5, "*": 2.0}, relative=True)
+    model, session = of_two(plugin)
+    assert (model[0].p, model[2].p) == (0.2, 0.6)
+    assert session.metrics()["dropout/rate"] == pytest.approx(0.4)
+    session.detach()
