@@ -302,3 +302,22 @@ def test_sparse_gradients_are_refused_by_name(known: bool) -> None:
     with pytest.raises(regplug.errors.UnsupportedError, match=r"rows .*a gradient is sparse"):
         optimizer.step()
     session.detach()
+
+
+@pytest.mark.parametrize("delivery", ["step", "loss"])
+def test_a_group_that_is_frozen_counts_for_nothing_until_it_is_trained(delivery: str) -> None:
+    model = nn.ModuleList([net(), net(), nn.Embedding(2, 2)])
+    model[1].requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    session = regplug.attach(model, optimizer, [Product(0.25, delivery=delivery)])
+    one = 0.25 * (model[0][1].weight @ model[0][0].weight).square().sum().item()
+    assert session.metrics()["product/value"] == pytest.approx(one)
+    assert session.plugins[0].covers(session) == (2, 35)
+    assert "covers 0.0.weight, 0.1.weight\n" in session.describe()  # and not 2.weight
+    model[1].requires_grad_(True)
+    assert session.metrics()["product/value"] == pytest.approx(2 * one)
+    for layer in (model[0], model[1]):
+        layer.requires_grad_(False)
+    assert session.metrics()["product/value"] == 0
+    if delivery == "loss":
+        assert session.loss(torch.zeros(())) == 0
