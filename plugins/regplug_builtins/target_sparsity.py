@@ -89,6 +89,8 @@ class TargetSparsity(Adaptive, Selective):
         if by is not None:
             if callable(sparsity):
                 raise SpecError("by= is for a number: a schedule of the sparsity says itself when")
+            if isinstance(by, bool) or not isinstance(by, int) or by < 1:
+                raise SpecError(f"by must be a whole number of steps, at least 1, got {by!r}")
             sparsity = linear(0.0, sparsity, steps=by)
         self.sparsity = sparsity
         self.where = where  # type: ignore[assignment]

@@ -250,8 +250,9 @@ class WeightDecay(Selective):
         return True
 
     def idle(self, session: SessionView) -> tuple[str, ...]:
-        """After the update only the cautious kind acts."""
-        return () if self.cautious else ("after_step",)
+        """After the update only the cautious kind acts, and a subclass's own hook."""
+        own = type(self).after_step is not WeightDecay.after_step
+        return () if self.cautious or own else ("after_step",)
 
     @hookimpl
     def on_metrics(self, session: SessionView) -> Mapping[str, Any]:

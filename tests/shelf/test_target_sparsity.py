@@ -197,10 +197,13 @@ def test_what_can_not_be_is_refused() -> None:
         TargetSparsity(1.5)
     with pytest.raises(regplug.errors.SpecError, match="by= is for a number"):
         TargetSparsity(regplug.schedules.linear(0, 1, steps=4), by=3)
+    for steps in (0, -1, 1.5, True):
+        with pytest.raises(regplug.errors.SpecError, match="by must be a whole number of steps"):
+            TargetSparsity(0.5, by=steps)  # type: ignore[arg-type]
     model = one_layer(1.0, 2.0)
     with pytest.raises(regplug.errors.UnsupportedError, match="LBFGS"):
         regplug.attach(model, torch.optim.LBFGS(model.parameters()), ["target_sparsity(0.5)"])
-    with pytest.raises(regplug.errors.UnsupportedError, match="Rprop"):
+    with pytest.raises(regplug.errors.UnsupportedError, match=r"Rprop.*a penalty may"):
         regplug.attach(model, torch.optim.Rprop(model.parameters()), ["target_sparsity(0.5)"])
 
 
