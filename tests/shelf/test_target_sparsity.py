@@ -192,11 +192,28 @@ def test_the_kth_smallest_is_that_of_a_sorted_list(dtype: torch.dtype) -> None:
     assert kth_smallest([(left_out, left_out)], 0.5) == 0
 
 
+@pytest.mark.parametrize("by", [None, 4])
+def test_a_schedule_is_followed_in_its_steps_and_by_leads_to_it(by: int | None) -> None:
+    model = one_layer(*range(1, 101))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    schedule = regplug.schedules.piecewise({0: 0.0, 1: 0.4, 3: 0.8})
+    plugin = TargetSparsity(schedule, by=by)
+    assert (plugin.sparsity, plugin.by) == (0.0, by)
+    session = regplug.attach(model, optimizer, [plugin])
+    found = []
+    for _ in range(5):
+        with torch.no_grad():
+            model.weight.copy_(torch.arange(1.0, 101.0))
+        model.weight.grad = torch.zeros_like(model.weight)
+        optimizer.step()
+        found.append(int((model.weight == 0).sum()))
+    assert found == ([0, 40, 40, 80, 80] if by is None else [0, 20, 30, 80, 80])
+    assert session.metrics()["target_sparsity/sparsity"] == 0.8
+
+
 def test_what_can_not_be_is_refused() -> None:
     with pytest.raises(regplug.errors.SpecError, match="within"):
         TargetSparsity(1.5)
-    with pytest.raises(regplug.errors.SpecError, match="by= is for a number"):
-        TargetSparsity(regplug.schedules.linear(0, 1, steps=4), by=3)
     for steps in (0, -1, 1.5, True):
         with pytest.raises(regplug.errors.SpecError, match="by must be a whole number of steps"):
             TargetSparsity(0.5, by=steps)  # type: ignore[arg-type]
