@@ -271,8 +271,8 @@ class WeightDecay(Selective):
 
     def notes(self, session: SessionView) -> Sequence[str]:
         """Return what is covered, and what λ comes to in other conventions."""
-        groups = list(session.coverage(self._selection).by_group)
-        return [*super().notes(session), *self._scale.said(session, groups, self.strength)]
+        groups = session.coverage(self._selection).by_group
+        return [*super().notes(session), *self._scale.said_of(self, session, groups)]
 
     def acts(self, session: SessionView) -> str:
         """Return when it acts, and on what terms."""
