@@ -54,12 +54,21 @@ class Adaptive(Plugin):
 
     adapts: ClassVar[tuple[str, ...]] = ("strength",)
     """The attributes that move, scheduled ones (:class:`regplug.Scheduled`) or plain ones that
-    hold numbers, strings, None, tensors, and lists and dicts of them."""
+    hold numbers, strings, None, tensors, and lists, tuples and dicts of them."""
 
     every: int = 1
     """After how many real steps :meth:`adapt` is called each time."""
 
     _at_attach: dict[str, Any] | None = None
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        before = cls.__mro__[: cls.__mro__.index(Adaptive)]
+        if first := [c for c in before if not issubclass(c, Adaptive) and issubclass(c, Plugin)]:
+            raise SpecError(
+                f"class {cls.__name__}: Adaptive comes before {first[0].__name__}, whose events "
+                f"it takes up: class {cls.__name__}(regplug.Adaptive, {first[0].__name__})"
+            )
 
     def adapt(self, session: SessionView) -> None:
         """Set what is to hold from the next step on. Called after the update, with grad off.
@@ -72,6 +81,13 @@ class Adaptive(Plugin):
         """Remember what the attributes were."""
         if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
             raise SpecError(f"every must be a whole number of at least 1, got {self.every!r}")
+        if isinstance(self.adapts, str):
+            raise SpecError(f"adapts must be a tuple, ({self.adapts!r},), got {self.adapts!r}")
+        if unknown := [name for name in self.adapts if not hasattr(self, name)]:
+            raise SpecError(
+                f"{self.name}: adapts names {unknown[0]!r}, which the plugin does not have: set it "
+                "in __init__, or name in adapts what moves"
+            )
         if given := [name for name in self.adapts if name in self.mappings]:
             raise SpecError(
                 f"{self.name}: {given[0]} follows what is measured, and can't be given by pattern"
@@ -88,6 +104,18 @@ class Adaptive(Plugin):
             beneath(session)
         if (session.steps + 1) % self.every == 0:
             self.adapt(session)
+        self._check_set()
+
+    def _check_set(self) -> None:
+        """Refuse a schedule or patterns that were set since: a resumed run could not go on so."""
+        own, before = vars(self), self._at_attach or {}
+        for name in self.adapts:
+            value = own.get(name)
+            if callable(value) and type(value) is not constant and value is not before.get(name):
+                raise SpecError(
+                    f"{name} was set to {value!r}, which can't be saved: what adapts sets numbers, "
+                    "anew whenever they are others"
+                )
 
     @hookimpl
     def on_state(self, session: SessionView) -> Mapping[str, Any]:
@@ -143,6 +171,8 @@ def _kept(value: Any) -> Any:
     """Return a copy that nothing done to ``value`` in place reaches."""
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
+    if callable(value):  # a schedule, which nobody changes
+        return value
     return copy.deepcopy(value) if isinstance(value, dict | list) else copy.copy(value)
 
 
@@ -154,6 +184,18 @@ def _copied(value: Any, like: Any = None) -> Any:
     if isinstance(value, Mapping):
         known = like if isinstance(like, Mapping) else {}
         return {key: _copied(item, known.get(key)) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list):
         return [_copied(item) for item in value]
+    if isinstance(value, tuple):
+        return tuple([_copied(item) for item in value])
+    if getattr(value, "ndim", None) == 0:
+        return value.item()  # a number of NumPy's, which torch.load(weights_only=True) refuses
+    if not isinstance(value, _SAVED):
+        raise StateError(
+            f"a {type(value).__name__} can't be saved: keep numbers, strings, None, tensors, and "
+            "lists, tuples and dicts of them"
+        )
     return value
+
+
+_SAVED = (bool, int, float, complex, str, bytes, set, type(None), torch.dtype, torch.device)

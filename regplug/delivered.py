@@ -115,6 +115,9 @@ class Delivered(Selective):
 
     def idle(self, session: SessionView) -> Collection[str]:
         """Return the events of deliveries that are not its own, but for hooks written anew."""
+        return self._idle(session, Delivered)
+
+    def _idle(self, session: SessionView, base: type) -> Collection[str]:
         if self._settled == "proximal":
             others = ["on_loss", "on_gradients", "on_closure"]
         elif self._settled == "step":
@@ -123,7 +126,7 @@ class Delivered(Selective):
             others = ["on_gradients", "on_closure", "after_step"]
         else:  # "auto" has not settled, or it is to be seen whether the loss event ever fires
             others = ["after_step"]
-        return [event for event in others if not is_own(self, event, Delivered)]
+        return [event for event in others if not is_own(self, event, base)]
 
     def waits_for_loss(self, session: SessionView) -> bool:
         """Return whether it is delivered in the loss, and not at strength 0."""
@@ -168,13 +171,10 @@ class Delivered(Selective):
     def _term(self, session: SessionView, strength: float) -> terms.Term:
         """Return λ, with the sign that each group's objective gives it, and the coverage."""
         groups, coverage = session.groups, session.coverage(self._selection)
-        if self._mapped:
-            signs = tuple([sign(groups[i]) for i in coverage.by_group])
-            return terms.Term(
-                self._formula_kernel, coverage, signs, self._parted(session).shares(coverage)
-            )
-        factors = tuple([strength * sign(groups[i]) for i in coverage.by_group])
-        return terms.Term(self._formula_kernel, coverage, factors)
+        shares = self._parted(session).shares(coverage) if self._mapped else None
+        factor = strength if shares is None else 1.0
+        factors = tuple([factor * sign(groups[i]) for i in coverage.by_group])
+        return terms.Term(self._formula_kernel, coverage, factors, shares)
 
     def _parted(self, session: SessionView) -> Parted:
         """Return the parts of a penalty whose strengths are by pattern."""
@@ -201,8 +201,7 @@ class Delivered(Selective):
             ):
                 continue
             index, weights, gradients = update
-            first = weights[0]
-            key = sign(session.groups[index]), first.dtype, first.device
+            key = sign(session.groups[index]), weights[0].dtype, weights[0].device
             if key in together:
                 at_step.join(together[key], weights, gradients)
             else:
@@ -266,12 +265,11 @@ class Delivered(Selective):
         strengths, used = self.strengths(), in_use(coverage)
         # Companions belong to the parameters themselves.
         valued = coverage if self._formula_kernel.has_companions else used
+        factor, shares = strengths.get("strength", 1.0), None
         if self._mapped:
-            shares = self._parted(session).shares_in_use(coverage, valued)
-            value = terms.value(self._formula_kernel, valued, 1.0, shares)
+            factor, shares = 1.0, self._parted(session).shares_in_use(coverage, valued)
             strengths = {**strengths, **self.figures_by_part(session)}
-        else:
-            value = terms.value(self._formula_kernel, valued, strengths.get("strength", 1.0))
+        value = terms.value(self._formula_kernel, valued, factor, shares)
         return {"value": value, **strengths, "zeros": terms.zeros(used, self._kernels)}
 
     def _settle(self, session: SessionView) -> str:

@@ -124,12 +124,7 @@ class JointPenalty(Delivered):
 
     def idle(self, session: SessionView) -> Collection[str]:
         """Return the events of deliveries that are not its own, but for hooks written anew."""
-        others = {
-            "proximal": ("on_loss", "on_gradients", "on_closure"),
-            "step": ("on_loss", "after_step"),
-            "loss": ("on_gradients", "on_closure", "after_step") if session.steps else (),
-        }.get(self._settled or "", ("after_step",))
-        return [e for e in others if getattr(type(self), e) is getattr(JointPenalty, e)]
+        return self._idle(session, JointPenalty)
 
     def _known(self, session: SessionView) -> Sequence[tuple[torch.Tensor, ...]]:
         """Return the groups in which anything is covered, each once."""
@@ -144,6 +139,11 @@ class JointPenalty(Delivered):
             self._groups, self._bound = list(found.values()), coverage
             self._check_signs(session, coverage)
         return self._groups
+
+    def _active(self, session: SessionView) -> list[tuple[torch.Tensor, ...]]:
+        """Return those of which a member is trained now."""
+        trained = {id(e.parameter) for e in session.coverage(self._selection).trainable}
+        return [group for group in self._known(session) if any(id(w) in trained for w in group)]
 
     def _check_signs(self, session: SessionView, coverage: Coverage) -> None:
         signs = {id(e.parameter): sign(session.groups[e.group_index]) for e in coverage}
@@ -160,7 +160,7 @@ class JointPenalty(Delivered):
         signs = {id(e.parameter): sign(session.groups[e.group_index]) for e in coverage}
         return [
             (next(signs[id(w)] for w in group if id(w) in signs) * self.factor(*group), group)
-            for group in self._known(session)
+            for group in self._active(session)
         ]
 
     def _checked(self, *group: torch.Tensor) -> torch.Tensor:
@@ -178,7 +178,7 @@ class JointPenalty(Delivered):
         """Find the groups, and check what every penalty checks."""
         self._bound = None
         super().on_attach(session)
-        if not self._known(session) and not session.coverage(self._selection).lazy:
+        if not self._active(session) and not session.coverage(self._selection).lazy:
             raise SelectionError(f"{self.name}: {self.nothing_found(session)}")
 
     def nothing_found(self, session: SessionView) -> str:
@@ -198,7 +198,6 @@ class JointPenalty(Delivered):
         terms = [
             strength * factor * jointly.value(self.name, self._checked, group, covered)
             for factor, group in self._terms(session)
-            if any(id(w) in covered for w in group)
         ]
         return torch.stack([t.to(terms[0]) for t in terms]).sum() if terms else None
 
@@ -271,7 +270,7 @@ class JointPenalty(Delivered):
     def on_metrics(self, session: SessionView) -> Mapping[str, Any]:
         """Return value (strength included) and strength."""
         strengths = self.strengths()
-        plain = ((self.factor(*group), group) for group in self._known(session))
+        plain = ((self.factor(*group), group) for group in self._active(session))
         value = self._total(plain) * strengths.get("strength", 1.0)
         return {"value": value, **strengths}
 
@@ -282,18 +281,14 @@ class JointPenalty(Delivered):
 
     # --- what is told ---------------------------------------------------------------------
 
-    def covers(self, session: SessionView) -> tuple[int, int] | None:
-        """Return how many tensors and weights of the groups are covered."""
-        covered = {id(e.parameter) for e in session.coverage(self._selection).trainable}
-        members = {id(w): w for group in self._known(session) for w in group if id(w) in covered}
-        return len(members), sum(w.numel() for w in members.values())
-
-    def covered(self, session: SessionView) -> Sequence[str]:
-        """Return the names of what is covered of the groups."""
+    def acted_on(self, session: SessionView) -> Coverage:
+        """Return what is covered of the groups."""
         members = {id(w) for group in self._known(session) for w in group}
-        return [e.name for e in session.coverage(self._selection) if id(e.parameter) in members]
+        selected = session.coverage(self._selection)
+        ours = [entry for entry in selected if id(entry.parameter) in members]
+        return Coverage(ours, selected.lazy, selected.where)
 
     def executed(self, session: SessionView) -> Sequence[str]:
         """Return how many groups there are, and that autograd does it."""
-        count = len(self._known(session))
+        count = len(self._active(session))
         return [f"{count} group{'' if count == 1 else 's'} of parameters that belong together"]

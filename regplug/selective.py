@@ -7,6 +7,7 @@ from typing import Any
 from regplug.backend.names import named_parameters
 from regplug.errors import NeverSetError
 from regplug.plugin import Plugin, Scheduled
+from regplug.selection.coverage import Coverage
 from regplug.selection.parts import Keys, Narrowing, Parts, Strengths
 from regplug.selection.where import Selection, Where, matches
 from regplug.view import SessionView, Update
@@ -124,21 +125,25 @@ class Selective(Plugin):
 
     # --- what a session asks --------------------------------------------------------------
 
+    def acted_on(self, session: SessionView) -> Coverage:
+        """Return what is told to be covered: the selection, unless a subclass acts on less."""
+        return session.coverage(self._selection)
+
     def covers(self, session: SessionView) -> tuple[int, int] | None:
         """Return how many tensors and weights are covered."""
-        coverage = session.coverage(self._selection)
+        coverage = self.acted_on(session)
         return len(coverage.trainable), coverage.weights
 
     def covered(self, session: SessionView) -> Sequence[str]:
         """Return the names of all that is covered, or may be once it has a shape."""
-        return session.coverage(self._selection).names
+        return self.acted_on(session).names
 
     def notes(self, session: SessionView) -> Sequence[str]:
         """Return what is covered if it is little, what is special, and strengths by pattern."""
         from regplug.selection.in_use import notes
 
         by_part = [f"{name} {value:g}" for name, value in self.figures_by_part(session).items()]
-        found = notes(session.coverage(self._selection))
+        found = notes(self.acted_on(session))
         return [*found, "by pattern: " + ", ".join(by_part)] if by_part else found
 
     def agreement(self, session: SessionView) -> Mapping[str, Any]:

@@ -221,6 +221,8 @@ def layers_above(names: Iterable[str]) -> dict[str, tuple[str, int]]:
      'h.1.weight': ('h.1', 1), 'head.weight': ('above', 0)}
     >>> layers_above(["first.weight", "first.bias", "second.weight"])
     {'first.weight': ('first', 1), 'first.bias': ('first', 1), 'second.weight': ('second', 0)}
+    >>> layers_above(["weight"])                             # of the model itself
+    {'weight': ('root', 0)}
     """
     names = list(names)
     numbered = [
@@ -237,7 +239,9 @@ def layers_above(names: Iterable[str]) -> dict[str, tuple[str, int]]:
             own.append(before)
     order = {layer: level for level, layer in enumerate(dict.fromkeys(own))}
     top = len(order) - 1
-    return {name: (layer, top - order[layer]) for name, layer in zip(names, own, strict=True)}
+    return {
+        name: (layer or "root", top - order[layer]) for name, layer in zip(names, own, strict=True)
+    }
 
 
 def _plain(schedule: object) -> str:

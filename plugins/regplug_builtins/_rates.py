@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -64,6 +65,7 @@ class ScheduledRates(Plugin):
     _targets: Sequence[Target] = ()
     _rates: Sequence[Rate] = ()
     _settings: Sequence[Setting | None] = ()  # of each target, where rates are by pattern
+    _labels: Mapping[str, Setting] = MappingProxyType({})  # what each of these is called
     _undo: Sequence[Callable[[], None]] = ()
 
     def find(self, model: nn.Module) -> Iterator[Target]:
@@ -107,7 +109,9 @@ class ScheduledRates(Plugin):
         matched = [t for t in found if patterns.takes(t.name, t.name.rpartition(".")[0])]
         targets = [target for target in matched if not self.leaves(session, target)]
         if mappings := self.mappings:
-            targets, self._settings = settled(self, mappings, self.kind, found, targets)
+            targets, self._settings, self._labels = settled(
+                self, mappings, self.kind, found, targets
+            )
         if not targets:
             have = ", ".join(target.name for target in found[:6]) or "none at all"
             but = f" but {matched[0].name}, which another plugin is there for" if matched else ""
@@ -187,15 +191,15 @@ class ScheduledRates(Plugin):
         return rate
 
     def figures_by_pattern(self) -> dict[str, float]:
-        """Return each rate by pattern under its name: ``rate/encoder.*``."""
+        """Return each rate by pattern, or by layer, under its name: ``rate/encoder.*``."""
         if not self._mapped:
             return {}
         found = {}
         for name, mapping in self.mappings.items():
-            for text in mapping.entries:
-                mapping.now = Setting(text)
+            for label, setting in self._labels.items():
+                mapping.now = setting
                 try:
-                    found[f"{name}/{text}"] = getattr(self, name)
+                    found[f"{name}/{label}"] = getattr(self, name)
                 finally:
                     mapping.now = None
         return found
@@ -208,9 +212,11 @@ class ScheduledRates(Plugin):
         """Refuse, while it is attached, patterns that its modules were not sorted by."""
         if not self._targets or not isinstance(now, ByPattern):
             return
-        known = isinstance(before, ByPattern) and before.decays == now.decays
-        if not (known and list(before.entries) == list(now.entries)):  # type: ignore[attr-defined]
+        if not isinstance(before, ByPattern) or (
+            (list(before.entries), before.decays) != (list(now.entries), now.decays)
+        ):
             raise SpecError(f"{self.name} is attached: detach() before it gets other patterns")
+        now.settle(before.factors)
 
     def follow(self) -> None:
         """Set the modules that it is attached to, if to any, to the rates of now."""
@@ -242,7 +248,8 @@ class ScheduledRates(Plugin):
             _taken.give_back(target.module, target.attribute, self)
         for undo in self._undo:
             undo()
-        self._targets, self._rates, self._settings, self._undo = (), (), (), ()
+        self._targets, self._rates, self._undo = (), (), ()
+        self._settings, self._labels = (), {}
 
     def covers(self, session: SessionView) -> None:
         """Rates are of modules, not of weights."""

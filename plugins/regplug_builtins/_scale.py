@@ -2,16 +2,18 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
-from regplug import HALVES, SessionView
+from regplug import HALVES, Selective, SessionView
 from regplug.errors import RegplugError, SpecError, StateError
 
 __all__ = ["SCALES", "Scale", "rounds_away"]
 
 SCALES = ("lr", "schedule", "none", "lr_squared")
+
+ByGroup: TypeAlias = Mapping[int, Sequence[torch.Tensor]]
 
 # Where an optimizer or a scheduler of torch's keeps what an lr is measured by, the best first.
 _KEPT = {"schedule": ("initial_lr",), "lr_squared": ("max_lr", "initial_lr")}
@@ -51,12 +53,12 @@ class Scale:
                 raise SpecError(f"reference_lr must be finite and above 0, got {reference!r}")
         self.mode, self.reference = mode, reference
         self.known: dict[int, float] = {}
-        self._warned = False
+        self._warned = self._told = False
 
     def begin(self, session: SessionView) -> None:
         """Take the references of all groups that have an lr by now."""
         self.known.clear()
-        self._warned = False
+        self._warned = self._told = False
         self._see(session)
 
     def _see(self, session: SessionView) -> None:
@@ -78,6 +80,7 @@ class Scale:
     def of(self, session: SessionView, index: int, strength: float) -> Any:
         """Return the share that a group's weights are to be decayed by, a number or 0-d tensor."""
         if self.mode == "none":
+            self._warn_of_all(strength)
             return strength
         lr = session.learning_rate(index)
         if self.mode == "lr":
@@ -86,7 +89,18 @@ class Scale:
             self._see(session)
         reference = self.known[index]
         self._warn_of_more(lr, reference, index)
-        return (lr / reference if self.mode == "schedule" else lr**2 / reference) * strength
+        decay = (lr / reference if self.mode == "schedule" else lr**2 / reference) * strength
+        self._warn_of_all(decay)
+        return decay
+
+    def _warn_of_all(self, decay: Any) -> None:
+        if not self._told and isinstance(decay, float) and decay > 1:
+            self._told = True
+            warnings.warn(
+                f"scale={self.mode!r}: the decay takes {decay:g} times each weight in a step, "
+                "which turns its sign: by this scale λ is the share that is lost, well below 1",
+                stacklevel=4,
+            )
 
     def _warn_of_more(self, lr: Any, reference: float, index: int) -> None:
         # To ask a tensor elsewhere would be to wait for it.
@@ -123,6 +137,18 @@ class Scale:
             raise StateError(f"{name}: the saved reference_lr is no number for each group")
         self.known.clear()
         self.known.update(saved)
+
+    def said_of(self, plugin: Selective, session: SessionView, by_group: ByGroup) -> list[str]:
+        """Return what each λ of a plugin comes to, in the groups that have it."""
+        if not plugin.mappings:
+            return self.said(session, list(by_group), plugin.strengths()["strength"])
+        strengths = plugin.strengths_by_part(session)
+        found: list[str] = []
+        for part in range(len(strengths.parts.settings)):
+            here = [i for i, ws in by_group.items() if part in map(strengths.parts.number, ws)]
+            with strengths.at(part):
+                found += self.said(session, here, plugin.strengths()["strength"])
+        return list(dict.fromkeys(found))
 
     def said(self, session: SessionView, indices: Sequence[int], strength: float) -> list[str]:
         """Return what λ comes to in the other conventions, at the lr of each group now."""

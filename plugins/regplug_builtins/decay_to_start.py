@@ -160,7 +160,7 @@ class DecayToStart(Anchored):
     def notes(self, session: SessionView) -> Sequence[str]:
         """Return what is covered, what λ comes to in other conventions, and what executes it."""
         coverage = session.coverage(self._selection)
-        lines = self._scale.said(session, list(coverage.by_group), self.strength)
+        lines = self._scale.said_of(self, session, coverage.by_group)
         parts = [local(entry.parameter) for entry in coverage.trainable]
         formula = partial(_pulled, decay=self.strength)
         by = "foreach" if self._run is None else self._run.describe(formula, 2, parts)

@@ -158,9 +158,9 @@ class Dropout(ScheduledRates):
         """Return the rate, or with ``relative`` the mean rate of the modules."""
         if not self.relative:
             return {"rate": self.rate, **self.figures_by_pattern()}
-        mean = sum(target.own for target in self._targets) / max(len(self._targets), 1)
-        by_pattern = self.figures_by_pattern()
-        return {"rate": self.factor * mean, "factor": self.factor, **by_pattern}
+        rates = [self._checked(self._step, i, target) for i, target in enumerate(self._targets)]
+        mean = sum(rates) / max(len(rates), 1)
+        return {"rate": mean, "factor": self.factor, **self.figures_by_pattern()}
 
 
 def _attributes(module: nn.Module) -> Iterator[str]:

@@ -27,8 +27,10 @@ class LoraL2(JointPenalty):
 
     Found by attributes: ``lora_A`` and ``lora_B`` of PEFT's layers (linear, embedding,
     convolution; each adapter by itself, those that are not trained are left out) and of loralib's,
-    ``lora_a`` and ``lora_b`` of torchtune's. Where one of both factors is frozen, it is a constant.
-    Exact under DDP, FSDP2 and tensor parallelism, where the factors, which are small, are gathered.
+    ``lora_a`` and ``lora_b`` of torchtune's. Of adapters that the optimizer holds, those count that
+    are trained now, so that one may be switched to. Where one of both factors is frozen, it is a
+    constant. Exact under DDP, FSDP2 and tensor parallelism, where the factors, which are small, are
+    gathered.
 
     Args:
         strength: λ, a finite number ≥ 0 or a schedule of the step count.
@@ -41,7 +43,7 @@ class LoraL2(JointPenalty):
     Raises:
         SpecError: ``strength`` is negative or not finite, or ``delivery`` is none of these.
         SelectionError: there is no adapter in the model, or none that is trained and selected; or
-            one whose factors don't fit each other.
+            one whose factors don't fit each other, or that has a third, as AdaLoRA's.
 
     References:
         Edward J. Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021,
@@ -73,7 +75,7 @@ class LoraL2(JointPenalty):
         self._scalings: dict[tuple[int, int], float] = {}
 
     def groups(self, session: SessionView) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield (B, A) of each adapter that has a factor to train."""
+        """Yield (B, A) of each adapter, of which those count that have a factor to train."""
         self._scalings = {}
         for path, module in session.model.named_modules():
             for names in _NAMES:
@@ -81,9 +83,16 @@ class LoraL2(JointPenalty):
                 if any(factor is None for factor in factors):
                     continue
                 for adapter, b, a in _adapters(*factors):
-                    if not (b.requires_grad or a.requires_grad):
-                        continue
+                    trained = b.requires_grad or a.requires_grad
+                    if trained and _between(module, adapter) is not None:
+                        raise SelectionError(
+                            f"{self.name}: {path} has a factor lora_E between {names[0]} and "
+                            f"{names[1]}, as AdaLoRA's, whose product is not B·A: exclude it with "
+                            f"where=['weights', '!{path}.*']"
+                        )
                     if b.ndim < 2 or a.ndim < 2 or b.flatten(1).shape[1] != a.shape[0]:
+                        if not trained:
+                            continue
                         raise SelectionError(
                             f"{self.name}: {path}.{names[0]} has shape {tuple(b.shape)} and "
                             f"{names[1]} {tuple(a.shape)}, of which there is no product B·A: "
@@ -120,6 +129,12 @@ def _adapters(b: Any, a: Any) -> Iterator[tuple[str | None, torch.Tensor, torch.
                 yield name, _weight(b[name]), _weight(a[name])
     else:
         yield None, _weight(b), _weight(a)
+
+
+def _between(module: nn.Module, adapter: str | None) -> object:
+    """Return what AdaLoRA has between the factors, None where there is nothing."""
+    values: Any = getattr(module, "lora_E", None)
+    return values if adapter is None or values is None else dict(values.items()).get(adapter)
 
 
 def _weight(factor: Any) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The lasso at a given sparsity: its strength is whatever leaves that share of exact zeros."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from regplug import (
     zeros,
 )
 from regplug.errors import SpecError
-from regplug.schedules import ScheduleLike, linear
+from regplug.schedules import ScheduleLike
 from regplug_builtins._kth import kth_smallest
 from regplug_builtins.l1 import soft_threshold
 
@@ -43,12 +44,13 @@ class TargetSparsity(Adaptive, Selective):
 
     Args:
         sparsity: the share of zeros, within [0, 1], or a schedule of it over the step count.
-        by: after how many steps a number is reached, from 0 on a straight line; None at once.
+        by: after how many steps it is reached, from 0 on a straight line: of a number or a
+            schedule min((step + 1)/by, 1) is asked for. None at once.
         where: the parameters, by default ``"weights"``.
         name: the key of its state and metrics.
 
     Raises:
-        SpecError: ``sparsity`` leaves [0, 1], or ``by`` is given beside a schedule.
+        SpecError: ``sparsity`` leaves [0, 1], or ``by`` is no number of steps.
         SelectionError: ``where`` is no selection, or covers nothing.
         UnsupportedError: the optimizer's effective step is not known, or it is LBFGS.
 
@@ -85,11 +87,9 @@ class TargetSparsity(Adaptive, Selective):
         where: object = "weights",
         name: str | None = None,
     ) -> None:
-        if by is not None:
-            if callable(sparsity):
-                raise SpecError("by= is for a number: a schedule of the sparsity says itself when")
-            sparsity = linear(0.0, sparsity, steps=by)
-        self.sparsity = sparsity
+        if by is not None and (isinstance(by, bool) or not isinstance(by, int) or by < 1):
+            raise SpecError(f"by must be a whole number of steps, at least 1, got {by!r}")
+        self.sparsity, self.by = sparsity, by
         self.where = where  # type: ignore[assignment]
         self.name = name
 
@@ -100,13 +100,17 @@ class TargetSparsity(Adaptive, Selective):
         session.coverage(self._selection)
         session.update_rule()
 
+    def _way(self, steps: int) -> float:
+        """Return which part of the way to the share is gone after so many steps."""
+        return 1.0 if self.by is None else min(steps / self.by, 1.0)
+
     @hookimpl
     def after_step(self, session: SessionView) -> None:
         """Measure the strength, and apply the proximal operator."""
-        share = type(self).sparsity.at(self, session.steps + 1)
+        share = self.sparsity * self._way(session.steps + 1)
         if not share:
             return
-        moved = [w for w, _ in _steps(self, session)]
+        moved = [w for w, _ in _moved(self, session)]
         if not moved:
             return
         exact = torch.float64 if any(w.dtype == torch.float64 for w in moved) else torch.float32
@@ -127,7 +131,7 @@ class TargetSparsity(Adaptive, Selective):
         used = in_use.in_use(session.coverage(self._selection))
         strength = 0.0 if self._strength is None else self._strength
         return {
-            **self.strengths(),
+            "sparsity": self.sparsity * self._way(session.steps),
             "strength": strength,
             "zeros": zeros(used, session.kernels),
         }
@@ -139,18 +143,39 @@ class TargetSparsity(Adaptive, Selective):
 
 def _steps(plugin: TargetSparsity, session: SessionView) -> Iterator[tuple[torch.Tensor, Any]]:
     """Yield each weight that took part with its effective step, to be used before the next."""
+    for w, step in _moved(plugin, session):
+        yield w, step()
+
+
+def _moved(
+    plugin: TargetSparsity, session: SessionView
+) -> Iterator[tuple[torch.Tensor, Callable[[], Any]]]:
+    """Yield each weight that took part with what computes its step, which is a pass of its own."""
     rule, groups = session.update_rule(), session.groups
     for index, weights, gradients in session.updates(plugin._selection):
         group = groups[index]
         if not rule.elementwise:
             step = rule.step(group, {}, gradients[0])
             if isinstance(step, torch.Tensor) or step > 0:
-                yield from ((w, step) for w in weights)
+                yield from ((w, partial(_same, step)) for w in weights)
             continue
-        names = rule.tensors(group)
-        states = session.stateful.state
+        names, states = rule.tensors(group), session.stateful.state
         for w, gradient in zip(weights, gradients, strict=True):
             if state := states.get(w):
-                parts = {name: widened(local(state[name])) for name in names}
                 used = local(gradient) if rule.uses_gradient else w
-                yield w, rule.step(group, {**state, **parts}, used)
+                yield w, partial(_own_step, rule, group, state, names, used)
+
+
+def _same(step: Any) -> Any:
+    return step
+
+
+def _own_step(
+    rule: Any,
+    group: Mapping[str, Any],
+    state: Mapping[str, Any],
+    names: Sequence[str],
+    gradient: torch.Tensor,
+) -> Any:
+    parts = {name: widened(local(state[name])) for name in names}
+    return rule.step(group, {**state, **parts}, gradient)

@@ -250,8 +250,9 @@ class WeightDecay(Selective):
         return True
 
     def idle(self, session: SessionView) -> tuple[str, ...]:
-        """After the update only the cautious kind acts."""
-        return () if self.cautious else ("after_step",)
+        """After the update only the cautious kind acts, and a subclass's own hook."""
+        own = type(self).after_step is not WeightDecay.after_step
+        return () if self.cautious or own else ("after_step",)
 
     @hookimpl
     def on_metrics(self, session: SessionView) -> Mapping[str, Any]:
@@ -270,8 +271,8 @@ class WeightDecay(Selective):
 
     def notes(self, session: SessionView) -> Sequence[str]:
         """Return what is covered, and what λ comes to in other conventions."""
-        groups = list(session.coverage(self._selection).by_group)
-        return [*super().notes(session), *self._scale.said(session, groups, self.strength)]
+        groups = session.coverage(self._selection).by_group
+        return [*super().notes(session), *self._scale.said_of(self, session, groups)]
 
     def acts(self, session: SessionView) -> str:
         """Return when it acts, and on what terms."""

@@ -230,5 +230,5 @@ def update_rule(optimizer: Optimizer | None) -> UpdateRule:
     names = ", ".join(sorted(cls.__name__ for cls in _KNOWN))
     raise UnsupportedError(
         f"proximal delivery must know what {type(optimizer).__name__} multiplies a gradient by, "
-        f"and does not: it knows {names}; use delivery='step' here"
+        f"and does not: it knows {names}; a penalty may have delivery='step' here"
     )

@@ -66,7 +66,7 @@ def load(spec: str) -> Plugin:
 def _of_file(spec: str, in_file: files.FileSpec) -> Plugin:
     """Return a plugin of a class that stands in a file of its own."""
     try:
-        _, args, kwargs = parse(f"{in_file.cls or 'plugin'}{in_file.call}")
+        _, args, kwargs = parse(in_file.as_call)
     except SpecError as error:  # before the file is executed
         raise SpecError(f"{quoted(spec)}: {error}") from error
     cls = files.class_in(in_file.path, in_file.cls)

@@ -27,6 +27,10 @@ _SPEC = re.compile(
 )
 
 
+# A slash before any bracket, or .py where no string is: no plugin's name has these.
+_MEANT = re.compile(r"\s*(?:['\"]?[^'\"(\[{=]*[/\\]|[^'\"]*\.(?:py|ipynb)\b|['\"][^'\"]*\.py\b)")
+
+
 class FileSpec(NamedTuple):
     """A spec that names a file.
 
@@ -39,6 +43,16 @@ class FileSpec(NamedTuple):
     path: str
     cls: str | None
     call: str
+
+    @property
+    def head(self) -> str:
+        """What stands before its arguments."""
+        return self.path if self.cls is None else f"{self.path}:{self.cls}"
+
+    @property
+    def as_call(self) -> str:
+        """The spec as it would be of a plugin's name."""
+        return f"{self.cls or 'plugin'}{self.call}"
 
 
 def split(spec: str) -> FileSpec | None:
@@ -60,6 +74,11 @@ def split(spec: str) -> FileSpec | None:
         raise SpecError(
             f"{quoted(spec)} names a file: after the colon comes a class in it, as in "
             "'./file.py:Class(1e-3)'"
+        )
+    if _MEANT.match(spec):
+        raise SpecError(
+            f"{quoted(spec)} seems to name a file, which is written './file.py:Class(1e-3)': not "
+            "quoted by itself, ending in .py, and with no brackets, quotes, commas or = in its path"
         )
     return None
 

@@ -80,10 +80,14 @@ def _readings(wish: object) -> Iterator[list[str]]:
         if len(wish) > 1:
             yield [f"{wish[0]}({', '.join(map(_literal, wish[1:]))})"]
         yield [str(part) for part in wish]
+    elif isinstance(wish, list | tuple) and wish and all(isinstance(p, Mapping) for p in wish):
+        yield [f"{name}({_listed(value)})" for part in wish for name, value in part.items()]
 
 
 def _listed(value: object) -> str:
     if isinstance(value, Mapping):
+        if not all(str(key).isidentifier() for key in value):  # patterns, each with its strength
+            return repr(dict(value))
         return ", ".join(f"{key}={_literal(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(map(_literal, value))

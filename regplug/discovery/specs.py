@@ -65,13 +65,24 @@ class Template:
     ('elastic_net(0.001, 0.5)', "elastic_net(-1.0, 0.5, where='all')")
     >>> Template.of("l1").spec
     'l1(_)'
+    >>> Template.of("plugin(_)", "./mine.py:Mine").filled(1e-3)
+    './mine.py:Mine(0.001)'
+
+    Attributes:
+        spec: the call.
+        head: what stands in the place of the call's name, where that is no name.
     """
 
     spec: str
+    head: str | None = None
 
     @classmethod
-    def of(cls, text: str) -> "Template":
+    def of(cls, text: str, head: str | None = None) -> "Template":
         """Return the template that ``text`` is.
+
+        Args:
+            text: a spec with the placeholder, or a name alone.
+            head: what is to stand in the place of its name, as a file with a class.
 
         Raises:
             SpecError: it is no spec, or holds the placeholder not at all or twice.
@@ -85,14 +96,14 @@ class Template:
                 "'plugin(_)'"
             )
         try:
-            return cls(ast.unparse(call))
+            return cls(ast.unparse(call), head)
         except RecursionError as error:
             raise _too_deep(text) from error
         except ValueError as error:  # an integer of thousands of digits, which Python won't print
             raise SpecError(f"{quoted(text)}: {error}") from error
 
     @classmethod
-    def by_pattern(cls, text: str) -> tuple["Template", tuple[str, ...]]:
+    def by_pattern(cls, text: str, head: str | None = None) -> tuple["Template", tuple[str, ...]]:
         """Return the template of a spec with a placeholder for each of some patterns, and these.
 
         >>> template, patterns = Template.by_pattern("plugin({'encoder.*': _, '*': _})")
@@ -123,24 +134,28 @@ class Template:
                 f"{quoted(text)} must hold a placeholder _ for each pattern of a mapping, and "
                 "nowhere else, as in \"plugin({'encoder.*': _, '*': _})\""
             )
-        return cls(ast.unparse(call)), tuple(patterns)
+        return cls(ast.unparse(call), head), tuple(patterns)
 
     def filled_by(self, values: Sequence[float]) -> str:
         """Return the spec with a value for each pattern, in their order."""
         call: ast.AST = _call_of(self.spec)
         for place, value in enumerate(values):
             call = _Fill(value, f"_{place}").visit(call)
-        return ast.unparse(call)
+        return self._written(call)
 
     def filled(self, value: float) -> str:
         """Return the spec with ``value`` in the place of the placeholder."""
-        return ast.unparse(_Fill(value).visit(_call_of(self.spec)))
+        return self._written(_Fill(value).visit(_call_of(self.spec)))
 
     def with_argument(self, name: str, value: Any) -> "Template":
         """Return the template with ``name=value`` added to its call."""
         call = _call_of(self.spec)
         call.keywords.append(ast.keyword(arg=name, value=ast.Constant(value)))
-        return Template(ast.unparse(ast.fix_missing_locations(call)))
+        return Template(ast.unparse(ast.fix_missing_locations(call)), self.head)
+
+    def _written(self, call: ast.AST) -> str:
+        text = ast.unparse(call)
+        return text if self.head is None else self.head + text[text.index("(") :]
 
 
 class _Fill(ast.NodeTransformer):
@@ -215,14 +230,17 @@ def _literal(node: ast.expr, spec: str) -> Any:
         case ast.Tuple():
             return tuple(_literal(item, spec) for item in node.elts)
         case ast.Dict() if None not in node.keys:
-            try:
-                return {
-                    _literal(key, spec): _literal(value, spec)
-                    for key, value in zip(node.keys, node.values, strict=True)
-                    if key is not None
-                }
-            except TypeError as error:
-                raise SpecError(f"{quoted(spec)}: {error}") from error
+            found: dict[Any, Any] = {}
+            for key, value in zip(node.keys, node.values, strict=True):
+                assert key is not None
+                name = _literal(key, spec)
+                try:
+                    if name in found:
+                        raise SpecError(f"{quoted(spec)}: {name!r} is given twice")
+                    found[name] = _literal(value, spec)
+                except TypeError as error:  # a list is no key
+                    raise SpecError(f"{quoted(spec)}: {error}") from error
+            return found
         case ast.Call(func=ast.Name(id=name)) if name in _SCHEDULES:
             args, kwargs = _arguments(node, spec)
             schedule = _SCHEDULES[name]

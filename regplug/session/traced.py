@@ -11,7 +11,7 @@ __all__ = ["Traced", "wanted"]
 
 def wanted() -> bool:
     """Whether the environment asks for it. Looked at once, when a session is attached."""
-    return os.environ.get("REGPLUG_TRACE", "") not in ("", "0")
+    return os.environ.get("REGPLUG_TRACE", "").lower() not in ("", "0", "false", "no", "off")
 
 
 class Traced:

@@ -117,6 +117,11 @@ def check_automatic(grid: Grid) -> Grid:
             raise SpecError(
                 f"grid[{axis.key!r}]: 'auto' is for penalties, and {plugin.name} is none"
             )
+        if plugin.mappings:
+            raise SpecError(
+                f"grid[{axis.key!r}]: 'auto' finds one strength for all that is selected, and "
+                f"{plugin.name} has them by pattern or by layer: list them"
+            )
         if plugin.delivery == "auto":
             grid = grid.with_argument(axis.key, "delivery", "proximal")
             load(next(a for a in grid.axes if a.key == axis.key).spec(1.0))
@@ -150,7 +155,7 @@ def found(grid: Grid, work: Work, **weights: Any) -> Grid:
             assert isinstance(penalty, Penalty)
             probes[axis.key] = AtZero(penalty)
             plugins.append(probes[axis.key])
-        else:
+        elif axis.place == 0:  # the others of this spec are of the same plugin
             plugins.append(load(axis.spec(axis.values[0])))
     try:
         with seeded(seed_for(work.seed, 0)):

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from regplug.discovery import files
 from regplug.discovery.specs import Template
 from regplug.errors import SpecError
 
@@ -165,7 +166,7 @@ def _axes(key: object, values: Any) -> list[Axis]:
         assert isinstance(key, str)
         return [Axis(key, template, _values(key, values))]
     try:
-        template, patterns = Template.by_pattern(key)
+        template, patterns = Template.by_pattern(*_text_and_head(key))
     except SpecError as error:
         raise SpecError(f"grid[{key!r}]: {error}") from error
     if set(patterns) != set(values):
@@ -195,9 +196,15 @@ def _template(key: object) -> Template:
             f"got {key!r}"
         )
     try:
-        return Template.of(key)
+        return Template.of(*_text_and_head(key))
     except SpecError as error:
         raise SpecError(f"grid[{key!r}]: {error}") from error
+
+
+def _text_and_head(key: str) -> tuple[str, str | None]:
+    """Return a spec as that of a plugin's name, and the file that stands there instead, if any."""
+    in_file = files.split(key)
+    return (key, None) if in_file is None else (in_file.as_call, in_file.head)
 
 
 def _values(key: str, values: object) -> tuple[float, ...] | Auto:

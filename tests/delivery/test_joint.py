@@ -262,3 +262,62 @@ def test_groups_of_sharded_weights_are_those_of_one_process(pair: Pair, delivery
             assert value == pytest.approx(told, rel=1e-12)
             for ours, theirs in zip(found, expected, strict=True):
                 close(ours, theirs)
+
+
+def test_patterns_of_one_group_are_refused() -> None:
+    with pytest.raises(regplug.errors.SpecError, match=r"product: strength .* by pattern"):
+        Product({"0.*": 0.1, "*": 0.2})  # type: ignore[arg-type]
+    plugin = Product(0.1)
+    for given in ({"*": 0.1}, regplug.strengths.per_layer(0.1, decay=0.5)):
+        with pytest.raises(regplug.errors.SpecError, match="attach the plugin once for each"):
+            plugin.strength = given  # type: ignore[assignment]
+    assert plugin.strength == 0.1
+
+
+class Rows(regplug.JointPenalty):
+    """λ·‖E·W‖², of an embedding and of what reads it."""
+
+    def groups(self, session: Any) -> Any:
+        yield session.model["words"].weight, session.model["out"].weight
+
+    def value(self, *ws: torch.Tensor) -> torch.Tensor:
+        return (ws[0] @ ws[1].T).square().sum()
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["by the layer", "by the gradient"])
+def test_sparse_gradients_are_refused_by_name(known: bool) -> None:
+    words = nn.Embedding(6, 3, sparse=known)
+    model = nn.ModuleDict({"words": words, "out": nn.Linear(3, 2)})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    rows = Rows(0.1, delivery="step")
+    if known:
+        with pytest.raises(
+            regplug.errors.UnsupportedError, match=r"rows: words\.weight has sparse"
+        ):
+            regplug.attach(model, optimizer, [rows])
+        return
+    session = regplug.attach(model, optimizer, [rows])
+    read = nn.functional.embedding(torch.tensor([1, 4]), words.weight, sparse=True)
+    model["out"](read).sum().backward()
+    with pytest.raises(regplug.errors.UnsupportedError, match=r"rows .*a gradient is sparse"):
+        optimizer.step()
+    session.detach()
+
+
+@pytest.mark.parametrize("delivery", ["step", "loss"])
+def test_a_group_that_is_frozen_counts_for_nothing_until_it_is_trained(delivery: str) -> None:
+    model = nn.ModuleList([net(), net(), nn.Embedding(2, 2)])
+    model[1].requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    session = regplug.attach(model, optimizer, [Product(0.25, delivery=delivery)])
+    one = 0.25 * (model[0][1].weight @ model[0][0].weight).square().sum().item()
+    assert session.metrics()["product/value"] == pytest.approx(one)
+    assert session.plugins[0].covers(session) == (2, 35)
+    assert "covers 0.0.weight, 0.1.weight\n" in session.describe()  # and not 2.weight
+    model[1].requires_grad_(True)
+    assert session.metrics()["product/value"] == pytest.approx(2 * one)
+    for layer in (model[0], model[1]):
+        layer.requires_grad_(False)
+    assert session.metrics()["product/value"] == 0
+    if delivery == "loss":
+        assert session.loss(torch.zeros(())) == 0

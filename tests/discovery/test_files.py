@@ -133,6 +133,24 @@ def test_what_is_wrong_is_said(
         attached(spec)
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "penalty (1).py:Power(1)",
+        "old(1)/mine.py:Power(1)",
+        "a=b.py:Power(1)",
+        "'my mine.py':Power(1)",
+        "./mine:Power(1)",
+        "sub\\mine:Power(1)",
+        "mine.ipynb:Power(1)",
+        "package/:Power(1)",
+    ],
+)
+def test_a_path_that_no_spec_can_hold_is_told_as_one(spec: str) -> None:
+    with pytest.raises(SpecError, match="seems to name a file"):
+        attached(spec)
+
+
 def test_a_folder_of_that_name_is_no_file(here: Path) -> None:
     (here / "folder.py").mkdir()
     with pytest.raises(PluginError, match=r"folder.py can't be read: Is a directory"):
@@ -147,7 +165,17 @@ def test_a_failure_names_the_file(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", ["l1(1e-3, where='a.py')", "l1", "a.b(1)", "l1=1", "f(where='x.py:Y')", "py:A(1)"]
+    "spec",
+    [
+        "l1(1e-3, where='a.py')",
+        "l1",
+        "a.b(1)",
+        "l1=1",
+        "l1=1/2",
+        "l1(1/2)",
+        "f(where='x.py:Y')",
+        "py:A(1)",
+    ],
 )
 def test_other_specs_are_left_alone(spec: str) -> None:
     assert split(spec) is None

@@ -78,6 +78,8 @@ LASSO = "The plugin is l1(strength, *, where='weights', delivery='auto', name=No
         ([{"name": "l1", "strength": 1e-4}], "l1(strength=0.0001)"),
         # As the list.
         ({"l1": 1e-4}, "l1(0.0001)"),
+        ({"l1": {"0.*": regplug.schedules.linear(0, 1, 9)}}, "l1({'0.*': linear(0, 1, steps=9)})"),
+        ([{"l1": {"0.weight": 0.1}}], "l1({'0.weight': 0.1})"),
         ({"l1": np.float32(0.5)}, "l1(0.5)"),
         ({"weight-decay": 0.5}, "weight_decay(0.5)"),
         ({"l1": {"strength": 0.5, "where": "all"}}, "l1(strength=0.5, where='all')"),

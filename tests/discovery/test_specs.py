@@ -76,6 +76,8 @@ def test_spec_is_a_call_with_literals(spec, args, kwargs):
         ("l1({1, 2})", "is no literal"),
         ("l1({**{}})", "is no literal"),
         ("l1({[]: 1})", "unhashable"),
+        ("l1({'a.*': 1, 'b': 2, 'a.*': 3})", r"'a\.\*' is given twice"),
+        ("l1(piecewise({0: 1, 5: 2, 5: 3}))", "5 is given twice"),
         ("l1(f'{1}')", "is no literal"),
         ("l1((y := 1))", "is no literal"),
         ("l1(*[1, 2])", "is no literal"),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import regplug
 from regplug.schedules import linear
 from regplug.testing import check_plugin
-from regplug_builtins import L1, L2SP
+from regplug_builtins import L1, L2SP, WeightDecay
 from tests.helpers.compare import close, same
 from tests.helpers.nets import one_layer, tanh_net
 
@@ -162,3 +163,148 @@ def test_it_sits_the_exam(plugin: Any) -> None:
     checks = [c for c in regplug.testing.CHECKS if c not in leave_out]
     report = check_plugin(plugin, checks=checks)
     assert report.passed, str(report)
+
+
+def test_what_is_adapted_can_not_be_given_by_pattern() -> None:
+    class Halving(regplug.Adaptive, L1):
+        def adapt(self, session: Any) -> None:
+            self.strength = 0.5 * self.strength
+
+    plugin = Halving({"0.*": 0.1, "*": 0.2})  # type: ignore[arg-type]
+    with pytest.raises(regplug.errors.SpecError, match="strength follows what is measured"):
+        trained(plugin)
+    plugin.strength = 0.1
+    assert trained(plugin, 2)[2].metrics()["halving/strength"] == 0.025
+
+
+def test_an_attribute_of_the_class_is_the_classs_again_at_detach_and_in_a_state_before_it() -> None:
+    class Watching(regplug.Adaptive):
+        adapts = ("best",)
+        changes_weights = False
+        best: float | None = None
+
+        def adapt(self, session: Any) -> None:
+            self.best = float(session.steps)
+
+    plugin = Watching()
+    model, optimizer, session = trained(plugin)
+    fresh = session.state_dict()
+    del fresh["plugins"]["watching"]["adapted"]["best"]  # as of a version that had none
+    run(model, optimizer, range(3))
+    assert plugin.best == 2.0
+    session.load_state_dict(fresh)
+    assert "best" not in vars(plugin)
+    run(model, optimizer, range(3, 4))
+    session.detach()
+    assert plugin.best is None
+    assert "best" not in vars(plugin)
+
+
+def test_what_was_at_attach_is_kept_apart_from_what_is_changed_in_place() -> None:
+    class Tallying(regplug.Adaptive):
+        adapts = ("nested", "total")
+        changes_weights = False
+
+        def __init__(self) -> None:
+            self.nested: Any = {"seen": [[0]]}
+            self.total = torch.zeros(2)
+
+        def adapt(self, session: Any) -> None:
+            self.nested["seen"][0].append(session.steps)
+            self.total += 1
+
+    plugin = Tallying()
+    _, _, session = trained(plugin, 3)
+    assert plugin.nested == {"seen": [[0, 0, 1, 2]]}
+    session.detach()
+    assert plugin.nested == {"seen": [[0]]}
+    assert torch.equal(plugin.total, torch.zeros(2))
+
+
+def test_it_adapts_beside_a_plugin_that_is_idle_after_the_step() -> None:
+    class Growing(regplug.Adaptive, WeightDecay):
+        def adapt(self, session: Any) -> None:
+            self.strength = 2 * self.strength
+
+    model = one_layer(1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    session = regplug.attach(model, optimizer, [Growing(0.1)])
+    for _ in range(3):
+        model.weight.grad = torch.zeros_like(model.weight)
+        optimizer.step()
+    close(model.weight, torch.tensor([[0.95 * 0.9 * 0.8]], dtype=torch.float64))
+    assert session.metrics()["growing/strength"] == 0.8
+    session.detach()
+
+    class Told(WeightDecay):
+        told = 0
+
+        @regplug.hookimpl
+        def after_step(self, session: Any) -> None:
+            self.told += 1
+
+    with regplug.attach(model, optimizer, [Told(0.1)]) as session:
+        optimizer.step()
+        assert session.plugins[0].told == 1
+
+
+def test_what_could_never_adapt_is_refused() -> None:
+    with pytest.raises(regplug.errors.SpecError, match=r"class Late\(regplug.Adaptive, L1\)"):
+
+        class Late(L1, regplug.Adaptive):
+            pass
+
+    class Text(regplug.Adaptive, L1):
+        adapts = "strength"  # type: ignore[assignment]
+
+    class Unknown(regplug.Adaptive, L1):
+        adapts = ("strength", "average")
+
+    class Bare(regplug.Adaptive):
+        pass
+
+    for plugin, words in (
+        (Text(0.1), r"adapts must be a tuple, \('strength',\)"),
+        (Unknown(0.1), "adapts names 'average', which the plugin does not have"),
+        (Bare(), "adapts names 'strength'"),
+    ):
+        with pytest.raises(regplug.errors.SpecError, match=words):
+            trained(plugin)
+
+
+@pytest.mark.parametrize("value", [linear(0, 1, steps=4), lambda step: 0.5, {"*": 0.5}])
+def test_what_could_not_go_on_is_refused_when_it_is_set(value: Any) -> None:
+    class Setting(regplug.Adaptive, L1):
+        def adapt(self, session: Any) -> None:
+            if session.steps == 1:
+                self.strength = value
+
+    with pytest.raises(regplug.errors.RegplugError, match=r"setting .* strength was set to .*save"):
+        trained(Setting(linear(1, 0, steps=5)), 3)
+
+
+class Holding(regplug.Adaptive):
+    adapts = ("held",)
+    changes_weights = False
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+
+@pytest.mark.parametrize(
+    "value", [np.float64(0.5), np.int64(3), (1, (2.0, "a")), [None, True], {1: torch.ones(2)}]
+)
+def test_numbers_of_numpy_and_tuples_are_saved_as_plain_ones(value: Any, tmp_path: Any) -> None:
+    _, _, session = trained(Holding(value))
+    torch.save(session.state_dict(), tmp_path / "state.pt")
+    session.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    held = session.plugins[0].held
+    assert same(held, value) if isinstance(value, dict) else held == value
+    assert isinstance(held, tuple) is isinstance(value, tuple)
+
+
+@pytest.mark.parametrize("value", [np.ones(2), range(3), torch.nn.Linear(1, 1)])
+def test_what_no_state_can_hold_is_refused_when_it_is_saved(value: Any) -> None:
+    _, _, session = trained(Holding(value))
+    with pytest.raises(regplug.errors.RegplugError, match=r"holding .* can't be saved: keep"):
+        session.state_dict()

@@ -249,3 +249,50 @@ def test_inflections_are_found_one_by_one() -> None:
         optimizer.step()
         bounded.append(session.metrics()["cpr/bounded"])
     assert bounded == [0, 1, 1, 2, 2]
+
+
+def steps_of(model: nn.Module, optimizer: Any, times: int) -> None:
+    for _ in range(times):
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p) if p.requires_grad else None
+        optimizer.step()
+
+
+def by_hand_of(*weights: float, times: int) -> torch.Tensor:
+    w = torch.tensor([weights], dtype=torch.float64)
+    state = Pseudocode(w, "dependent", 0.5, 1.0)
+    for _ in range(times):
+        w = state.after(w)
+    return w
+
+
+def test_what_is_trained_later_gets_its_bound_then() -> None:
+    model = nn.ModuleList([one_layer(2.0, 1.0), one_layer(1.0, 3.0)])
+    model[1].weight.requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    session = regplug.attach(model, optimizer, ["cpr(init='dependent', kappa=0.5)"])
+    steps_of(model, optimizer, 2)
+    model[1].weight.requires_grad_(True)
+    with torch.no_grad():
+        model[1].weight.mul_(2)  # loaded in between: the bound is of what is trained
+    steps_of(model, optimizer, 3)
+    close(model[0].weight, by_hand_of(2.0, 1.0, times=5))
+    close(model[1].weight, by_hand_of(2.0, 6.0, times=3))
+    assert session.metrics()["cpr/bounded"] == 2
+
+
+@pytest.mark.parametrize("others", ["come", "stay"])
+def test_what_is_frozen_for_a_while_keeps_its_bound(others: str) -> None:
+    model = nn.ModuleList([one_layer(2.0, 1.0), one_layer(1.0, 3.0), one_layer(1.0, 1.0)])
+    optimizer = torch.optim.SGD(model[:2].parameters(), lr=0.1)
+    session = regplug.attach(model, optimizer, ["cpr(init='dependent', kappa=0.5)"])
+    steps_of(model, optimizer, 2)
+    model[1].weight.requires_grad_(False)
+    if others == "come":
+        optimizer.add_param_group({"params": list(model[2].parameters())})
+    steps_of(model, optimizer, 1)
+    model[1].weight.requires_grad_(True)
+    steps_of(model, optimizer, 2)
+    close(model[0].weight, by_hand_of(2.0, 1.0, times=5))
+    close(model[1].weight, by_hand_of(1.0, 3.0, times=4))
+    assert session.metrics()["cpr/bounded"] == (3 if others == "come" else 2)

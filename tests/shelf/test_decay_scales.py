@@ -282,3 +282,28 @@ def test_dino_s_schedule_is_one_line():
             gradients(each, step)
             stepping.step()
     torch.testing.assert_close(model.state_dict(), written_out.state_dict(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("plugin", ["weight_decay", "decay_to_start"])
+def test_each_pattern_says_what_it_comes_to_in_its_own_groups(plugin):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    groups = [{"params": model[0].parameters()}, {"params": model[1].parameters(), "lr": 0.01}]
+    optimizer = optim.SGD(groups, lr=0.1)
+    spec = f"{plugin}({{'0.*': 0.1, '*': 0.4}})"
+    with regplug.attach(model, optimizer, [spec]) as session:
+        said = [line for line in session.describe().splitlines() if "λ =" in line]
+    assert [line.partition(", 0.")[0].partition(": ")[2] for line in said] == [
+        "λ = 0.1 by scale='lr' is now what would be 0.01 by 'schedule'",
+        "λ = 0.4 by scale='lr' is now what would be 0.004 by 'schedule'",
+    ]
+
+
+@pytest.mark.parametrize("scale", ["none", "schedule"])
+def test_a_share_above_one_is_told_once(scale):
+    model = nn.Linear(3, 3)
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    with regplug.attach(model, optimizer, [f"weight_decay(1.5, scale='{scale}')"]):
+        model(torch.ones(1, 3)).sum().backward()
+        with pytest.warns(UserWarning, match=r"takes 1\.5 times each weight .* turns its sign"):
+            optimizer.step()
+        optimizer.step()

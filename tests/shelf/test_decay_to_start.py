@@ -1,6 +1,7 @@
 """Decoupled decay to the starting point: beside optimizers, kept, and in halves and shards."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -177,3 +178,26 @@ def test_large_weights_are_pulled_by_one_kernel(kernels):
         assert ("in one kernel (numba)" in session.describe()) is (kernels == "numba")
     exact = moved - 0.05 * (moved - begun)
     torch.testing.assert_close(model[0].weight.detach(), exact, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_pull_that_rounds_away_in_halves_is_told_once(dtype):
+    model = net(dtype)
+    optimizer = optim.SGD(model.parameters(), lr=1e-3)
+    with regplug.attach(model, optimizer, ["decay_to_start(0.01)"]), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if dtype != torch.float32:
+            with pytest.warns(UserWarning, match=r"decay_to_start: lr·λ = 1e-05 rounds away in"):
+                go_on(model, optimizer, [0])
+        go_on(model, optimizer, [1, 2])
+
+
+def test_of_parts_in_halves_the_one_that_rounds_away_is_told():
+    model = net()
+    model[2].to(torch.bfloat16)
+    optimizer = optim.SGD(model.parameters(), lr=1e-3)
+    with (
+        regplug.attach(model, optimizer, ["decay_to_start({'2.*': 0.01, '*': 0.5})"]),
+        pytest.warns(UserWarning, match=r"lr·λ = 1e-05 rounds away in torch\.bfloat16"),
+    ):
+        go_on(model, optimizer, [0])

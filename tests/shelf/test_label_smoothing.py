@@ -184,3 +184,35 @@ def test_a_copy_of_the_criterion_has_a_float() -> None:
     model, criterion = nn.Linear(4, 3), nn.CrossEntropyLoss()
     with regplug.attach(model, plugins=[LabelSmoothing(linear(0.3, 0, 4), criterion=criterion)]):
         assert type(copy.deepcopy(criterion).label_smoothing) is float
+
+
+@pytest.mark.parametrize("start", [0.2, linear(0.2, 0.1, steps=5)])
+def test_a_smoothing_that_is_set_anew_reaches_the_criterion_at_once(start: Any) -> None:
+    model, criterion = nn.Linear(4, 3), nn.CrossEntropyLoss()
+    plugin = LabelSmoothing(start, criterion=criterion)
+    with regplug.attach(model, plugins=[plugin]) as session:
+        plugin.smoothing = 0.4
+        assert float(criterion.label_smoothing) == 0.4
+        assert session.metrics()["label_smoothing/smoothing"] == 0.4
+        if start == 0.2:
+            with pytest.raises(regplug.errors.SpecError, match="detach"):
+                plugin.smoothing = linear(0.2, 0.1, steps=5)
+            assert criterion.label_smoothing == 0.4
+    assert criterion.label_smoothing == 0.0
+
+
+def test_criterions_of_a_model_have_smoothings_by_pattern() -> None:
+    model = nn.ModuleDict(
+        {"net": nn.Linear(4, 3), "first": nn.CrossEntropyLoss(), "second": nn.CrossEntropyLoss()}
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    spec = "label_smoothing({'first': linear(0.4, 0, steps=4), '*': 0.1})"
+    with regplug.attach(model, optimizer, [spec]) as session:
+        model["net"](torch.ones(1, 4)).sum().backward()
+        optimizer.step()
+        found = [float(model[name].label_smoothing) for name in ("first", "second")]
+        assert found == pytest.approx([0.3, 0.1])
+        told = session.metrics()
+        assert told["label_smoothing/smoothing/first"] == pytest.approx(0.3)
+        assert told["label_smoothing/smoothing/*"] == 0.1
+        assert "by pattern: smoothing/first 0.3, smoothing/* 0.1" in session.describe()

@@ -182,3 +182,45 @@ def test_pefts_own_layers_are_found() -> None:
             model(torch.arange(10)[None]).backward()
             optimizer.step()
         assert session.metrics()["lora_l2/value"] < expected / 4
+
+
+def test_an_adapter_that_is_switched_to_counts_from_then_on() -> None:
+    layer = Peft("one", "two").double()
+
+    def switch(name: str) -> None:  # as PEFT's set_adapter
+        for factors in (layer.lora_A, layer.lora_B):
+            for other in factors:
+                factors[other].requires_grad_(other == name)
+
+    def size(name: str) -> float:
+        return (layer.lora_B[name].weight @ layer.lora_A[name].weight).square().sum().item()
+
+    def take_step() -> None:
+        for p in layer.parameters():
+            p.grad = torch.zeros_like(p) if p.requires_grad else None
+        optimizer.step()
+
+    switch("one")
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    session = regplug.attach(layer, optimizer, [LoraL2(0.3, delivery="step")])
+    assert session.metrics()["lora_l2/value"] == pytest.approx(0.3 * size("one"))
+    take_step()
+    switch("two")
+    kept = layer.lora_B["one"].weight.detach().clone()
+    b, a = (f["two"].weight.detach().clone() for f in (layer.lora_B, layer.lora_A))
+    assert session.metrics()["lora_l2/value"] == pytest.approx(0.3 * size("two"))
+    assert session.loss(torch.zeros(())) == 0  # it acts at the step
+    take_step()
+    assert torch.equal(layer.lora_B["one"].weight, kept)
+    close(layer.lora_B["two"].weight, b - 0.1 * 0.3 * 2 * b @ a @ a.T)
+    said = session.describe()
+    assert "covers lora_A.two.weight, lora_B.two.weight" in said
+    assert "1 group of parameters" in said
+
+
+def test_an_adapter_of_three_factors_is_refused() -> None:
+    """AdaLoRA's product is B·diag(E)·A."""
+    layer = Peft("one")
+    layer.lora_E = nn.ParameterDict({"one": nn.Parameter(torch.ones(2, 1))})
+    with pytest.raises(regplug.errors.SelectionError, match=r"q has a factor lora_E .*AdaLoRA"):
+        regplug.attach(nn.ModuleDict({"q": layer}), plugins=["lora_l2(0.1)"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -191,13 +192,58 @@ def test_the_kth_smallest_is_that_of_a_sorted_list(dtype: torch.dtype) -> None:
     assert kth_smallest([(left_out, left_out)], 0.5) == 0
 
 
+@pytest.mark.parametrize("by", [None, 4])
+def test_a_schedule_is_followed_in_its_steps_and_by_leads_to_it(by: int | None) -> None:
+    model = one_layer(*range(1, 101))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    schedule = regplug.schedules.piecewise({0: 0.0, 1: 0.4, 3: 0.8})
+    plugin = TargetSparsity(schedule, by=by)
+    assert (plugin.sparsity, plugin.by) == (0.0, by)
+    session = regplug.attach(model, optimizer, [plugin])
+    found = []
+    for _ in range(5):
+        with torch.no_grad():
+            model.weight.copy_(torch.arange(1.0, 101.0))
+        model.weight.grad = torch.zeros_like(model.weight)
+        optimizer.step()
+        found.append(int((model.weight == 0).sum()))
+    assert found == ([0, 40, 40, 80, 80] if by is None else [0, 20, 30, 80, 80])
+    assert session.metrics()["target_sparsity/sparsity"] == 0.8
+
+
 def test_what_can_not_be_is_refused() -> None:
     with pytest.raises(regplug.errors.SpecError, match="within"):
         TargetSparsity(1.5)
-    with pytest.raises(regplug.errors.SpecError, match="by= is for a number"):
-        TargetSparsity(regplug.schedules.linear(0, 1, steps=4), by=3)
+    for steps in (0, -1, 1.5, True):
+        with pytest.raises(regplug.errors.SpecError, match="by must be a whole number of steps"):
+            TargetSparsity(0.5, by=steps)  # type: ignore[arg-type]
     model = one_layer(1.0, 2.0)
     with pytest.raises(regplug.errors.UnsupportedError, match="LBFGS"):
         regplug.attach(model, torch.optim.LBFGS(model.parameters()), ["target_sparsity(0.5)"])
-    with pytest.raises(regplug.errors.UnsupportedError, match="Rprop"):
+    with pytest.raises(regplug.errors.UnsupportedError, match=r"Rprop.*a penalty may"):
         regplug.attach(model, torch.optim.Rprop(model.parameters()), ["target_sparsity(0.5)"])
+
+
+def test_no_step_is_computed_to_see_what_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where numbers are read, and where they are used, it is a pass over the weights."""
+    computed, before = [0], []
+
+    def finding(numbers: Any, share: float) -> torch.Tensor:
+        before.append(computed[0])
+        return kth_smallest(numbers, share)
+
+    def step(*arguments: Any) -> torch.Tensor:
+        computed[0] += 1
+        return rule.step(*arguments)
+
+    model = tanh_net(3, 4, 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    session = regplug.attach(model, optimizer, ["target_sparsity(0.5)"])
+    rule = session.update_rule()
+    watched = dataclasses.replace(rule, step=step)
+    monkeypatch.setattr(session, "update_rule", lambda: watched)
+    monkeypatch.setattr("regplug_builtins.target_sparsity.kth_smallest", finding)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    assert before == [0]
+    assert computed[0] >= 4  # two weights, which are read and used

@@ -6,7 +6,7 @@ import torch
 
 import regplug
 from regplug.errors import SpecError
-from regplug.tune.grid import Grid
+from regplug.tune.grid import Auto, Grid
 from tests.tune.rows import Search, X, Y
 
 SPEC = "l1({'0.*': _, '*': _})"
@@ -58,3 +58,35 @@ def test_a_grid_that_does_not_fit_is_refused(key, values, says):
     with pytest.raises(SpecError) as refused:
         Grid({key: values})
     assert says in str(refused.value)
+
+
+def test_auto_stands_beside_strengths_by_pattern_and_not_on_them():
+    """The other plugin of a search for the largest strength is there once."""
+    grid = {"l1(_, where='0.*')": "auto", "l2({'0.*': _, '1.*': _})": {"0.*": [0.1], "1.*": [0.2]}}
+    seen = []
+
+    def watched(X, y, plugins):
+        seen.append([plugin.name for plugin in plugins])
+        return train(X, y, plugins)
+
+    key, *_ = grid
+    grid[key] = Auto(eps=0.1, n=2)
+    Search(watched, grid, cv=3).fit(X, Y)
+    assert set(map(tuple, seen)) == {("l1", "l2")}
+    for spec in ("l1({'0.*': _, '*': 0.1})", "l1(per_layer(_, decay=0.5))"):
+        with pytest.raises(SpecError, match=r"'auto' finds one strength for all .* list them"):
+            Search(train, {spec: "auto"}, cv=3).fit(X, Y)
+
+
+@pytest.mark.parametrize("head", ["./mine.py:Mine", "mine.py"])
+def test_a_plugin_of_a_file_is_searched_as_any(head, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "import regplug\nclass Mine(regplug.Penalty):\n    separable = True\n"
+        "    def value(self, w):\n        return w.abs().sum()\n"
+    )
+    by_file = Search(train, {f"{head}({{'0.*': _, '*': _}})": {"0.*": [0.5], "*": [0.1]}}, cv=3)
+    by_name = Search(train, {SPEC: {"0.*": [0.5], "*": [0.1]}}, cv=3)
+    scores = [s.fit(X, Y).cv_results_["mean_test_score"] for s in (by_file, by_name)]
+    np.testing.assert_allclose(*scores)
+    assert Grid({f"{head}": [0.5]}).specs({head: 0.5}) == [f"{head}(0.5)"]
