@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,12 +40,13 @@ def compiled_proximal(
         The rows that are left.
     """
     names = rule.tensors(group)
-    parts = list(weights) if kernel.rows is not None else shards.locals_of(weights)
-    columns: list[Sequence[torch.Tensor]] = [parts]
+    columns: list[Sequence[torch.Tensor]] = [weights]
     if rule.uses_gradient:
-        columns.append(shards.locals_of(gradients))
+        columns.append(gradients)
     start = len(columns)
-    columns += [shards.locals_of([state[name] for state in states]) for name in names]
+    columns += [list(map(itemgetter(name), states)) for name in names]
+    if kernel.rows is not None:
+        columns[1:] = map(shards.locals_of, columns[1:])
     end = len(columns)
     columns += kernel.companion_parts(weights)
     scalars, known = _scalars(rule, states, group, weights[0].device)
