@@ -63,12 +63,12 @@ def compiled_proximal(
 
     def by_torch(sample: Sequence[Sequence[torch.Tensor]], row: int = 0) -> None:
         with strengths.at(row) if strengths is not None else nullcontext():
-            moved_by_torch(sample)
+            moved_by_torch(sample, row)
 
-    def moved_by_torch(sample: Sequence[Sequence[torch.Tensor]]) -> None:
+    def moved_by_torch(sample: Sequence[Sequence[torch.Tensor]], row: int) -> None:
         for w, *others in zip(*sample, strict=True):
             moments = map(widened, others[start - 1 : end - 1])
-            state = {**states[0], **dict(zip(names, moments, strict=True))}
+            state = {**states[row], **dict(zip(names, moments, strict=True))}
             step = rule.step(group, state, others[0] if rule.uses_gradient else w)
             kernel.proximal_([w], step, *([c] for c in others[end - 1 :]))
 
@@ -88,7 +88,7 @@ def compiled_proximal(
         by_torch,
         all_scalars,
         nonnegative=range(start, end),
-        by_row=strengths is not None,
+        by_row=True,
     )
 
 
