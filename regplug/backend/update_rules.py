@@ -81,8 +81,9 @@ def _number(value: Any) -> Any:
 
 
 def _rate(group: Group) -> Any:
+    lr = group["lr"]
     # Arithmetic with a tensor is in its own precision, which is less than that of some weights.
-    return _number(learning_rate(group))
+    return lr if type(lr) is float else _number(learning_rate(group))
 
 
 def _plain(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> Any:
