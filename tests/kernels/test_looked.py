@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import sys
 
 import pytest
 import torch
@@ -310,3 +311,15 @@ def test_what_says_something_else_than_the_tensor_is_not_used(monkeypatch):
     assert private_handles.handles.__wrapped__() is None
     monkeypatch.setattr(private_handles, "_IMPLEMENTATION", "_version")
     assert private_handles.handles.__wrapped__() is None
+
+
+def test_a_loop_that_is_not_compiled_is_no_failure(monkeypatch):
+    monkeypatch.setitem(sys.modules, "regplug.kernels.looked", None)
+    cpu_tables._reader.cache_clear()
+    try:
+        table = cpu_tables.CpuTable()
+        columns = [[tensor] for tensor in TAKEN["plain"]()]
+        assert table.read(columns)
+        assert table.packed.tolist() == [[t.data_ptr()] for (t,) in columns] + [[12]]
+    finally:
+        cpu_tables._reader.cache_clear()
