@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
+from regplug.backend.blocks import PLAIN
 from regplug.backend.private_handles import handles
 from regplug.kernels.tables import Table, Tensors
 
@@ -33,11 +36,20 @@ def _reader() -> Callable[[Tensors, Tensors], Any] | None:
     return functools.partial(looked, known)
 
 
+def _is_other_number(scalar: Any) -> bool:
+    """Whether this is a number that compiled loops don't read as it is kept: an integer, a half."""
+    return type(scalar) in PLAIN and scalar.dtype not in (torch.float32, torch.float64)
+
+
 class CpuTable(Table):
     """A table as numba's kernels want it: an array of addresses and sizes."""
 
+    _doubles: Tensors = ()  # what a kernel reads must live as long as that
+
     def read(self, columns: Tensors, scalars: Tensors = ()) -> bool:
         """Read tensors; return whether a kernel can work on all of them: see :class:`Table`."""
+        if any(_is_other_number(column[0]) for column in scalars):
+            scalars = self._doubles = [[scalar.double() for scalar in c] for c in scalars]
         reader = _reader() if len(columns[0]) >= _MANY else None
         if reader is not None and (found := reader(columns, scalars)) is not None:
             self.packed, dtypes = found
