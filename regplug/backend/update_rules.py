@@ -60,7 +60,7 @@ def _preconditioned(lr: Any, second_moment: torch.Tensor, eps: float) -> torch.T
     As r/(1/lr + r·ε/lr) with r = 1/√v, which is the same in fewer operations, a memory pass each.
     Where v is 0 that is ∞/∞.
     """
-    lr, v = _number(lr), second_moment
+    v = second_moment
     # A symbol, of which one kernel is made; or a number that is on a device, not to be waited for.
     if type(v) not in PLAIN or isinstance(lr, torch.Tensor):
         return torch.where(v > 0, lr / (v.sqrt() + eps), 0.0)
@@ -80,15 +80,21 @@ def _number(value: Any) -> Any:
     return value.item() if type(value) in PLAIN and value.is_cpu else value
 
 
+def _rate(group: Group) -> Any:
+    lr = group["lr"]
+    # Arithmetic with a tensor is in its own precision, which is less than that of some weights.
+    return lr if type(lr) is float else _number(learning_rate(group))
+
+
 def _plain(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> Any:
-    return learning_rate(group)
+    return _rate(group)
 
 
 def _sgd(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> Any:
     momentum = group["momentum"]
     if not momentum:
-        return learning_rate(group)
-    return learning_rate(group) * (1 - group["dampening"]) / (1 - momentum)
+        return _rate(group)
+    return _rate(group) * (1 - group["dampening"]) / (1 - momentum)
 
 
 def _adam(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> Any:
@@ -96,7 +102,7 @@ def _adam(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> Any
     correction = 1 - _number(group["betas"][1]) ** _number(state["step"])
     # lr/(√(v/c) + ε) with √c multiplied out
     root = correction**0.5
-    return _preconditioned(learning_rate(group) * root, second, group["eps"] * root)
+    return _preconditioned(_rate(group) * root, second, group["eps"] * root)
 
 
 def _nadam(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> Any:
@@ -109,7 +115,7 @@ def _nadam(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> An
     share = (1 - mu) / (1 - product) + mu_next * (1 - beta1**step) / (1 - product * mu_next)
     second = state["exp_avg_sq"]
     root = (1 - beta2**step) ** 0.5
-    return _preconditioned(learning_rate(group) * share * root, second, group["eps"] * root)
+    return _preconditioned(_rate(group) * share * root, second, group["eps"] * root)
 
 
 def _radam(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> Any:
@@ -117,7 +123,7 @@ def _radam(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> An
     correction = 1 - beta2**step
     limit = 2 / (1 - beta2) - 1
     rho = limit - 2 * step * beta2**step / correction
-    lr, eps = learning_rate(group), group["eps"]
+    lr, eps = _rate(group), group["eps"]
     if type(second) not in PLAIN:  # a symbol: both ways are computed, and one is chosen
         early = torch.where(second > 0, lr, 0.0)
         return torch.where(rho <= 5, early, _late(lr, rho, limit, correction, second, eps))
@@ -135,7 +141,7 @@ def _late(
 
 
 def _rmsprop(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> Any:
-    lr, second = learning_rate(group) / (1 - group["momentum"]), state["square_avg"]
+    lr, second = _rate(group) / (1 - group["momentum"]), state["square_avg"]
     if not group["centered"]:
         return _preconditioned(lr, second, group["eps"])
     mean = state["grad_avg"]  # of a gradient that stays the same, so the variance may well be 0
@@ -144,7 +150,7 @@ def _rmsprop(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> 
 
 
 def _adagrad(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) -> Any:
-    lr = learning_rate(group) / (1 + (_number(state["step"]) - 1) * group["lr_decay"])
+    lr = _rate(group) / (1 + (_number(state["step"]) - 1) * group["lr_decay"])
     second = state["sum"]
     return _preconditioned(lr, second, group["eps"])
 
@@ -156,7 +162,7 @@ def _adadelta(group: Group, state: Mapping[str, Any], gradient: torch.Tensor) ->
     ratio = gradient.square().div_(variance).mul_(1 - rho)
     accumulated = (state["acc_delta"] - ratio * eps).div_(ratio.add_(rho)).clamp_(min=0)
     return _zero_without_gradient(
-        accumulated.add_(eps).div_(variance).sqrt_().mul_(learning_rate(group)), second
+        accumulated.add_(eps).div_(variance).sqrt_().mul_(_rate(group)), second
     )
 
 

@@ -57,8 +57,7 @@ def add_gradients(
         if few and not kernel.choice.pays(weights):
             kernel.add_gradients(list(gradients), list(weights), factor)
             return
-        parts = shards.locals_of(gradients), shards.locals_of(weights)
-        _add_separable(kernel, [*parts, *kernel.companion_parts(weights)], factor)
+        _add_separable(kernel, [gradients, weights, *kernel.companion_parts(weights)], factor)
         return
     rows: Sequence[int] = range(len(weights))
     if kernel.rows is not None and kernel.has_gradient and kernel.rows.serves(*weights):

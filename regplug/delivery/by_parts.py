@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from regplug.backend import shards
 from regplug.backend.blocks import batches
 from regplug.backend.groups import Group
 from regplug.backend.precision import widened
@@ -99,8 +98,7 @@ def _add_in_one_launch(
             for gs, ws, *companions in batches(sample):
                 kernel.add_gradients(gs, [widened(w) for w in ws], factors[parts[row]], *companions)
 
-    locals_ = [shards.locals_of(gradients), shards.locals_of(weights)]
-    columns = [*locals_, *kernel.companion_parts(weights)]
+    columns = [gradients, weights, *kernel.companion_parts(weights)]
     return kernel.choice.apply(added, columns, 0, by_torch, by_row.columns, by_row=True)
 
 
@@ -178,7 +176,7 @@ def _move_in_one_launch(
             for pieces, *companions in batches(sample):
                 kernel.proximal_(pieces, step, *companions)
 
-    columns = [shards.locals_of(weights), *kernel.companion_parts(weights)]
+    columns = [weights, *kernel.companion_parts(weights)]
     return kernel.choice.apply(moved, columns, 0, by_torch, scalars, by_row=True)
 
 

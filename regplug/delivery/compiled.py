@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,12 +40,13 @@ def compiled_proximal(
         The rows that are left.
     """
     names = rule.tensors(group)
-    parts = list(weights) if kernel.rows is not None else shards.locals_of(weights)
-    columns: list[Sequence[torch.Tensor]] = [parts]
+    columns: list[Sequence[torch.Tensor]] = [weights]
     if rule.uses_gradient:
-        columns.append(shards.locals_of(gradients))
+        columns.append(gradients)
     start = len(columns)
-    columns += [shards.locals_of([state[name] for state in states]) for name in names]
+    columns += [list(map(itemgetter(name), states)) for name in names]
+    if kernel.rows is not None:
+        columns[1:] = map(shards.locals_of, columns[1:])
     end = len(columns)
     columns += kernel.companion_parts(weights)
     scalars, known = _scalars(rule, states, group, weights[0].device)
@@ -61,12 +63,12 @@ def compiled_proximal(
 
     def by_torch(sample: Sequence[Sequence[torch.Tensor]], row: int = 0) -> None:
         with strengths.at(row) if strengths is not None else nullcontext():
-            moved_by_torch(sample)
+            moved_by_torch(sample, row)
 
-    def moved_by_torch(sample: Sequence[Sequence[torch.Tensor]]) -> None:
+    def moved_by_torch(sample: Sequence[Sequence[torch.Tensor]], row: int) -> None:
         for w, *others in zip(*sample, strict=True):
             moments = map(widened, others[start - 1 : end - 1])
-            state = {**states[0], **dict(zip(names, moments, strict=True))}
+            state = {**states[row], **dict(zip(names, moments, strict=True))}
             step = rule.step(group, state, others[0] if rule.uses_gradient else w)
             kernel.proximal_([w], step, *([c] for c in others[end - 1 :]))
 
@@ -86,7 +88,7 @@ def compiled_proximal(
         by_torch,
         all_scalars,
         nonnegative=range(start, end),
-        by_row=strengths is not None,
+        by_row=True,
     )
 
 

@@ -1,6 +1,7 @@
 """Proximal operators after the update, with the step that the optimizer effectively takes."""
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +24,7 @@ from regplug.kernels.pieces import (
 if TYPE_CHECKING:
     from regplug.backend.update_rules import UpdateRule
 
-__all__ = ["apply_elementwise_steps", "apply_one_step"]
+__all__ = ["apply_elementwise_steps", "apply_one_step", "states_of"]
 
 
 def apply_one_step(
@@ -38,8 +39,7 @@ def apply_one_step(
         if few and not kernel.choice.pays(weights):
             kernel.proximal_(list(weights), step)
             return
-        parts = shards.locals_of(weights)
-        _apply_one_step(kernel, [parts, *kernel.companion_parts(weights)], step)
+        _apply_one_step(kernel, [weights, *kernel.companion_parts(weights)], step)
         return
     rows: Sequence[int] = range(len(weights))
     if kernel.rows is not None and kernel.rows.serves(*weights):
@@ -85,7 +85,7 @@ def apply_elementwise_steps(
     layouts: Layouts = NO_LAYOUTS,
 ) -> None:
     """Replace each of ``weights`` by its proximal point for the step that each element has."""
-    own: list[Any] = list(map(states.get, weights))
+    own = states_of(weights, states)
     updated = list(weights)
     # A gradient may be sparse, and most rules need none.
     used = list(gradients if rule.uses_gradient else weights)
@@ -102,6 +102,14 @@ def apply_elementwise_steps(
         own, updated, used = ([column[row] for row in left] for column in (own, updated, used))
     if updated:
         _apply_each(kernel, rule, group, own, updated, used, layouts)
+
+
+def states_of(weights: Sequence[torch.Tensor], states: Mapping[torch.Tensor, Any]) -> list[Any]:
+    """Return what the optimizer keeps of each weight, None or nothing of what it left alone."""
+    # Mostly in the same order, and to look a tensor up is a call of Python.
+    if len(states) == len(weights) and all(map(is_, states, weights)):
+        return list(states.values())
+    return list(map(states.get, weights))
 
 
 def _apply_each(

@@ -18,6 +18,10 @@ def _is_total(x: Any) -> bool:
     return type(x) is Symbol and x.kind == "total"
 
 
+def _is_truth(x: Any) -> bool:
+    return isinstance(x, bool) or (type(x) is Symbol and x.kind == "truth")
+
+
 def _swapped(operation: Operation) -> Operation:
     return lambda tracing, x, y: operation(tracing, y, x)
 
@@ -41,6 +45,8 @@ def _sum_of(name: str) -> Operation:
     ) -> Symbol:
         refuse_out(out)
         y = other if y is None else y
+        if _is_truth(x) and _is_truth(y):
+            raise UntraceableError("it adds truths, of which two are one")
         if _is_total(x) or _is_total(y):
             return _sum_of_totals(tracing, name, x, y, alpha)
         return tracing.result(name, tracing.place(x), _scaled(tracing, y, alpha))
@@ -111,18 +117,32 @@ def _addc(inner: str) -> Operation:
         tracing: Tracing, x: Any, a: Any, b: Any, *, value: Any = 1, out: Any = None
     ) -> Symbol:
         refuse_out(out)
-        product = tracing.result(inner, tracing.place(a), tracing.place(b))
-        return tracing.result("add", tracing.place(x), _scaled(tracing, product, value))
+        # In torch's order: what overflows, and what does not, is the same.
+        first = _scaled(tracing, a, value)
+        product = tracing.recording.step(inner, first, tracing.place(b))
+        return tracing.result("add", tracing.place(x), product)
 
     return record
 
 
 def _lerp(tracing: Tracing, x: Any, end: Any, weight: Any, *, out: Any = None) -> Symbol:
     refuse_out(out)
-    start = tracing.place(x)
-    way = tracing.recording.step("sub", tracing.place(end), start)
-    part = tracing.recording.step("mul", tracing.place(weight), way)
-    return tracing.result("add", start, part)
+    step = tracing.recording.step
+    start, last, share = tracing.place(x), tracing.place(end), tracing.place(weight)
+    way = step("sub", last, start)
+
+    def from_start() -> int:
+        return step("add", start, step("mul", share, way))
+
+    def from_end() -> int:
+        rest = step("sub", tracing.recording.number(1.0), share)
+        return step("sub", last, step("mul", way, rest))
+
+    # As torch does it, from the end that is nearer.
+    if type(weight) is not Symbol:
+        return tracing.symbol(from_start() if abs(number_of(weight)) < 0.5 else from_end())
+    near = step("lt", step("abs", share), tracing.recording.number(0.5))
+    return tracing.result("where", near, from_start(), from_end())
 
 
 ARITHMETIC: dict[str, Operation] = {

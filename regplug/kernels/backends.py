@@ -9,7 +9,7 @@ from regplug.kernels import cpu, cuda
 from regplug.kernels.expression import Expression
 from regplug.kernels.row_symbols import RowExpression
 from regplug.kernels.row_tables import RowRun
-from regplug.kernels.tables import Table
+from regplug.kernels.tables import Sizes, Table
 
 __all__ = ["Backend", "Columns", "Numba", "Run", "Triton", "serving"]
 
@@ -35,8 +35,11 @@ class Backend(Protocol):
     def takes(self, dtypes: Sequence[torch.dtype]) -> bool:
         """Whether there are kernels for columns of these dtypes."""
 
-    def pays(self, sizes: Sequence[int]) -> bool:
+    def pays(self, sizes: Sizes) -> bool:
         """Whether a launch pays for tensors of these sizes."""
+
+    def table(self) -> Table:
+        """Return a new table, as its kernels read one."""
 
     def refuses(self, expression: Expression) -> str | None:
         """Return why torch's own operations are to be used for an expression, or None."""

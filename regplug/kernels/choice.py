@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from regplug.backend import shards
 from regplug.backend.blocks import TINY
 from regplug.errors import SpecError
 
@@ -126,13 +127,14 @@ class Choice(Asked):
         Args:
             formula: see :meth:`Engine.apply`.
             columns: see :meth:`Engine.apply`.
-            by_torch: does the same by torch's own operations, to any rows of the columns.
+            by_torch: does the same by torch's own operations, to any rows of the columns; to this
+                rank's parts.
             scalars: see :meth:`Engine.apply`.
         """
         if not self.pays(columns[0]):
-            by_torch([list(column) for column in columns])
+            by_torch([shards.locals_of(column) for column in columns])
         elif left := self.apply(formula, columns, 0, by_torch, scalars):
-            by_torch([[column[row] for row in left] for column in columns])
+            by_torch([shards.locals_of([column[row] for row in left]) for column in columns])
 
     def apply(
         self,

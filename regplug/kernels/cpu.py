@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
+from regplug.kernels.cpu_tables import CpuTable
 from regplug.kernels.emitted import SAID_ALIKE, Dialect, bounded, lines_of
 from regplug.kernels.expression import SLOW, Expression
 from regplug.kernels.sources import executed
-from regplug.kernels.tables import Table
+from regplug.kernels.tables import Sizes, Table
 from regplug.kernels.threads import SHARE, cut_elements, run
 
 __all__ = [
@@ -34,8 +35,6 @@ __all__ = [
 _log = logging.getLogger("regplug")
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
-
-_address = torch.Tensor.data_ptr
 
 _WHERE = "{1} if {0} else {2}"
 
@@ -196,9 +195,13 @@ class Numba:
         """Whether there are kernels for columns of these dtypes."""
         return takes(dtypes)
 
-    def pays(self, sizes: Sequence[int]) -> bool:
+    def pays(self, sizes: Sizes) -> bool:
         """Whether there is more to do than torch does in the time that it takes to begin."""
-        return sum(sizes) >= SHARE
+        return bool((sum(sizes) if isinstance(sizes, list) else sizes.sum()) >= SHARE)
+
+    def table(self) -> Table:
+        """Return a new table, as its kernels read one."""
+        return CpuTable()
 
     def refuses(self, expression: Expression) -> str | None:
         """Return why an expression is no better compiled."""
@@ -213,8 +216,6 @@ class Numba:
         scalars: tuple[torch.dtype, ...],
     ) -> Callable[..., float]:
         """Return what executes an expression for tensors of these dtypes."""
-        import numpy
-
         function = compiled(expression, dtypes[0], scalars)
         cut = functools.partial(cut_elements, columns=len(dtypes), itemsize=dtypes[0].itemsize)
 
@@ -224,12 +225,6 @@ class Numba:
             columns: Sequence[Sequence[torch.Tensor]],
             scalars: Sequence[Sequence[torch.Tensor]],
         ) -> float:
-            addresses = table.addresses
-            if scalars:
-                addresses = addresses + [list(map(_address, column)) for column in scalars]
-            if table.changed or table.packed is None or table.packed[0] != addresses:
-                packed = numpy.array([*addresses, table.sizes], dtype=numpy.int64)
-                table.packed = addresses, packed
-            return run(function, table.packed[1], numbers, cut)
+            return run(function, table.packed, numbers, cut)
 
         return execute

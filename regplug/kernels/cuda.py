@@ -19,7 +19,7 @@ from regplug.kernels.emitted import SAID_ALIKE, Dialect, bounded, lines_of
 from regplug.kernels.expression import Expression
 from regplug.kernels.packed import BLOCK, Packed
 from regplug.kernels.sources import executed
-from regplug.kernels.tables import Table
+from regplug.kernels.tables import Sizes, Table
 
 __all__ = [
     "DTYPES",
@@ -200,9 +200,13 @@ class Triton:
         """Whether there are kernels for columns of these dtypes."""
         return takes(dtypes)
 
-    def pays(self, sizes: Sequence[int]) -> bool:
+    def pays(self, sizes: Sizes) -> bool:
         """Whether there is anything to do: a launch is one launch for torch, too."""
         return any(sizes)
+
+    def table(self) -> Table:
+        """Return a new table, as its kernels read one."""
+        return Table()
 
     def refuses(self, expression: Expression) -> str | None:
         """Return why an expression can't be compiled."""
@@ -233,7 +237,7 @@ class Triton:
             packed = table.packed
             if packed is None or packed.of != table.sizes or packed.device != device:
                 packed = table.packed = Packed(table, device)
-            packed.send_addresses([*table.addresses, *([s.data_ptr() for s in c] for c in scalars)])
+            packed.send_addresses(table.addresses)
             partial = packed.sizes
             if sums:
                 partial = torch.empty(packed.programs, dtype=torch.float64, device=device)

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from regplug.backend import shards
 from regplug.backend.blocks import PLAIN
 from regplug.kernels import backends
 from regplug.kernels.backends import Columns, Run
@@ -52,7 +53,8 @@ class Engine(Prover):
 
         Args:
             formula: whose result is written.
-            columns: lists of tensors of equal length, plain ones, those of a row alike in shape.
+            columns: lists of tensors of equal length, those of a row alike in shape. Of what is
+                spread over ranks, this rank's part is worked on.
             target: the column that it is written to.
             reference: what a new kernel is compared with on a sample.
             scalars: further columns, of 0-d tensors: one for all elements of a row.
@@ -120,19 +122,24 @@ class Engine(Prover):
         rows = range(len(columns[0]))
         if not rows or self.why_not is not None or not _is_known(columns[0][0]):
             return [], rows
+        whole = columns
         table = self._table(columns, target)
-        if table.read(columns):
+        is_read = table.read(columns, scalars)
+        if not is_read and (columns := parts_of(whole)) is not whole:
+            table = self._table(columns, target)
+            is_read = table.read(columns, scalars)
+        if is_read:
             done = self._run(table, columns, scalars, formula, target, partial(compare, row=0))
             return ([], rows) if done is None else ([done], ())
         if len(rows) == 1:
             return [], rows
         found: list[Any] = []
         left: list[int] = []
-        for alike in _kinds(columns):
+        for alike in _kinds(columns, scalars):
             own, few = _picked(columns, alike), _picked(scalars, alike)
             table = self._table(own, target)
             done = None
-            if table.read(own):
+            if table.read(own, few):
                 done = self._run(table, own, few, formula, target, partial(compare, row=alike[0]))
             if done is None:
                 left += alike
@@ -151,16 +158,15 @@ class Engine(Prover):
     ) -> Any:
         """Execute a formula; return the sum or True, or None if it can't be, or does not pay."""
         first = columns[0][0]
-        backend = backends.serving(first, table.dtypes, self._kernels)
+        dtypes, of_scalars = table.dtypes, table.of_scalars
+        backend = backends.serving(first, dtypes, self._kernels)
         if backend is None or not backend.pays(table.sizes):
             return None
-        dtypes = table.dtypes
         dtype = backend.dtype(first)
         found = self.recorded(traced, formula, len(columns), scalars, dtype, first.device, target)
         if found is None:
             return None
         recording, result = found
-        of_scalars = tuple([column[0].dtype for column in scalars])
         steps = tuple(recording.steps)
         key = (steps, result, target, backend.name, dtypes, of_scalars, first.device)
         if key not in self.runs:
@@ -170,10 +176,10 @@ class Engine(Prover):
                 run = backend.kernel(expression, dtypes, of_scalars)
 
                 def compiled(sample: list[list[torch.Tensor]]) -> Any:
-                    table = Table()
-                    if not table.read(sample):
-                        raise AssertionError("a sample lies otherwise than what it is of")
+                    table = backend.table()
                     few = [[column[0]] * len(sample[0]) for column in scalars]
+                    if not table.read(sample, few):
+                        raise AssertionError("a sample lies otherwise than what it is of")
                     return run(recording.numbers, table, sample, few)
 
                 return run, compare(compiled, columns=columns, target=target)
@@ -190,13 +196,24 @@ class Engine(Prover):
 
     def _table(self, columns: Columns, target: int | None) -> Table:
         key = (target, len(columns), len(columns[0]), id(columns[-1][0]))
-        if key not in self._tables and len(self._tables) >= _TABLES:
-            self._tables.clear()
-        return self._tables.setdefault(key, Table())
+        table = self._tables.get(key)
+        if table is None:
+            if len(self._tables) >= _TABLES:
+                self._tables.clear()
+            backend = self.backend(columns[0][0])
+            table = self._tables[key] = Table() if backend is None else backend.table()
+        return table
 
 
 _kind = attrgetter("dtype", "device")
 _plain = frozenset(PLAIN)
+
+
+def parts_of(columns: Columns) -> Columns:
+    """Return this rank's parts of tensors, ``columns`` itself where all are plain."""
+    if all(_plain.issuperset(map(type, column)) for column in columns):
+        return columns
+    return [shards.locals_of(column) for column in columns]
 
 
 def _is_known(tensor: torch.Tensor) -> bool:
@@ -204,12 +221,12 @@ def _is_known(tensor: torch.Tensor) -> bool:
     return tensor.is_cpu or tensor.is_cuda
 
 
-def _kinds(columns: Columns) -> list[list[int]]:
+def _kinds(columns: Columns, scalars: Columns) -> list[list[int]]:
     """Return the rows of each kind: of one dtype and device, and alike in how they lie."""
     kinds: dict[Any, list[int]] = {}
-    for row, tensors in enumerate(zip(*columns, strict=True)):
-        plain = _plain.issuperset(map(type, tensors))
-        key = (*map(_kind, tensors), plain and lie_alike(*tensors))
+    for row, every in enumerate(zip(*columns, *scalars, strict=True)):
+        plain = _plain.issuperset(map(type, every))
+        key = (*map(_kind, every), plain and lie_alike(*every[: len(columns)]))
         kinds.setdefault(key, []).append(row)
     return list(kinds.values())
 

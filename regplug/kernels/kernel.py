@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from regplug.backend import shards
+from regplug.backend.blocks import PLAIN
 from regplug.backend.layouts import Layout
 from regplug.errors import PluginError
 from regplug.kernels import foreach
@@ -130,8 +131,24 @@ class Kernel:
         """Return, for each companion that a weight has, the list of this rank's parts of it."""
         if not self.has_companions or not weights or not self.companions(weights[0]):
             return []
-        of_weights = [[shards.local(c) for c in self.companions(w)] for w in weights]
-        return list(zip(*of_weights, strict=True))
+        of_weights = [self.companions(w) for w in weights]
+        for w, own in zip(weights, of_weights, strict=True):
+            for companion in own:
+                if companion.shape != w.shape:
+                    self._check_companion(w, companion)
+        parts = [list(map(shards.local, own)) for own in of_weights]
+        return list(zip(*parts, strict=True))
+
+    def _check_companion(self, w: torch.Tensor, companion: torch.Tensor) -> None:
+        """Refuse what a kernel would go through in the order of memory, and torch would not."""
+        if {type(w), type(companion)} <= set(PLAIN) and companion.numel() == w.numel():
+            try:
+                companion.expand(w.shape)
+            except RuntimeError as error:
+                raise PluginError(
+                    f"{self.name}: companions(w) must be shaped like w, {tuple(w.shape)}, "
+                    f"got {tuple(companion.shape)}"
+                ) from error
 
     def whole_companions(self, w: torch.Tensor) -> list[torch.Tensor]:
         """Return each companion of a weight, whole: a collective if it is sharded."""

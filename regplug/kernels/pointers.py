@@ -2,11 +2,12 @@
 
 from typing import Any
 
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
-__all__ = ["elements"]
+__all__ = ["asked", "elements", "put", "word"]
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -32,3 +33,38 @@ def elements(context: Any, dtype: Any, address: Any, size: Any) -> Any:
         return made._getvalue()
 
     return array(dtype, types.int64, types.int64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def word(context: Any, address: Any) -> Any:
+    """Return the integer at an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = context.get_value_type(types.int64)
+        return builder.load(builder.inttoptr(arguments[0], kind.as_pointer()))
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def put(context: Any, address: Any, number: Any) -> Any:
+    """Write an integer to an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = context.get_value_type(types.int64)
+        builder.store(arguments[1], builder.inttoptr(arguments[0], kind.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def asked(context: Any, function: Any, handle: Any, found: Any) -> Any:
+    """Call the function at an address: given a handle and where to write, it returns 0, or not."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word = context.get_value_type(types.int64)
+        kind = ir.FunctionType(context.get_value_type(types.int32), [word, word])
+        return builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), arguments[1:])
+
+    return types.int32(types.int64, types.int64, types.int64), generate

@@ -71,13 +71,14 @@ class Prover:
         if why is not None:
             self.unused[backend.name, dtypes] = why
             return None
+        short = "its kernel came to something else"
         try:
             run, why = made()
         except Exception as error:  # of a compiler, or of torch's operations on a sample
-            why = f"{type(error).__name__}: {error}"
+            why, short = f"{type(error).__name__}: {error}", "its kernel could not be made"
         if why is None:
             return run
-        self.unused[backend.name, dtypes] = "its kernel came to something else"
+        self.unused[backend.name, dtypes] = short
         warnings.warn(
             f"{self._name}: its kernel for {backend.name} is not used ({why}); it goes on with "
             "torch's own operations, which are slower. Please report this, with the formula",

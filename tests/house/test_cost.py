@@ -69,6 +69,31 @@ def test_a_step_is_so_many_calls(kind: Any, plugins: list[str], most: int) -> No
     assert len(calls) <= most, "\n".join(calls)
 
 
+@pytest.mark.parametrize(
+    ("kind", "plugin"),
+    [
+        (torch.optim.SGD, SPECS[0]),
+        (torch.optim.SGD, PROXIMAL),
+        (torch.optim.Adam, PROXIMAL),
+    ],
+)
+def test_a_kernel_over_many_tensors_is_no_more_calls(kind: Any, plugin: str) -> None:
+    """Where each lies is read by loops in C."""
+    pytest.importorskip("numba")
+    calls = []
+    for count in (64, 640):
+        model = nn.ParameterList(torch.ones(40, 40) for _ in range(count))
+        optimizer = kind(model.parameters(), lr=1e-3)
+        with regplug.attach(model, optimizer, [plugin], kernels="numba") as session:
+            for _ in range(3):
+                for w in model.parameters():
+                    w.grad = torch.ones_like(w)
+                optimizer.step()
+            assert "in one kernel (numba)" in session.describe()
+            calls.append(len(calls_of(optimizer.step)))
+    assert calls[0] == calls[1]
+
+
 def test_a_loss_event_is_so_many_calls() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(10, 50), nn.ReLU(), nn.Linear(50, 10))

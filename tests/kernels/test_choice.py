@@ -258,3 +258,21 @@ def test_a_numba_that_does_not_import_is_no_failure(monkeypatch):
             assert all("numba does not import" in message for message in told)
     finally:
         cpu.failure.cache_clear()
+
+
+@needs_numba
+def test_a_compiler_that_fails_is_told_of_once_and_torch_does_it(monkeypatch):
+    from regplug.kernels import cpu
+
+    def fails(*args):
+        raise RuntimeError("the compiler is not happy")
+
+    monkeypatch.setattr(cpu, "compiled", fails)
+    model, stepping, session = attached(L1(0.5, delivery="step"), kernels="auto")
+    with session, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            assert set(stepped(model, stepping).unique().tolist()) == {-0.5, 0.5}
+        assert "in torch's own operations (its kernel could not be made)" in session.describe()
+    (told,) = [str(warning.message) for warning in caught]
+    assert "RuntimeError: the compiler is not happy" in told

@@ -205,3 +205,13 @@ def test_a_third_partys_plugin_runs_in_one_kernel_without_a_change() -> None:
         results[kernels] = [p.detach() for p in model.parameters()]
     for a, b in zip(*results.values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bfloat16, torch.float64, torch.bool], ids=str)
+@pytest.mark.parametrize("count", [3, 60])
+def test_numbers_of_any_dtype_are_read_as_they_are(dtype, count):
+    weights = [torch.full((100, 200), 2.0) for _ in range(count)]
+    run = regplug.Elementwise("mine")
+    run(lambda w, s: w * s, weights, scalars=[torch.tensor(3.0).to(dtype)])
+    expected = 2.0 if dtype is torch.bool else 6.0
+    assert all(bool((w == expected).all()) for w in weights)

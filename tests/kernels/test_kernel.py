@@ -171,3 +171,34 @@ def test_deliveries_and_kernels_know_of_no_penalty():
                     "regplug.delivered",
                     "regplug.plugin",
                 ), file
+
+
+class Along(regplug.Penalty):
+    """λ·Σ c·w, with a companion of a shape of its own."""
+
+    separable = True
+    given = torch.ones(())
+
+    def companions(self, w):
+        return [self.given]
+
+    def value(self, w, c):
+        return (w * c).sum()
+
+    def gradient(self, w, c):
+        return c * torch.ones_like(w)
+
+
+@pytest.mark.parametrize("size", [2, 100])
+@pytest.mark.parametrize("kernels", ["auto", "foreach"])
+def test_a_companion_is_not_paired_with_elements_by_their_order_in_memory(size, kernels):
+    penalty, model = Along(0.5, delivery="step"), nn.Linear(4 * size, 2 * size, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    with regplug.attach(model, optimizer, [penalty], kernels=kernels) as session:
+        for shape in [(4 * size, 2 * size), (8 * size * size,), (1, 2 * size, 4 * size)]:
+            penalty.given = torch.ones(shape)
+            with pytest.raises(PluginError, match=r"companions\(w\) must be shaped like w"):
+                stepped(session, model.weight)
+        penalty.given = torch.ones(2 * size, 4 * size)
+        start = model.weight.detach().clone()
+        torch.testing.assert_close(stepped(session, model.weight), start - 0.5)

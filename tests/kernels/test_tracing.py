@@ -118,7 +118,7 @@ OF_ONE = {
     "softshrink": lambda w: F.softshrink(w, 0.5),
     "relu": lambda w: F.relu(w) + w.relu(),
     "softplus": F.softplus,
-    "lerp": lambda w: torch.lerp(w, w.square(), 0.3),
+    "lerp": lambda w: torch.lerp(w, w.square(), 0.3) + torch.lerp(w, 3 - w, 0.8),
     "constants": lambda w: w + torch.ones_like(w) + w.new_zeros(()) + torch.tensor(2.0),
     "casts": lambda w: w.double().detach().clone() * 2 + (w > 0).double(),
     "not a number": lambda w: torch.nan_to_num((w - w) / (w - w), nan=3.0) + w.isfinite() * 1.0,
@@ -147,6 +147,7 @@ OF_TWO = {
     "clamp": lambda w, c: w.clamp(-c.abs(), c.abs()),
     "addcmul": lambda w, c: torch.addcmul(w, w, c, value=0.5) + w.addcdiv(c, w.square() + 1),
     "where": lambda w, c: torch.where(w > c, w, c) + torch.where(w.eq(c) | (w > 1), c, 0.0),
+    "lerp": lambda w, c: torch.lerp(w, 3 - w, c),
     "a power of the other": lambda w, c: (w.abs() + 0.5) ** c,
     "in place": lambda w, c: (w * 1).sub_(c, alpha=2).mul_(c),
 }
@@ -156,6 +157,20 @@ OF_TWO = {
 def test_an_operation_of_two_tensors_is_what_torch_computes(name):
     formula = OF_TWO[name]
     torch.testing.assert_close(computed(formula, X, Y), formula(X, Y), rtol=1e-12, atol=1e-14)
+
+
+LARGE = {
+    "addcmul": lambda w: torch.addcmul(w, w, w, value=1e-300),
+    "addcdiv": lambda w: torch.addcdiv(w, w, 1 / w, value=1e-300),
+    "lerp": lambda w: torch.lerp(w * 1e108, -w * 1e108, 0.75),
+    "lerp to one that is far": lambda w: torch.lerp(w / w, w, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_what_overflows_is_what_overflows_in_torch(name):
+    formula, x = LARGE[name], torch.tensor([1e200, -1e200, 1.5], dtype=torch.float64)
+    torch.testing.assert_close(computed(formula, x), formula(x), rtol=1e-14, atol=0)
 
 
 TOTALS = {
@@ -219,6 +234,7 @@ OUTSIDE = {
     "a root of a total": lambda w: w.square().sum().sqrt(),
     "a norm": lambda w: w.norm(),
     "a loop over elements": lambda w: sum(x for x in w),
+    "a sum of truths": lambda w: ((w > -1) + (w < 1)) * w,
 }
 
 
