@@ -36,7 +36,8 @@ class TargetSparsity(Adaptive, Selective):
 
     λ is measured at every step: two passes over the covered weights (four if one is in float64),
     one tensor after another, and on sharded weights a sum of 512 KiB over the ranks for each. The
-    host waits for none of it. ``session.metrics()`` gives λ as ``strength``; it is saved with the session.
+    host waits for none of it. ``session.metrics()`` gives λ as ``strength``; it is saved with the
+    session.
 
     n counts the weights that the step moves: elements that never had a gradient under Adam and its
     like, and parameters whose ``.grad`` is None, stay as they are.

@@ -48,6 +48,7 @@ CHECKS = (
     "untouched",
     "input-grad",
     "proximal",
+    "projection",
     "separable",
     "accumulation",
     "overflow",

@@ -214,4 +214,7 @@ def _zero(subject: Subject, setup: Setup) -> None:
         if not abs(value) < float("inf"):
             raise Failure(f"with a learning rate of 0 the metric {key} is {value}")
     if isinstance(subject.plugin, Penalty):
-        same(found, before, "with a learning rate of 0 it changes the weights", rtol=0, atol=0)
+        # A matrix that is taken apart and put together again is itself but for rounding.
+        rtol = 0.0 if subject.plugin.separable else 1e-12
+        words = "with a learning rate of 0 it changes the weights"
+        same(found, before, words, rtol=rtol, atol=rtol)
