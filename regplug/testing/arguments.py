@@ -184,6 +184,10 @@ def _apart(subject: Subject, recipe: Recipe) -> None:
     read: dict[str, str] = {}
     for attribute, argument in _scheduled(subject, recipe):
         changes[argument], read[argument] = odd_numbers(subject, attribute), attribute.name
+    for argument, value in recipe.values.items():
+        is_number = isinstance(value, float) and value and argument not in changes
+        if is_number and isinstance(getattr(subject.plugin, argument, None), float):
+            changes[argument], read[argument] = (value, 0.8123 * value), argument
     for argument, values in (
         ("where", ("of_the_exam.*", "another.*")),
         ("name", ("first", "second")),

@@ -176,7 +176,7 @@ def cost(subject: Subject) -> Iterable[Case]:
                 # Iterations that converge take a few more, and Python a few thousand bytes now and
                 # then; what is quadratic stays so.
                 steep &= _steep(once, taken(TIMES ** (2 * larger), TIMES ** (2 * more), once))
-            for unit in sorted(steep):
+            for unit in sorted(steep, key=[*usual].index):
                 raise Failure(
                     f"with {TIMES} times as many {what} a step takes "
                     f"{once[unit] / max(usual[unit], 1):.0f} times as many {unit} "

@@ -15,8 +15,8 @@ __all__: list[str] = []
 SCALES = (1.0, 10.0, 0.1, 1000.0)
 # What constraints may be short of by an ε under a root, or in a divisor.
 TOLERANCE = 1e-3
-# Of the way that weights go, after which they may be in place: two constraints, one after the other,
-# go a little too far.
+# Of the way that weights go, after which they may be in place: two constraints, one after the
+# other, go a little too far.
 _MOST = 0.75
 _WAY_OUT = "; what is meant to be no projection says projects = False in the class"
 

@@ -178,13 +178,18 @@ def _changed(subject: Subject, setup: Setup) -> None:
         return found
 
     (first_slow, slow_after_slow), (first_fast, _) = effects(SLOW, SLOW), effects(FAST, FAST)
-    _, fast_after_slow = effects(SLOW, FAST)
+    (little, _), (_, fast_after_slow) = effects(SLOW * 1.001, SLOW), effects(SLOW, FAST)
     if _alike(first_slow, first_fast):
         return  # the rate makes no difference to it
     if _alike(slow_after_slow, fast_after_slow):
         raise Failure(
             f"the learning rate was raised from {SLOW:g} to {FAST:g} after the first step, and it "
             "still acts with the old one: ask session.learning_rate(index) in each step"
+        )
+    if _alike(first_slow, little):
+        raise Failure(
+            f"with the learning rates {SLOW:g} and {SLOW * 1.001:g} it does the same, and with "
+            f"{FAST:g} something else: round the rate nowhere"
         )
 
 

@@ -1,4 +1,4 @@
-"""Constraints and proximal operators are examined where they matter, however weak they are given."""
+"""Constraints and proximal operators are examined where they matter, also the weakest."""
 
 import re
 from functools import partial
