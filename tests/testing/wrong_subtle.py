@@ -185,7 +185,7 @@ class SinglePrecision(Penalty):
 
 
 class SubtractsMean(Penalty):
-    """pure: centres the weight that it is given, to measure its variance."""
+    """runs: centres the weight that it is given, to measure its variance."""
 
     def value(self, w):
         return w.sub(w.mean()).square().sum()
@@ -233,10 +233,8 @@ class MaskByShape(Acts):
 
     def act(self, session):
         for w in weights(session):
-            local = regplug.local(w)
-            key = tuple(local.shape)
-            if key not in self.masks:
-                self.masks[key] = torch.ones(key, device=local.device)
-            w.grad.add_(
-                w.detach().sign() * self.masks[key].to(w.dtype).max(), alpha=self.signed(session)
-            )
+            here = regplug.local(w.detach())
+            if here.shape not in self.masks:
+                self.masks[here.shape] = torch.ones_like(here)
+            mask = self.masks[here.shape].to(w.dtype)
+            regplug.local(w.grad).add_(here.sign() * mask, alpha=self.signed(session))
