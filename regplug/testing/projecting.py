@@ -52,11 +52,15 @@ class _Map:
             for name in self.moved
         )
 
-    def forgets_size(self) -> bool:
-        """Tell whether it makes the same of weights twice as large."""
-        weights, once = self.pairs[0]
-        twice = self({name: 2 * w for name, w in weights.items()})
-        return all(_unlike(twice[name], once[name]) is None for name in self.moved)
+    def forgetting_size(self) -> list[tuple[Weights, Weights]]:
+        """Return the pairs in which it makes the same of weights twice as large."""
+        found = []
+        for weights, once in self.pairs:
+            twice = self({name: 2 * w for name, w in weights.items()})
+            # Of the smallest weights, an ε may be left.
+            if all(_unlike(twice[name], once[name]) is None for name in self.moved):
+                found.append((weights, once))
+        return found
 
 
 def _unlike(
@@ -92,7 +96,9 @@ def projection(subject: Subject) -> Iterable[Case]:
 
 def _mapping(subject: Subject, setup: Setup) -> _Map:
     found = _Map(subject, setup)
-    if not (subject.plugin.projects or found.leaves_some() or found.forgets_size()):
+    if not (subject.plugin.projects or found.leaves_some()):
+        found.pairs = found.forgetting_size()
+    if not found.pairs:
         raise Skip("it leaves no weight alone, so it is no constraint")
     return found
 

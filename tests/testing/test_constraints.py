@@ -5,10 +5,10 @@ from functools import partial
 
 import pytest
 
-from regplug.testing import check_plugin
 from tests.testing import wrong_constraints as cases
 from tests.testing.sat import sat
 from tests.testing.test_kinds import check_of, classes
+from tests.testing.whole import whole
 
 SAID = {
     "RowsByColumns": "of one.weight in one step it moves again in the next",
@@ -55,5 +55,5 @@ def test_what_takes_more_of_a_larger_matrix_is_no_more_than_linear():
 @pytest.mark.slow
 @pytest.mark.parametrize("cls", ALL)
 def test_the_whole_exam_says_the_same(cls):
-    report = check_plugin(weak(cls))
+    report = whole(weak(cls))
     assert report.failed_checks() == ({check_of(cls)} if cls in WRONG else set()), str(report)

@@ -140,22 +140,22 @@ class ClipsWeights(Constraint):
 
 
 class StandardizesRows(Constraint):
-    """Rows of mean 0 and variance 1, but for an ε: it leaves no weight alone."""
+    """Rows of mean 0 and one variance, but for an ε: it leaves no weight alone."""
 
     def mapped(self, w):
         m = w.flatten(1).float()
         spread = (m.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
-        return ((m - m.mean(1, keepdim=True)) / spread).reshape(w.shape).to(w.dtype)
+        return (self.limit * (m - m.mean(1, keepdim=True)) / spread).reshape(w.shape).to(w.dtype)
 
 
 class TwoOfFour(Constraint):
-    """Of each four weights the two smallest are 0, where there are four."""
+    """Of each four weights the two smallest are 0, the others within ±limit."""
 
     def mapped(self, w):
-        flat = w.flatten()
+        flat = w.clamp(-self.limit, self.limit).flatten()
         whole = flat[: flat.numel() // 4 * 4].view(-1, 4)
         keep = torch.zeros_like(whole, dtype=torch.bool)
-        keep.scatter_(1, whole.abs().sort(1, descending=True, stable=True).indices[:, :2], True)
+        keep.scatter_(1, whole.abs().argsort(dim=1, descending=True, stable=True)[:, :2], True)
         return torch.cat([(whole * keep).flatten(), flat[whole.numel() :]]).view(w.shape)
 
 
@@ -188,7 +188,8 @@ class WeighsLoss(Strong):
 
     @hookimpl
     def on_loss(self, session, loss):
-        return self.strength * (1 + loss.square()).sqrt()
+        sign = -1 if any(group.get("maximize") for group in session.groups) else 1
+        return sign * self.strength * (1 + loss.square()).sqrt()
 
 
 class OwnNumbers(L1):

@@ -171,9 +171,8 @@ class Noise(Strong):
     @hookimpl
     def on_gradients(self, session):
         for index, w in enumerate(weights(session)):
-            noise = torch.randn(
-                w.shape, generator=self.generator(session, index), dtype=torch.float64
-            )
+            generator = self.generator(session, index)
+            noise = torch.randn(w.shape, generator=generator, dtype=torch.float64, device="cpu")
             w.grad.add_(noise.to(w), alpha=self.strength)
 
 
