@@ -16,8 +16,8 @@ from regplug.testing.moments import (
     CHANGE,
     READ,
     Moment,
+    acting,
     alike,
-    check_acts,
     moment,
     moments,
     with_value,
@@ -86,8 +86,7 @@ def _follows(
 
 def _changes(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
     first, second = odd_numbers(subject, attribute)
-    constant = moments(subject.rig(with_value(setup, attribute.name, first)))
-    check_acts(subject, setup, constant)
+    constant = acting(subject, setup, attribute.name, first)
     scheduled = schedules.piecewise({0: first, CHANGE: second})
     found = moments(subject.rig(with_value(setup, attribute.name, scheduled)))
     _follows(constant, found, attribute.name, first, second)
@@ -107,8 +106,7 @@ def _off_and_on(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
     first, _ = odd_numbers(subject, attribute)
     off = attribute.off
     assert off is not None
-    constant = moments(subject.rig(with_value(setup, attribute.name, first)))
-    check_acts(subject, setup, constant)
+    constant = acting(subject, setup, attribute.name, first)
     waking = schedules.piecewise({0: off, 1: first, CHANGE: off, CHANGE + 1: first})
     rig = subject.rig(with_value(setup, attribute.name, waking)).move()
     silent = subject.rig(with_value(setup, attribute.name, off))

@@ -13,8 +13,8 @@ from regplug.testing.moments import (
     CHANGE,
     READ,
     Moment,
+    acting,
     alike,
-    check_acts,
     moment,
     moments,
     with_value,
@@ -72,8 +72,7 @@ def _linear(subject: Subject, setup: Setup) -> None:
 def _set(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
     """What is set on an instance before attach is as good as what the constructor was given."""
     first, second = odd_numbers(subject, attribute)
-    one = moments(subject.rig(with_value(setup, attribute.name, first)))
-    check_acts(subject, setup, one)
+    one = acting(subject, setup, attribute.name, first)
     other = moments(subject.rig(with_value(setup, attribute.name, second)))
     if all(alike(a, b) for a, b in zip(one, other, strict=True)):
         raise Failure(
@@ -133,8 +132,7 @@ def _hardly_differ(one: list[Moment], other: list[Moment], plain: list[Moment]) 
 
 def _set_later(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
     first, second = odd_numbers(subject, attribute)
-    constant = moments(subject.rig(with_value(setup, attribute.name, first)))
-    check_acts(subject, setup, constant)
+    constant = acting(subject, setup, attribute.name, first)
     rig = subject.rig(with_value(setup, attribute.name, first)).move()
     found = []
     for step in range(len(constant)):
