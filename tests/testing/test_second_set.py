@@ -41,6 +41,13 @@ def test_what_was_a_false_alarm_passes(cls, check):
     assert report.of("passed")
 
 
+@pytest.mark.parametrize(
+    "spec", ["l1({'inner.*': 1e-2, '*': 1e-3})", "group_lasso(per_layer(1e-3, decay=0.5))"]
+)
+def test_strengths_by_pattern_are_not_taken_for_one(spec):
+    assert sat(spec, ["delivery"]).passed
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cls", ALL)
 def test_wrong_plugin_fails_in_its_own_check_alone(cls):
