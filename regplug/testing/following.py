@@ -33,6 +33,7 @@ __all__: list[str] = []
 def schedule(subject: Subject) -> Iterable[Case]:
     """A schedule is followed in each step: not frozen, and neither a step early nor a step late.
 
+    What does nothing but move weights after a step may go by the value of the step that comes.
     Up to the step in which it changes the run is that of the constant, in that step it is not. Off
     means the bits of a loop without the plugin, in just the steps that say so, also at the start.
     """
@@ -62,9 +63,14 @@ def _numbers(subject: Subject) -> dict[str, float]:
 
 
 def _follows(
-    constant: list[Moment], found: list[Moment], name: str, first: float, second: float
+    constant: list[Moment],
+    found: list[Moment],
+    name: str,
+    first: float,
+    second: float,
+    ahead: int = 0,
 ) -> None:
-    for step in range(CHANGE):
+    for step in range(CHANGE - ahead):
         if not alike(constant[step], found[step], 1e-9):
             raise Failure(
                 f"{name} is {first:g} until step {CHANGE - 1} and {second:g} from step {CHANGE} "
@@ -84,12 +90,32 @@ def _follows(
         )
 
 
+def _ahead(subject: Subject, setup: Setup, attribute: Scheduled) -> int:
+    """Return by how many steps it is right to be early.
+
+    What puts weights somewhere after a step does that for the next one, and may go by its value.
+    """
+    if isinstance(subject.plugin, Penalty) or not subject.implements("after_step"):
+        return 0
+    if any(subject.implements(hook) for hook in ("on_loss", "on_gradients", "before_step")):
+        return 0
+    first, second = odd_numbers(subject, attribute)
+    constant = acting(subject, setup, attribute.name, first)
+    scheduled = schedules.piecewise({0: first, CHANGE: second})
+    found = moments(subject.rig(with_value(setup, attribute.name, scheduled)))
+    numbers, weights = found[CHANGE - 1]
+    # What modules are set to is another matter: that is what the step itself has.
+    is_early = not alike((numbers, constant[CHANGE - 1][1]), (numbers, weights), 1e-9)
+    return int(is_early)
+
+
 def _changes(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
     first, second = odd_numbers(subject, attribute)
     constant = acting(subject, setup, attribute.name, first)
     scheduled = schedules.piecewise({0: first, CHANGE: second})
     found = moments(subject.rig(with_value(setup, attribute.name, scheduled)))
-    _follows(constant, found, attribute.name, first, second)
+    ahead = _ahead(subject, setup, attribute)
+    _follows(constant, found, attribute.name, first, second, ahead)
     if isinstance(subject.plugin, Penalty):
         rig = subject.rig(with_value(setup, attribute.name, first)).move()
         for step in range(CHANGE):
@@ -110,8 +136,9 @@ def _off_and_on(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
     waking = schedules.piecewise({0: off, 1: first, CHANGE: off, CHANGE + 1: first})
     rig = subject.rig(with_value(setup, attribute.name, waking)).move()
     silent = subject.rig(with_value(setup, attribute.name, off))
+    ahead = _ahead(subject, setup, attribute)
     for step in range(CHANGE + 2):
-        is_off = waking(step) == off
+        is_off = waking(step + ahead) == off
         start = rig.snapshot().weights
         with torch.no_grad():
             for name, parameter in silent.parameters.items():

@@ -96,6 +96,8 @@ def _set(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
     for argument in recipe.parameters:
         if attribute.name in (argument, scheduled_name(argument)):
             made = recipe.but(**{argument: first})
+            if attribute.at(made(), 0) != first:
+                continue  # reached later, as another argument says: see arguments
             values = {k: v for k, v in setup.values.items() if k != attribute.name}
             built = moments(subject.rig(Setup(made, setup.delivery, values)))
             if not all(alike(a, b) for a, b in zip(one, built, strict=True)):
