@@ -2,15 +2,15 @@
 
 torch has no hook for that. ``Tensor.backward`` and whatever wraps it call
 ``torch.autograd.backward`` by that name, and loops that take gradients themselves call
-``torch.autograd.grad``; so these two are stood in for while somebody listens. Not for sessions,
-which patch nothing: for tools that look at a run for a while.
+``torch.autograd.grad``; so these two are stood in for while somebody listens.
 """
 
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+
+from regplug.backend.stand_ins import stand_in
 
 __all__ = ["Listening"]
 
@@ -29,9 +29,10 @@ class Listening:
     def __init__(self, before: Before, after: Callable[[Any], None]) -> None:
         self._before, self._after = before, after
         self._on = True
-        self._undo: list[Callable[[], None]] = []
-        self._replace("backward", "inputs", 5)
-        self._replace("grad", "inputs", 1)
+        self._undo: list[Callable[[], None]] = [
+            stand_in(torch.autograd, "backward", lambda original: self._listened(original, 5)),
+            stand_in(torch.autograd, "grad", lambda original: self._listened(original, 1)),
+        ]
 
     def remove(self) -> None:
         """Listen no more. May be called twice."""
@@ -39,10 +40,9 @@ class Listening:
         while self._undo:
             self._undo.pop()()
 
-    def _replace(self, name: str, asked: str, place: int) -> None:
-        original = getattr(torch.autograd, name)
+    def _listened(self, original: Callable[..., Any], place: int) -> Callable[..., Any]:
+        """Return what stands in for ``original``, whose inputs are at ``place``."""
 
-        @functools.wraps(original)
         def listened(*args: Any, **kwargs: Any) -> Any:
             if not self._on or torch.compiler.is_compiling():
                 return original(*args, **kwargs)
@@ -50,20 +50,14 @@ class Listening:
             args = tuple(map(_kept, args))
             kwargs = {key: _kept(value) for key, value in kwargs.items()}
             first = args[0] if args else kwargs.get("tensors", kwargs.get("outputs"))
-            inputs = args[place] if len(args) > place else kwargs.get(asked)
+            inputs = args[place] if len(args) > place else kwargs.get("inputs")
             token = self._before(_tensors(first), None if inputs is None else _tensors(inputs))
             try:
                 return original(*args, **kwargs)
             finally:
                 self._after(token)
 
-        def undo() -> None:
-            # Somebody may have put a function of their own around this one since.
-            if getattr(torch.autograd, name) is listened:
-                setattr(torch.autograd, name, original)
-
-        setattr(torch.autograd, name, listened)
-        self._undo.append(undo)
+        return listened
 
 
 def _kept(given: Any) -> Any:

@@ -1,11 +1,12 @@
 """Being told where a program begins to compute without gradients, as evaluations do."""
 
-import functools
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from regplug.backend.stand_ins import stand_in
 
 __all__ = ["Gradless"]
 
@@ -20,26 +21,19 @@ class Gradless:
     """
 
     def __init__(self, begins: Callable[[], None]) -> None:
-        self._on = True
-        self._undo: list[Callable[[], None]] = []
-        for kind in (torch.no_grad, torch.inference_mode):
-            self._replace(kind, begins)
+        self._on, self._begins = True, begins
+        self._undo: list[Callable[[], None]] = [
+            stand_in(kind, "__enter__", self._listened)
+            for kind in (torch.no_grad, torch.inference_mode)
+        ]
 
-    def _replace(self, kind: Any, begins: Callable[[], None]) -> None:
-        original = kind.__enter__
-
-        @functools.wraps(original)
+    def _listened(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def listened(entered: Any) -> Any:
             if self._on and not _is_torchs(sys._getframe(1)):
-                begins()
+                self._begins()
             return original(entered)
 
-        def undo() -> None:
-            if kind.__enter__ is listened:
-                kind.__enter__ = original
-
-        kind.__enter__ = listened
-        self._undo.append(undo)
+        return listened
 
     def remove(self) -> None:
         """Listen no more. May be called twice."""

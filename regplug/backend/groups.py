@@ -7,7 +7,7 @@ import torch
 
 from regplug.errors import RegplugError
 
-__all__ = ["Group", "learning_rate", "sign"]
+__all__ = ["Group", "learning_rate", "number", "sign"]
 
 
 Group = dict[str, Any]
@@ -16,6 +16,20 @@ Group = dict[str, Any]
 def sign(group: Mapping[str, Any]) -> float:
     """Return −1.0 for a group that maximizes its objective, so that penalties still shrink."""
     return -1.0 if group.get("maximize") else 1.0
+
+
+def number(group: Mapping[str, Any], key: str, default: float = 0.0) -> float:
+    """Return the number that a group has under ``key``; ``default`` where there is none.
+
+    >>> number({"lr": torch.tensor([0.5]), "weight_decay": None}, "lr")
+    0.5
+    >>> number({"lr": 0.5, "weight_decay": None}, "weight_decay")
+    0.0
+    """
+    value = group.get(key)
+    if isinstance(value, torch.Tensor):
+        return float(value) if value.numel() == 1 else default
+    return float(value) if isinstance(value, float | int) else default
 
 
 def learning_rate(group: Mapping[str, Any]) -> Any:

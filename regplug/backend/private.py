@@ -25,8 +25,10 @@ __all__ = [
     "flattened",
     "function_modes",
     "gathered_weights",
+    "has_gradient_hooks",
     "in_transform",
     "is_any_autocast_enabled",
+    "is_device_mode",
     "leaf_of",
     "missing",
     "normalizations",
@@ -49,6 +51,8 @@ _TRANSFORMS = "_C._are_functorch_transforms_active"
 _ANY_AUTOCAST = "_C._is_any_autocast_enabled"
 _VERSION = "_version"
 _FUNCTION_MODES = "overrides._get_current_function_mode_stack"
+_DEVICE_MODE = "utils._device.DeviceContext"
+_GRADIENT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 _LEAF, _ACCUMULATES = "variable", "AccumulateGrad"
 _FSDP_STATE, _FSDP_GROUP, _GATHERED = "_get_fsdp_state", "_fsdp_param_group", "_unsharded_param"
 _NORMALIZATION = "nn.modules.batchnorm._NormBase"
@@ -137,6 +141,11 @@ def leaf_of(node: Any) -> torch.Tensor | None:
             "use delivery='step', and attach without session.loss",
         )
     return leaf
+
+
+def has_gradient_hooks(tensor: torch.Tensor) -> bool:
+    """Whether a hook may change the gradient of a leaf; without torch's tables of them: no."""
+    return any(bool(getattr(tensor, name, None)) for name in _GRADIENT_HOOKS)
 
 
 def version_reader() -> Callable[[torch.Tensor], int | None]:
@@ -244,6 +253,15 @@ def function_modes() -> Sequence[object] | None:
         return list(_getter(_FUNCTION_MODES)(torch)())
     except AttributeError:
         return None
+
+
+def is_device_mode(mode: object) -> bool:
+    """Whether a mode is that of ``torch.set_default_device``, which keeps below all others.
+
+    Without torch's class for it: no.
+    """
+    kind = _found(_DEVICE_MODE)
+    return kind is not None and isinstance(mode, kind)
 
 
 # --- modules -----------------------------------------------------------------------------------

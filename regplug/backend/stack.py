@@ -19,6 +19,7 @@ from regplug.errors import UnsupportedError
 
 __all__ = [
     "Caller",
+    "is_at_work",
     "is_running",
     "is_stepping",
     "is_within",
@@ -116,6 +117,12 @@ def stepping(optimizers: Collection[Optimizer]) -> Iterator[Optimizer]:
             held = _first_argument(frame)
             if isinstance(held, Optimizer) and id(held) in wanted:
                 yield held
+
+
+def is_at_work(owner: object, method: str) -> bool:
+    """Whether this method of this very object is at work in this thread."""
+    codes = _codes([getattr(type(owner), method, None)])
+    return any(id(f.f_code) in codes and _first_argument(f) is owner for f in _frames())
 
 
 def is_within(module: str) -> bool:

@@ -1,17 +1,73 @@
 """Running a script or a module as ``python`` itself would, in this process."""
 
+import argparse
+import atexit
 import importlib.machinery
 import importlib.util
 import io
+import os
+import signal
 import sys
 import types
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from regplug.errors import SpecError
 
-__all__ = ["Script"]
+__all__ = ["Commands", "Interrupt", "Script", "add_target", "subparser"]
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def subparser(
+    commands: Commands, name: str, description: str | None, summary: str
+) -> argparse.ArgumentParser:
+    """Add a subcommand of ``regplug`` that runs a program, and return its parser.
+
+    Args:
+        commands: where it is added.
+        name: of the subcommand.
+        description: what its own help says, in lines as they are.
+        summary: what the help of ``regplug`` says.
+    """
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    return parser
+
+
+def add_target(parser: argparse.ArgumentParser) -> None:
+    """Add which program is to be run, after all that is for regplug itself."""
+    parser.add_argument("-m", dest="module", action="store_true", help="SCRIPT is a module's name")
+    parser.add_argument("script", metavar="SCRIPT")
+    parser.add_argument("args", nargs=argparse.REMAINDER, metavar="ARGS", help="the script's own")
+
+
+class Interrupt:
+    """Ends this process after Ctrl-C as Python does: by that signal, as a shell expects it.
+
+    To be made before the program runs, so that all of the program's own exit handlers come first.
+    """
+
+    def __init__(self) -> None:
+        self._came = False
+        atexit.register(self._end)
+
+    def came(self) -> int:
+        """Note that it came, and return the exit status of where there is no such signal."""
+        self._came = True
+        return 130
+
+    def _end(self) -> None:
+        if self._came and sys.platform != "win32":
+            sys.stdout.flush()
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 class Script:

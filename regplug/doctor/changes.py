@@ -5,7 +5,7 @@ import torch
 from regplug.doctor.samples import fit
 from regplug.doctor.tracks import Look, Track
 
-__all__ = ["look_at_gradient", "look_at_weights"]
+__all__ = ["is_rescaled", "look_at_gradient", "look_at_weights"]
 
 
 def look_at_weights(track: Track, look: Look) -> None:
@@ -16,8 +16,12 @@ def look_at_weights(track: Track, look: Look) -> None:
     finite = bool(before.isfinite().all()) and bool(after.isfinite().all())
     if finite and not torch.equal(after, before):
         (kept,), left = fit(before, after)
-        if left < 1e-5 and kept != 1.0:
+        # What was added and taken off again leaves a rounding, which no factor explains.
+        change = before.double() - after.double()
+        apart = change - (kept - 1.0) * after.double()
+        if left < 1e-5 and float(apart.norm()) < 0.5 * float(change.norm()):
             look.by_hand = 1.0 - kept
+            look.norm = float(track.parameter.detach().double().norm())
 
 
 def look_at_gradient(track: Track, look: Look, loss_scale: float, within: float) -> bool:
@@ -30,12 +34,14 @@ def look_at_gradient(track: Track, look: Look, loss_scale: float, within: float)
         within: what the optimizer itself divides gradients by.
     """
     g, was = track.parameter.grad, track.accumulated
+    track.at_update = None
     if g is None:
         return True
-    now = track.sampler.of(g)
+    now = track.at_update = track.sampler.of(g)
     look.gradient = "some" if bool(now.any()) else "zero"
     if not bool(now.isfinite().all()) or (was is not None and not bool(was.isfinite().all())):
-        return True  # of a run that diverges nothing can be told by numbers
+        look.gradient = "not finite"  # of a step that diverges nothing can be told by numbers
+        return True
     if was is None or was.shape != now.shape or not bool(was.any()):
         if was is not None and not bool(now.any()):
             look.ratio, look.clip = 1.0 / within, loss_scale / within
@@ -53,6 +59,18 @@ def look_at_gradient(track: Track, look: Look, loss_scale: float, within: float)
     look.ratio = ratio / within
     look.clip = look.ratio * loss_scale
     return True
+
+
+def is_rescaled(before: torch.Tensor | None, after: torch.Tensor | None) -> bool:
+    """Whether the one is a multiple of the other, and not the same."""
+    if before is None or after is None or before.shape != after.shape or before.numel() < 3:
+        return False
+    if torch.equal(before, after) or not (bool(before.any()) and bool(after.any())):
+        return False
+    if not bool(after.isfinite().all()):
+        return False
+    (ratio,), left = fit(after, before)
+    return left < 1e-5 and ratio > 0
 
 
 def _added(track: Track, now: torch.Tensor, was: torch.Tensor) -> list[float] | None:

@@ -8,12 +8,11 @@ whether a gradient of λ·w at a weight of zero moves it alike.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
-from regplug.backend.groups import Group, sign
+from regplug.backend.groups import Group, number, sign
 from regplug.backend.trial import trial_steps, untouched_randomness
 from regplug.errors import UnsupportedError
 
@@ -74,13 +73,13 @@ def measure(
         except Exception:
             trial = _Trial(optimizer, group, _stand_in(weight, torch.float32))
             zero = trial.move(trial.w, torch.zeros_like(trial.w))
-        if not bool(zero.any()) and group.get("weight_decay"):
+        if not bool(zero.any()) and number(group, "weight_decay"):
             # Some do nothing in their first steps, until their state is one to go by.
             trial.warm = [(torch.zeros_like(trial.w), torch.zeros_like(trial.w))] * _WARM
             zero = trial.move(trial.w, torch.zeros_like(trial.w))
         if not bool(zero.any()):
             return None
-        lr = float(group.get("lr", 1.0))
+        lr = number(group, "lr", 1.0)
         strength = trial.coupled(zero)
         if strength is not None:
             return Measured(lr * strength, lr, "coupled", strength, {})
@@ -114,9 +113,9 @@ class _Trial:
 
     def coupled(self, zero: torch.Tensor) -> float | None:
         """Return λ of coupled decay, None if the decay is another one."""
-        said = self.group.get("weight_decay")
-        if _is_number(said) and said and self._adds(float(said), zero):
-            return float(said) if self._is_remembered(float(said)) else None
+        said = number(self.group, "weight_decay")
+        if said and self._adds(said, zero):
+            return said if self._is_remembered(said) else None
         found = self._by_proportion(zero) if _alike(zero / self.w) else self._by_bisection()
         return found if found is not None and self._adds(found, zero) else None
 
@@ -180,8 +179,7 @@ def _alike(ratios: torch.Tensor) -> bool:
 def _decoupled(
     trial: _Trial, zero: torch.Tensor, lr: float, lr0: float, max_lr: float
 ) -> Measured | None:
-    told = trial.group.get("weight_decay")
-    said = float(told) if told is not None and _is_number(told) else 0.0
+    said = number(trial.group, "weight_decay")
     rate = float(-(zero * trial.w).sum() / (trial.w * trial.w).sum())
     apart = float((zero + rate * trial.w).abs().max())
     if rate <= 0 or apart > 0.05 * float(zero.abs().max()):
@@ -212,12 +210,6 @@ def _in_each(rate: float, lr: float, lr0: float, max_lr: float) -> dict[str, flo
         "plain wd": rate,
         "lr²/max_lr·wd": rate * max_lr / lr**2,
     }
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, float | int) or (
-        isinstance(value, torch.Tensor) and value.numel() == 1
-    )
 
 
 def _near(a: float, b: float) -> bool:

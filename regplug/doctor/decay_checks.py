@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from regplug.backend.groups import number
 from regplug.doctor.findings import Finding, listed
 from regplug.doctor.run import Run
 from regplug.doctor.summary import Treated, names
@@ -24,8 +25,8 @@ _AT_THE_END = 3
 
 def nothing_acts(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
     """Nothing regularizes this run."""
-    if not run.looked or run.hidden or run.unmeasured:
-        return
+    if not run.looked or run.hidden or run.unfollowed or run.decays.unmeasured:
+        return  # something may act that was not seen
     if all_ and all(t.lr == 0 for t in all_):
         return  # that is what there is to say
     acting = any(t.decays or t.plugins or any(p.strength != 0 for p in t.penalties) for t in all_)
@@ -37,7 +38,7 @@ def nothing_acts(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
     )
     if acting or drops or run.dropouts.by_function:
         return
-    said = [float(group.get("weight_decay", 0.0) or 0.0) for group in run.optimizer.param_groups]
+    said = [number(group, "weight_decay") for group in run.optimizer.param_groups]
     zero = [t for t in all_ if t.penalties]
     tried = any(said) or bool(zero)
     what = (

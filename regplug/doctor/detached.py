@@ -7,6 +7,7 @@ backward pass.
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ _PROPERTIES = ("data", "T", "mT", "H", "mH", "real")
 _INDEPENDENT = ("_like", "new_", "shape", "size", "numel", "requires_grad", "register", "retain")
 _ADDS = ("add", "add_", "__add__", "__radd__", "__iadd__", "sub", "sub_", "__sub__", "__isub__")
 _NUMBERS = ("item", "__float__", "tolist")
+_ARRAYS = ("numpy", "__array__")
 
 
 class Follower(TorchFunctionMode):
@@ -35,6 +37,7 @@ class Follower(TorchFunctionMode):
     Attributes:
         events: what was added to something with a graph, without one: the node of the sum, and the
             weights behind what was added.
+        hindrance: why it could not start the last time, None where it could.
     """
 
     def __init__(
@@ -48,21 +51,30 @@ class Follower(TorchFunctionMode):
         self._plain: Any = WeakIdKeyDictionary()  # tensors made of numbers
         self._cut: Any = WeakIdKeyDictionary()  # the nodes of those without a weight in the graph
         self._numbers: list[tuple[float, frozenset[int]]] = []
-        self._ratios: list[tuple[float, float]] = []
+        self._arrays: dict[frozenset[int], torch.Tensor] = {}  # what NumPy was given
+        self._ratios: list[tuple[str, float, float]] = []
         self._on = self._paused = False
         self.events: list[tuple[Any, frozenset[int]]] = []
+        self.hindrance: str | None = None
 
     # --- on and off ------------------------------------------------------------------------
 
     def start(self) -> bool:
-        """Follow from now on, if nobody else has a mode of that kind on; return whether it did."""
-        if self._on or _compiles():
+        """Follow from now on, if no mode of others is in the way; return whether it did so."""
+        if self._on:
             return False
         stack = private.function_modes()
-        if stack is not None and not stack:
+        if _compiles():
+            self.hindrance = "the program compiles parts of itself"
+        elif stack is None:
+            self.hindrance = f"torch {torch.__version__} does not tell of function modes"
+        elif others := [mode for mode in stack if not private.is_device_mode(mode)]:
+            self.hindrance = f"another function mode of torch is on ({type(others[-1]).__name__})"
+        else:
+            self.hindrance = None
             self.__enter__()  # type: ignore[no-untyped-call]
             self._on, self._paused = True, False
-            self.events, self._numbers = [], []
+            self.events, self._numbers, self._arrays = [], [], {}
         return self.on
 
     @property
@@ -113,6 +125,9 @@ class Follower(TorchFunctionMode):
         if name in _NUMBERS and isinstance(result, float):
             self._numbers.append((result, behind))
             return
+        if name in _ARRAYS:
+            self._arrays[behind] = tensors[0].detach()
+            return
         for made in _flat((result,)):
             own = any(made is tensor for tensor in tensors)
             if isinstance(made, torch.Tensor) and not (own and self._is_weight(made)):
@@ -161,25 +176,49 @@ class Follower(TorchFunctionMode):
                 behind = self._made.get(thing)
                 if behind:
                     self.events.append((result.grad_fn, behind))
-                elif (number := self._plain.get(thing)) is not None:
+                elif (number := self._number_of(thing)) is not None:
                     self._number_added(number, result)
-            elif isinstance(thing, float):
-                self._number_added(thing, result)
+            elif isinstance(thing, Real) and not isinstance(thing, int):
+                self._number_added(float(thing), result)
+
+    def _number_of(self, tensor: torch.Tensor) -> float | None:
+        """Return what a tensor that is no part of a graph is, as far as it may be of numbers."""
+        if (number := self._plain.get(tensor)) is not None:
+            return float(number)
+        # What NumPy gives back is made of nothing that was followed.
+        unknown = self._arrays and tensor.numel() == 1 and tensor.device.type == "cpu"
+        return float(tensor.detach()) if unknown and tensor not in self._made else None
 
     def _number_added(self, number: float, result: torch.Tensor) -> None:
         """Note a number that may be made of weights: a multiple of what was read of them."""
-        total = sum(value for value, _ in self._numbers)
-        if not total or not number:
+        if not number:
             return
-        ratio = number / total
-        # Once may be chance. Twice, of two different numbers, is not.
-        if any(
-            abs(ratio - other) <= 1e-6 * abs(ratio) and abs(total - before) > 1e-9 * abs(total)
-            for other, before in self._ratios
-        ):
+        for kind, total, behind, exact in self._totals():
+            if not total:
+                continue
+            ratio = number / total
+            # Once may be chance. Twice, as the total changed, is not: of a constant the ratio
+            # changes by as much as the total.
+            for other_kind, other, before in self._ratios:
+                apart, changed = abs(ratio / other - 1), abs(total / before - 1)
+                if kind == other_kind and apart <= exact and changed > max(1e-9, 30 * apart):
+                    self.events.append((result.grad_fn, behind))
+                    break
+            self._ratios.append((kind, ratio, total))
+
+    def _totals(self) -> Iterator[tuple[str, float, frozenset[int], float]]:
+        """Yield what a number may be a multiple of, the weights behind it, and how closely."""
+        if self._numbers:
             behind = frozenset().union(*(leaves for _, leaves in self._numbers))
-            self.events.append((result.grad_fn, behind))
-        self._ratios.append((ratio, total))
+            yield "numbers", sum(value for value, _ in self._numbers), behind, 1e-6
+        if self._arrays:
+            behind = frozenset().union(*self._arrays)
+            arrays = [array.double() for array in self._arrays.values()]
+            squares = sum(float(array.square().sum()) for array in arrays)
+            yield "sizes", sum(float(array.abs().sum()) for array in arrays), behind, 1e-5
+            yield "squares", squares, behind, 1e-5
+            yield "norms", sum(float(array.norm()) for array in arrays), behind, 1e-5
+            yield "norm", squares**0.5, behind, 1e-5
 
 
 def _flat(things: Any) -> Iterator[Any]:

@@ -33,33 +33,49 @@ def dropout_off(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
             ),
             {"rate": off[0].rate},
         )
+    rates = run.dropouts.by_function_off - run.dropouts.by_function - {d.rate for d in drops}
+    if modes and rates:
+        rate = max(rates)
+        yield Finding(
+            "dropout-off-in-training",
+            "note" if any(modes) else "warning",
+            (),
+            f"a function that could drop with p={rate:g} is told not to, where the model trains: "
+            + (
+                "F.dropout(x, p, training=self.training), if that is not meant"
+                if any(modes)
+                else "the model is in evaluation mode, so model.train() before the loop"
+            ),
+            {"rate": rate},
+        )
 
 
 def dropout_in_eval(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
     """Dropout is on where nothing is trained."""
     on = [d for d in run.dropouts.all if d.evaluation and max(d.evaluation) > 0]
     if on and True in run.dropouts.evaluated and False not in run.dropouts.evaluated:
-        # What another model learns from may well be made without gradients, and with dropout.
-        yield Finding(
-            "dropout-in-eval",
-            "warning" if run.alone else "note",
-            tuple(d.name for d in on),
-            f"{listed([d.name for d in on])}: on in forwards without gradients, so that what is "
-            "measured there is noisy and too low: model.eval() before an evaluation, model.train() "
-            "after it",
-            {"rate": on[0].rate},
-        )
+        told = f"{listed([d.name for d in on])}: on in forwards without gradients"
+        way_out = "model.eval() before an evaluation, model.train() after it"
+        yield _noisy(run, tuple(d.name for d in on), told, way_out, on[0].rate)
     elif run.dropouts.by_function_in_eval:
         rate = max(run.dropouts.by_function_in_eval)
-        yield Finding(
-            "dropout-in-eval",
-            "warning" if run.alone else "note",
-            (),
-            f"a function drops with p={rate:g} in forwards without gradients, so that what is "
-            "measured there is noisy and too low: F.dropout(x, p, training=self.training), as it "
-            "is on unless it is told otherwise, and model.eval() before an evaluation",
-            {"rate": rate},
+        told = f"a function drops with p={rate:g} in forwards without gradients"
+        way_out = (
+            "F.dropout(x, p, training=self.training), as it is on unless it is told otherwise, and "
+            "model.eval() before an evaluation"
         )
+        yield _noisy(run, (), told, way_out, rate)
+
+
+def _noisy(run: Run, names: tuple[str, ...], told: str, way_out: str, rate: float) -> Finding:
+    # What another model learns from may well be made without gradients, and with dropout.
+    return Finding(
+        "dropout-in-eval",
+        "warning" if run.alone and not run.dropouts.evaluated_always else "note",
+        names,
+        f"{told}, so that what is measured there is noisy and too low: {way_out}",
+        {"rate": rate},
+    )
 
 
 def dropout_without_effect(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:

@@ -64,9 +64,11 @@ class Dropouts:
         all: the modules.
         modes: whether the model was in training mode, in each step that was looked at.
         evaluated: the modes in which it was called without gradients.
+        evaluated_at: before which steps that was.
         by_function: the rates by which functions dropped, modules' own calls among them, where
             something is trained.
-        by_function_in_eval: the same within the model's own forwards without gradients.
+        by_function_off: the rates by which functions, told not to, did not drop there.
+        by_function_in_eval: by which they dropped in the model's own forwards without gradients.
         followed: whether calls of functions were seen.
         evaluating: whether the model is called without gradients just now.
     """
@@ -82,7 +84,9 @@ class Dropouts:
         self.modes: list[bool] = []
         self._now: tuple[bool, list[float]] | None = None
         self.evaluated: set[bool] = set()
+        self.evaluated_at: set[int] = set()
         self.by_function: set[float] = set()
+        self.by_function_off: set[float] = set()
         self.by_function_in_eval: set[float] = set()
         self.followed = self.evaluating = False
         self._trained: set[int] = set()
@@ -100,11 +104,9 @@ class Dropouts:
 
     def dropped(self, rate: float, drops: bool) -> None:
         """A function was called that drops elements, or would if it was told that it trains."""
-        if not drops:
-            return
         if torch.is_grad_enabled():
-            self.by_function.add(rate)
-        elif self.evaluating and not any(d.acting for d in self.all):
+            (self.by_function if drops else self.by_function_off).add(rate)
+        elif drops and self.evaluating and not any(d.acting for d in self.all):
             self.by_function_in_eval.add(rate)
 
     def trains_with(self, module: nn.Module) -> None:
@@ -129,20 +131,42 @@ class Dropouts:
     def part_called(self, module: nn.Module) -> None:
         """A part of the model is called without gradients, perhaps by a trainer of its own.
 
-        A checkpointed part is, too, where it trains.
+        A checkpointed part is, too, where it trains, and so is what the model learns from.
         """
-        if id(module) in self._modules and not stack.is_within("torch.utils.checkpoint"):
-            self.evaluated.add(self.model.training)
-            dropout = self._modules[id(module)]
-            dropout.evaluation.add(dropout.acting)
+        dropout = self._modules.get(id(module))
+        if dropout is None or stack.is_within("torch.utils.checkpoint"):
+            return
+        if stack.is_at_work(self.model, "forward") or self._is_frozen(dropout):
+            return
+        self._evaluated()
+        dropout.evaluation.add(dropout.acting)
+
+    def _is_frozen(self, dropout: Dropout) -> bool:
+        """Whether nothing is trained in the smallest module around it that has weights."""
+        around = dropout.name
+        while around:
+            around = around.rpartition(".")[0]
+            weights = list(self.model.get_submodule(around).parameters())
+            if weights:
+                return not any(p.requires_grad for p in weights)
+        return False
 
     def called(self, *arguments: Any) -> None:
         """The model is called: note what is on, if it is for no gradient."""
         if torch.is_grad_enabled():
             return
-        self.evaluated.add(self.model.training)
+        self._evaluated()
         for dropout in self.all:
             dropout.evaluation.add(dropout.acting)
+
+    def _evaluated(self) -> None:
+        self.evaluated.add(self.model.training)
+        self.evaluated_at.add(len(self.modes))
+
+    @property
+    def evaluated_always(self) -> bool:
+        """Whether it was called without gradients before each step, as for targets to learn."""
+        return 3 <= len(self.modes) <= len(self.evaluated_at)
 
 
 def _attribute(module: nn.Module) -> str | None:

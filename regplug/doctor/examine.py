@@ -1,5 +1,6 @@
 """One's own loop under examination."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from torch import nn
 from torch.nn.modules import module as module_hooks
 
 from regplug.backend import wrapped, wrappers
+from regplug.backend.quiet import quiet_about_hooks
 from regplug.doctor.findings import Finding
 from regplug.doctor.groups import Group
 from regplug.doctor.report import RunReport, as_json
@@ -25,21 +27,28 @@ class Examination:
     def __init__(self, run: Run, model: nn.Module) -> None:
         self._run, self._model = run, model
         self._watch = Watch([run])
-        self._hook: Any = None
+        self._undo: list[Callable[[], None]] = []
 
     def __enter__(self) -> "Examination":
         self._watch.__enter__()
         # Not the model's own hook, which its copies and pickles would take along.
-        self._hook = module_hooks.register_module_forward_pre_hook(self._called)
+        self._undo = [
+            quiet_about_hooks(),
+            module_hooks.register_module_forward_pre_hook(self._called).remove,
+        ]
         return self
 
     def _called(self, module: nn.Module, arguments: Any) -> None:
-        if module is self._model and not torch.compiler.is_compiling():
+        # Asked first, for a graph that is being traced must not come to see the model here.
+        if torch.compiler.is_compiling():
+            return
+        if module is self._model:
             self._watch.called(self._run, module)
 
     def __exit__(self, *error: object) -> None:
         self._watch.__exit__(*error)
-        self._hook.remove()
+        while self._undo:
+            self._undo.pop()()
 
     @property
     def report(self) -> RunReport:

@@ -180,6 +180,14 @@ def _absolute(node: Any, output: int, inputs: Sequence[Value | None]) -> Value:
     return Value(tuple(forms), apart=value.apart)
 
 
+def _product_added(node: Any, output: int, inputs: Sequence[Value | None]) -> Value:
+    """A product of weights alone that is added to a constant, as by addcmul."""
+    known = [value for value in inputs[1:] if value is not None]
+    if len(known) < 2 or any(value is not None and value.data for value in inputs):
+        return DATA
+    return other([value for value in inputs if value is not None])
+
+
 def _of_data(node: Any, output: int, inputs: Sequence[Value | None]) -> Value:
     return DATA
 
@@ -198,6 +206,7 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("SmoothL1Loss", "HuberLoss"), summing.robust_error),
     **dict.fromkeys(("Dot", "Vdot", "Mm", "Bmm", "Mv"), summing.self_product),
     "Trace": summing.trace,
+    "Addcmul": _product_added,
     **dict.fromkeys(("Embedding", "EmbeddingBag", "NllLoss", "Gather"), _of_data),
 }
 

@@ -6,6 +6,7 @@ from statistics import median
 from regplug.doctor.findings import Finding, listed
 from regplug.doctor.run import Run
 from regplug.doctor.summary import Treated, names
+from regplug.doctor.tracks import Look
 
 __all__ = [
     "clipped_away",
@@ -111,7 +112,8 @@ def clipped_away(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
     for t in all_:
         if not any(p.kind != "other" and p.strength != 0 for p in t.penalties):
             continue
-        clips = [look.clip for look in t.track.looks if look.clip is not None and look.penalties]
+        looks = [look for look in t.track.looks if look.penalties]
+        clips = [look.clip * _raised(look) for look in looks if look.clip is not None]
         if clips and median(clips) < 0.1:
             found.append(t)
             factors.append(median(clips))
@@ -126,6 +128,12 @@ def clipped_away(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:
             "clipping (regplug's delivery='step'), or decay in the optimizer",
             {"factor": factor},
         )
+
+
+def _raised(look: Look) -> float:
+    """Return what the loss was multiplied by in each pass, as by a loss scale by hand; else 1."""
+    raised = max(seen.scale / max(seen.passes, 1) for seen in look.penalties.values())
+    return raised if raised > 1.001 else 1.0
 
 
 def penalty_once(run: Run, all_: Sequence[Treated]) -> Iterator[Finding]:

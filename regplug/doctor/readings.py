@@ -105,9 +105,9 @@ class Readings:
         scale = None
         if form.join is not None:
             level = self._levels.get(form.join)
-            if level is None or level[2] != 1:
-                return None  # added to activations, not to a loss
-            scale = float(level[0])
+            if level is None or (level[2] != 1 and (form.rows or not _is_even(level))):
+                return None  # added to activations, not to a loss, nor to those of samples
+            scale = float(level[0]) * level[2]
         kind = SUMS[form.kind]
         strength = self._strength(form, leaves)
         if strength is None and kind != "other":
@@ -147,10 +147,9 @@ class Readings:
         level = self._levels.get((spot.node, spot.output))
         if level is None:
             return None
-        low, high = float(level[0]), float(level[1])
-        if not math.isclose(low, high, rel_tol=1e-3 if level[0].dtype in _HALVES else 1e-6):
+        if not _is_even(level):
             return None
-        return (low + high) / 2, level[2]
+        return (float(level[0]) + float(level[1])) / 2, level[2]
 
     def _times(self, form: Form) -> float | None:
         """Return what the weights were multiplied by, None if it is not one number."""
@@ -178,6 +177,12 @@ class Readings:
 
 
 _HALVES = (torch.float16, torch.bfloat16)
+
+
+def _is_even(level: tuple[torch.Tensor, torch.Tensor, int]) -> bool:
+    """Whether all elements of a gradient are one number."""
+    tolerance = 1e-3 if level[0].dtype in _HALVES else 1e-6
+    return math.isclose(float(level[0]), float(level[1]), rel_tol=tolerance)
 
 
 def _dense(g: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,7 @@
 """What is seen of one model and the optimizer that trains it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import FrameType
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -10,10 +9,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from regplug.backend import private, stack, step_events, wrapped
+from regplug.backend.groups import number
 from regplug.backend.names import Named, named_parameters
 from regplug.doctor.attached import plugins_on
-from regplug.doctor.changes import look_at_gradient, look_at_weights
-from regplug.doctor.decay import Measured, measure
+from regplug.doctor.changes import is_rescaled, look_at_gradient, look_at_weights
+from regplug.doctor.decays import Decays
 from regplug.doctor.dropouts import Dropouts
 from regplug.doctor.readings import Reading
 from regplug.doctor.shares import share_of
@@ -39,7 +39,8 @@ class Run:
         plugins: regplug's own by the names of parameters, and whether they decay them.
         alone: whether no other model is trained beside this one.
         hidden: whether penalties could have been in a loss without being seen.
-        unmeasured: whether there is a decay that could not be measured.
+        unfollowed: whether what is made of weights could not be followed.
+        decays: what the optimizer's own decay is.
         world: how many ranks trained together.
         troubles: what could not be seen, and why.
     """
@@ -60,19 +61,18 @@ class Run:
         self.with_data = False
         self.lost: set[int] = set()
         self.world = 1
-        self.hidden = self.unmeasured = False
+        self.hidden = self.unfollowed = False
+        self.decays = Decays(optimizer, self.trouble)
         self.alone = True
         self.plugins: dict[str, list[tuple[str, bool]]] = {}
         self.tracks: list[Track] = []
         self._by_id: dict[int, Track] = {}
-        self._known: dict[Any, Measured | None] = {}
-        self._lr0: dict[int, float] = {}
-        self._max_lr: dict[int, float] = {}
         self._looks: dict[Track, Look] = {}  # of the step that is under way
         self._depth, self._in_step, self._real = 0, False, False
         self._call: FrameType | None = None
         self._caller = stack.Caller().frame
         self._last: int | None = None
+        self._within = 1.0
         self._find()
 
     def _find(self) -> None:
@@ -128,6 +128,11 @@ class Run:
         for track in dict.fromkeys(reached):
             if found := mine.get(id(track)):
                 track.add(found, loss_scale)
+                if private.has_gradient_hooks(track.parameter):
+                    self.trouble(
+                        "parameters have hooks that may change gradients (register_hook): λ of "
+                        "penalties in the loss is told as it was before them"
+                    )
             if track.parameter.grad is not None:
                 track.accumulated = track.sampler.of(track.parameter.grad)
         self.dropouts.passed()
@@ -145,16 +150,16 @@ class Run:
 
     # --- steps -----------------------------------------------------------------------------
 
-    def step_begins(self, loss_scale: float) -> None:
-        """The optimizer's step begins."""
+    def step_begins(self) -> bool:
+        """The optimizer's step begins; return whether it is to be looked at gradients now."""
         # A step that raised left its depth behind; whether its call goes on tells the two apart.
         if self._depth and stack.is_running(self._call):
             self._depth += 1
-            return
+            return False
         self._depth, self._call = 1, self._caller()
         self._looks = {}
         if not self.looking:
-            return
+            return False
         self._in_step = False
         self._real = step_events.is_real(self.optimizer)
         self.plugins = plugins_on(self.optimizer) or self.plugins
@@ -162,37 +167,27 @@ class Run:
             self.world = dist.get_world_size()
         if self._changed():
             self._find()
-        for index, group in enumerate(self.optimizer.param_groups):
-            lr = float(group.get("lr", 1.0) or 0.0)
-            self._lr0.setdefault(index, float(group.get("initial_lr", lr)))
-            self._max_lr[index] = max(
-                self._max_lr.get(index, 0.0), lr, float(group.get("max_lr", 0.0))
-            )
+        self.decays.note_rates()
+        return True
+
+    def looks(self, loss_scale: float) -> None:
+        """The optimizer is about to update: look at what it updates by."""
+        if self._depth != 1 or self._looks:
+            return  # a step within a step calls the hooks once more
         fused = getattr(self.optimizer, "grad_scale", None)
-        within = 1.0 if fused is None else float(fused)
+        self._within = 1.0 if fused is None else float(fused)
         for track in self.tracks:
             look = Look(lr=self._lr(track), trains=track.parameter.requires_grad)
             track.before = track.sampler.of(track.parameter)
             if self._last == self.steps:
                 look_at_weights(track, look)
-            if not look_at_gradient(track, look, loss_scale, within):
+            if not look_at_gradient(track, look, loss_scale, self._within):
                 self.trouble(
                     "between backward and step gradients were changed by more than a factor: "
                     "λ of penalties in the loss is told as it was before"
                 )
-            key = (track.group, track.parameter.ndim, *self._numbers(track.group))
-            if key not in self._known:
-                self._known[key] = self._measured(track)
-            look.decay = self._known[key]
+            look.decay = self.decays.of(track, self.tracks)
             self._looks[track] = look
-
-    def _numbers(self, group: int) -> Iterator[Any]:
-        """Yield the numbers of a group, of which its decay is made."""
-        for key, value in self.optimizer.param_groups[group].items():
-            if isinstance(value, torch.Tensor) and value.numel() == 1:
-                yield key, float(value)
-            elif isinstance(value, float | bool):
-                yield key, value
 
     def _changed(self) -> bool:
         return [id(p) for p in wrapped.parameters(self.optimizer)] != [
@@ -200,39 +195,16 @@ class Run:
         ]
 
     def _lr(self, track: Track) -> float:
-        return float(self.optimizer.param_groups[track.group].get("lr", 1.0) or 0.0)
+        return number(self.optimizer.param_groups[track.group], "lr", 1.0)
 
-    def _measured(self, track: Track) -> Measured | None:
-        # The smallest of its kind is like the others.
-        alike = [
-            other
-            for other in self.tracks
-            if other.group == track.group and other.parameter.ndim == track.parameter.ndim
-        ]
-        smallest = min(alike, key=lambda other: other.parameter.numel())
-        index = track.group
-        optimizer = wrapped.share_of(self.optimizer) or self.optimizer
-        group = self.optimizer.param_groups[index]
-        try:
-            return measure(
-                optimizer, group, smallest.parameter, self._lr0[index], self._max_lr[index]
-            )
-        except Exception as error:
-            self.unmeasured = True
-            self.trouble(
-                f"the decay of {type(self.optimizer).__name__} could not be measured on a copy: "
-                f"{type(error).__name__}: {error}"
-            )
-            return None
-
-    def step_ends(self) -> None:
-        """The optimizer's step is over."""
+    def step_ends(self) -> bool:
+        """The optimizer's step is over; return whether it was not one within another."""
         self._depth -= 1
         if self._depth > 0:
-            return
+            return False
         self._depth, self._call = 0, None
         self._real = self._real or self._in_step  # by the gradients of a closure
-        if self.looking and self._real:
+        if self.looking and self._real and self._is_finite():
             for track, look in self._looks.items():
                 self._settle(track, look)
             self.dropouts.trained()
@@ -242,7 +214,16 @@ class Run:
             self._last = self.steps
         if not self.looking:
             for track in self.tracks:
-                track.before = track.after = track.accumulated = None
+                track.before = track.after = track.accumulated = track.at_update = None
+        return True
+
+    def _is_finite(self) -> bool:
+        if all(look.gradient != "not finite" for look in self._looks.values()):
+            return True
+        self.trouble("steps whose gradients are not finite (NaN or infinite) are left out")
+        for track in self.tracks:
+            track.reset()
+        return False
 
     def _settle(self, track: Track, look: Look) -> None:
         track.looks.append(look)
@@ -256,9 +237,15 @@ class Run:
             if seen.strength is not None and look.ratio is not None:
                 seen.strength *= look.ratio
         share_of(self.optimizer, track, look)
-        track.accumulated = None
+        at_update, track.accumulated = track.at_update, None
         if track.parameter.grad is not None:
             track.accumulated = track.sampler.of(track.parameter.grad)
+        by_others = self._in_step or self.plugins or self._within != 1.0
+        if not by_others and is_rescaled(at_update, track.accumulated):
+            self.trouble(
+                f"the step of {type(self.optimizer).__name__} multiplies gradients itself, as a "
+                "clipping inside it does: λ of penalties in the loss is told as it was before"
+            )
 
     def trouble(self, text: str) -> None:
         """Note what could not be seen."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from regplug.backend.groups import sign
 from regplug.backend.shards import local
 from regplug.doctor.groups import Decay, Group, Penalty
 from regplug.doctor.run import Run
@@ -64,7 +65,7 @@ def treated(run: Run) -> list[Treated]:
     return [
         Treated(
             track,
-            _penalties(track),
+            _penalties(track, sign(run.optimizer.param_groups[track.group])),
             tuple(_decays(track)),
             tuple(name for name, _ in plugins.get(track.name, ())),
             track.looks[-1].lr if track.looks else 0.0,
@@ -74,13 +75,14 @@ def treated(run: Run) -> list[Treated]:
     ]
 
 
-def _penalties(track: Track) -> tuple[Penalty, ...]:
+def _penalties(track: Track, sign_: float) -> tuple[Penalty, ...]:
     found = []
     for kind in dict.fromkeys(kind for look in track.looks for kind in look.penalties):
         # As it acts where it does: one that is there in every 16th step only is told as that.
         seen = [look.penalties[kind].strength for look in track.looks if kind in look.penalties]
         known = [strength for strength in seen if strength is not None]
-        found.append(Penalty(kind, median(known) if len(known) == len(seen) else None))
+        # Of an objective that is maximized, what is subtracted penalizes.
+        found.append(Penalty(kind, sign_ * median(known) if len(known) == len(seen) else None))
     return tuple(sorted(found, key=lambda penalty: penalty.kind))
 
 
@@ -104,6 +106,9 @@ def _by_hand(looks: Sequence[Look]) -> list[Decay]:
     seen = [look for look in looks[1:] if look.by_hand > 0]
     if not seen or len(seen) < (len(looks) - 1) / 2:
         return []
+    norms = [look.norm for look in seen]
+    if len(norms) > 1 and max(norms) - min(norms) < 1e-6 * max(norms):
+        return []  # that is a projection to one norm
     rate, lr = median(look.by_hand for look in seen), seen[-1].lr
     lrs, rates = {look.lr for look in seen}, [look.by_hand for look in seen]
     plain = len(lrs) > 1 and max(rates) < 1.001 * min(rates)
@@ -140,7 +145,7 @@ def _group(run: Run, members: Sequence[Treated]) -> Group:
         decays=first.decays,
         plugins=first.plugins,
         dropout=_dropout(run, tracks),
-        share=math.sqrt(moved / update) if update and not run.unmeasured else None,
+        share=math.sqrt(moved / update) if update and not run.decays.unmeasured else None,
         time=_time(first),
         zeros=zeros / here if here else 0.0,
         norm=math.sqrt(squares),

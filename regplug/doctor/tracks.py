@@ -45,9 +45,10 @@ class Look:
         clip: the same without the loss scale, which is a clipping if it is below 1.
         decay: what the optimizer's own decay is.
         by_hand: what the loop itself shrank the weights by since the step before.
+        norm: the weight's norm after that.
         added: λ of λ·w that the loop itself added to the gradient.
         trains: whether the parameter was one that asks for a gradient.
-        gradient: whether there was a gradient, and whether any of it was not zero.
+        gradient: ``none``, ``zero``, ``some`` or ``not finite``.
         lr: the learning rate.
         share: of the update the part that regularization makes, squared, and the update squared.
         pull: squared norms of penalties' gradients and of the rest.
@@ -58,6 +59,7 @@ class Look:
     clip: float | None = None
     decay: Measured | None = None
     by_hand: float = 0.0
+    norm: float = 0.0
     added: float = 0.0
     trains: bool = True
     gradient: str = "none"
@@ -80,6 +82,7 @@ class Track:
         self.sampler = Sampler(named.parameter)
         self.pending: dict[str, Seen] = {}
         self.accumulated: torch.Tensor | None = None  # the gradient as backward left it
+        self.at_update: torch.Tensor | None = None  # the gradient as the optimizer gets it
         self.before: torch.Tensor | None = None
         self.after: torch.Tensor | None = None
         self.looks: list[Look] = []

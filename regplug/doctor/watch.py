@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as optim_module
 
 from regplug.backend.backwards import Listening
+from regplug.backend.eager import called_by_a_graph, eagerly
 from regplug.backend.reductions import Reductions
 from regplug.doctor.detached import Follower
 from regplug.doctor.graph import Terms, terms_of
@@ -46,6 +47,7 @@ class Watch:
             lambda tensor: any(run.leaf(tensor) for run in self.runs), self._dropped
         )
         self._followed = 0
+        self._last_hook: Any = None
 
     def __enter__(self) -> "Watch":
         self._undo = [
@@ -58,6 +60,7 @@ class Watch:
 
     def __exit__(self, *error: object) -> None:
         self._follower.stop()
+        self._unhook()
         while self._undo:
             self._undo.pop()()
 
@@ -68,7 +71,7 @@ class Watch:
         if torch.is_grad_enabled():
             return
         run.dropouts.called()
-        began = self._follower.start()
+        began = self._follows([run])
         if not (began or self._follower.on) or run.dropouts.evaluating:
             return
         run.dropouts.evaluating = True
@@ -140,8 +143,11 @@ class Watch:
         if self._scalers or self._searches >= _SEARCHES or "MulBackward0" not in last:
             return
         self._searches += 1
+        kinds: list[type] = [torch.amp.GradScaler]
+        for kind in kinds:
+            kinds += kind.__subclasses__()
         # Not isinstance, which asks the proxies of others for what they stand for.
-        found = [t for t in gc.get_objects() if issubclass(type(t), torch.amp.GradScaler)]
+        found = [thing for thing in gc.get_objects() if type(thing) in kinds]
         self._scalers = [weakref.ref(thing) for thing in found]
 
     def _loss_scale(self) -> float:
@@ -164,25 +170,61 @@ class Watch:
                 return run
         return None
 
+    @eagerly
     def _step_begins(self, optimizer: Optimizer, arguments: Any, keywords: Any) -> None:
         self._follower.stop()
         run = self._of(optimizer)
-        if run is not None:
-            try:
-                run.step_begins(self._loss_scale() if run.looking else 1.0)
-            except Exception as error:
-                _tell([run], error)
+        if run is None:
+            return
+        try:
+            if run.step_begins():
+                scale = self._loss_scale()
+                self._unhook()  # a step that raised left its one behind
+                if called_by_a_graph():  # a compiled step would be compiled anew for each hook
+                    self._looks(run, scale)
+                    return
+                # Other hooks may change gradients yet, so that the last of them looks.
+                self._last_hook = optimizer.register_step_pre_hook(
+                    lambda *_: self._looks(run, scale)
+                )
+        except Exception as error:
+            _tell([run], error)
 
+    def _looks(self, run: Run, scale: float) -> None:
+        try:
+            run.looks(scale)
+        except Exception as error:
+            _tell([run], error)
+
+    def _unhook(self) -> None:
+        if self._last_hook is not None:
+            self._last_hook.remove()
+            self._last_hook = None
+
+    @eagerly
     def _step_ends(self, optimizer: Optimizer, arguments: Any, keywords: Any) -> None:
         run = self._of(optimizer)
         if run is not None:
             try:
-                run.step_ends()
-                if run.looking and self._followed < _FOLLOWED:
+                if run.step_ends():
+                    self._unhook()
+                if run.looking and self._followed < _FOLLOWED and self._follows(self.runs):
                     self._followed += 1
-                    self._follower.start()
             except Exception as error:
                 _tell([run], error)
+
+    def _follows(self, runs: Sequence[Run]) -> bool:
+        """Follow from now on what is made of weights; say so where that can't be."""
+        if self._follower.start():
+            return True
+        if self._follower.hindrance is not None:
+            for run in runs:
+                run.unfollowed = True
+                run.trouble(
+                    "terms of the loss that have no graph and dropouts by functions are not looked "
+                    f"for: {self._follower.hindrance}"
+                )
+        return False
 
 
 def _tell(runs: Sequence[Run], error: Exception) -> None:

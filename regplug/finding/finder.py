@@ -7,7 +7,6 @@ is known, and put back when a new parameter is registered (the next fold's model
 runs at full speed.
 """
 
-import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +19,8 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as optim_module
 
 from regplug.backend import private, stack, wrapped
+from regplug.backend.eager import eagerly
+from regplug.backend.quiet import quiet_about_hooks
 from regplug.errors import UnsupportedError
 from regplug.finding import search
 
@@ -64,8 +65,7 @@ class Finder:
             optim_module.register_optimizer_step_pre_hook(self._on_step).remove,
             nn_module.register_module_parameter_registration_hook(self._on_parameter).remove,
         ]
-        # torch.compile warns of any global hook; this one is off again before it could matter.
-        warnings.filterwarnings("ignore", "Using `torch.compile.module.` when there are global")
+        self._undo.append(quiet_about_hooks())
         self._register_compile()
         self._arm()
         return self
@@ -127,6 +127,7 @@ class Finder:
     def _unknown(self) -> list[Optimizer]:
         return [o for o in search.optimizers() if o not in self.known | self.refused]
 
+    @eagerly
     def _on_step(self, optimizer: Optimizer, arguments: Any, keywords: Any) -> None:
         self._stepping(optimizer)
 

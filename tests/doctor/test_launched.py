@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.command.forked import command
+from tests.command.forked import command, plain
 from tests.command.test_run_launched import TORCHRUN, launched
 from tests.command.test_scripts import SCRIPTS
 from tests.command.writing import write
@@ -84,18 +84,19 @@ import sys, torch
 from torch.nn import functional as F
 torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
-whole = sys.argv[1] == "whole"
-net = model if whole else torch.compile(model, backend="aot_eager")
+whole, stepped = sys.argv[1] == "whole", sys.argv[1] == "step"
+net = model if whole or stepped else torch.compile(model, backend="aot_eager")
 def loss_of(x, y):
     weights = [p for p in model.parameters() if p.ndim > 1]
     return F.cross_entropy(net(x), y) + 1e-3 * sum(p.pow(2).sum() for p in weights)
 if whole:
     loss_of = torch.compile(loss_of, backend="aot_eager")
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+step = torch.compile(optimizer.step, backend="aot_eager") if stepped else optimizer.step
 for _ in range(6):
     optimizer.zero_grad()
     loss_of(torch.randn(32, 6), torch.randint(0, 3, (32,))).backward()
-    optimizer.step()
+    step()
 from torch._dynamo.utils import counters
 print([p.sum().item() for p in model.parameters()], dict(counters["frames"]))
 """
@@ -117,6 +118,20 @@ def test_compiled(whole, tmp_path):
         assert penalties == [{"kind": "l2", "strength": pytest.approx(1e-3, rel=1e-5)}]
     # Compiled once, as without the doctor.
     assert "'total': 1, 'ok': 1" in ended.out
+
+
+@pytest.mark.slow
+def test_a_compiled_step_is_looked_at_and_moves_weights_as_alone(tmp_path):
+    script = write(tmp_path, COMPILED)
+    alone = plain(script, "step", cwd=tmp_path)
+    ended = command("doctor", "--json", "out.json", script, "step", cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    assert ended.out.partition("]")[0] == alone.out.partition("]")[0]
+    assert "WARNING" not in ended.err
+    (run,) = json.loads((tmp_path / "out.json").read_text("utf-8"))["runs"]
+    assert (run["steps"], run["looked"]) == (6, 6)
+    penalties = [p for group in run["groups"] for p in group["penalties"]]
+    assert penalties == [{"kind": "l2", "strength": pytest.approx(1e-3, rel=1e-5)}]
 
 
 @pytest.mark.frameworks

@@ -1,7 +1,9 @@
 """λ as it acts: what loss scales, accumulation, clipping and steps in between make of it."""
 
 import pytest
+import torch
 
+from regplug import doctor
 from tests.doctor.diagnosing import diagnosed
 
 L1 = "sum(p.abs().sum() for p in weights(model))"
@@ -61,6 +63,62 @@ def test_strength_as_it_acts(regime, optimizer):
         assert penalty.kind == "l1"
         assert penalty.strength == pytest.approx(0.01 * times, rel=1e-5)
     assert found["inner.bias"] == found["norm.weight"] == ()
+
+
+@pytest.mark.parametrize(("reduced", "times"), [("mean", 1), ("sum", 64)])
+def test_a_penalty_in_the_loss_of_each_sample(reduced, times):
+    (report,) = diagnosed(f"""
+        model = Net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        for _ in range(4):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y, reduction="none") + 0.01 * {L1}
+            loss.{reduced}().backward()
+            optimizer.step()
+    """)
+    found = {name: g.penalties for g in report.groups for name in g.parameters}
+    assert found["inner.weight"][0].strength == pytest.approx(0.01 * times, rel=1e-5)
+
+
+def test_distances_to_weights_are_no_penalty():
+    (report,) = diagnosed("""
+        class Distances(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.centres = nn.Parameter(torch.randn(3, 6))
+            def forward(self, x):
+                w = self.centres
+                return -((x**2).sum(1, keepdim=True) - 2 * x @ w.T + (w**2).sum(1))
+        model = Distances()
+        train(model, torch.optim.SGD(model.parameters(), lr=0.01))
+    """)
+    assert [group.penalties for group in report.groups] == [()]
+
+
+def test_where_the_objective_is_maximized_what_is_subtracted_penalizes():
+    (report,) = diagnosed(f"""
+        model = Net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, maximize=True)
+        for _ in range(4):
+            optimizer.zero_grad()
+            (-F.cross_entropy(model(x), y) - 0.01 * {L1}).backward()
+            optimizer.step()
+    """)
+    found = {name: g.penalties for g in report.groups for name in g.parameters}
+    assert found["inner.weight"][0].strength == pytest.approx(0.01, rel=1e-5)
+
+
+def test_hooks_of_parameters_are_said():
+    model = torch.nn.Linear(4, 2)
+    model.weight.register_hook(lambda g: 0.1 * g)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with doctor.examine(model, optimizer) as report:
+        for _ in range(3):
+            optimizer.zero_grad()
+            (model(torch.ones(3, 4)).sum() + 0.01 * model.weight.abs().sum()).backward()
+            optimizer.step()
+    (said,) = report.report.unseen
+    assert "register_hook" in said
 
 
 def test_a_penalty_with_a_backward_of_its_own():

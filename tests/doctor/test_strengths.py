@@ -163,8 +163,12 @@ def test_strength_is_what_moves_the_weights(way):
         first(lambda p: F.smooth_l1_loss(p, torch.zeros_like(p))),
         first(lambda p: (p.abs() * torch.arange(24.0).reshape(6, 4)).sum()),
         first(lambda p: (p.abs() + p.pow(2)).pow(2).sum()),
+        first(lambda p: torch.addcmul(torch.zeros_like(p), p, p).sum()),
     ],
-    ids=["rows", "orthogonal", "fourth", "log", "nuclear", "sum squared", "huber", "mask", "mixed"],
+    ids=[
+        *("rows", "orthogonal", "fourth", "log", "nuclear", "sum squared", "huber", "mask"),
+        *("mixed", "addcmul"),
+    ],
 )
 def test_what_is_none_of_these_is_another_penalty(penalty):
     _, examined = trained(penalty, STRENGTH)

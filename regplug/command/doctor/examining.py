@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules import module as nn_module
 from torch.optim import Optimizer
 
-from regplug.backend import wrappers
+from regplug.backend import private, wrappers
 from regplug.backend.gradless import Gradless
 from regplug.doctor.report import RunReport
 from regplug.doctor.run import Run
@@ -116,8 +116,9 @@ class Examiner:
             for run in self.runs:
                 run.dropouts.trains_with(module)
             return
+        called = private.compiled_inside(module) or module
         for run in self.runs:
-            if module is run.model:
+            if called is run.model:
                 self._watch.called(run, module)
                 if not any(other.looking for other in self.runs):
                     self._unhook()

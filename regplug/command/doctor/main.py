@@ -15,23 +15,17 @@ import json
 import sys
 from pathlib import Path
 
-from regplug.command.program import Script
+from regplug.command.program import Commands, Interrupt, Script, add_target, subparser
+from regplug.command.run.outcome import rank
 from regplug.errors import RegplugError, SpecError
 
 __all__ = ["add_parser", "main"]
 
 
-def add_parser(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
-) -> argparse.ArgumentParser:
+def add_parser(commands: Commands) -> argparse.ArgumentParser:
     """Add ``doctor`` to the subcommands of the ``regplug`` command."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "doctor",
-        help="run a script, and tell what its regularization really does",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    summary = "run a script, and tell what its regularization really does"
+    parser = subparser(commands, "doctor", __doc__, summary)
     parser.add_argument(
         "--steps",
         type=int,
@@ -43,9 +37,7 @@ def add_parser(
     parser.add_argument(
         "--strict", action="store_true", help="exit with 3 if there is a warning or an error"
     )
-    parser.add_argument("-m", dest="module", action="store_true", help="SCRIPT is a module's name")
-    parser.add_argument("script", metavar="SCRIPT")
-    parser.add_argument("args", nargs=argparse.REMAINDER, metavar="ARGS", help="the script's own")
+    add_target(parser)
     parser.set_defaults(command=main)
     return parser
 
@@ -60,16 +52,14 @@ def main(args: argparse.Namespace) -> int:
     try:
         if args.steps < 1:
             raise SpecError(f"--steps must be at least 1, got {args.steps}")
-        path = None if args.json is None else Path(args.json).absolute()
-        if path is not None and (path.is_dir() or not path.parent.is_dir()):
-            raise SpecError(f"--json {args.json} can't be written: there is no such folder")
+        path = None if args.json is None else _writable(args.json)
         script = Script(args.script, is_module=args.module)
     except RegplugError as error:
         print(f"regplug doctor: error: {error}", file=sys.stderr)
         return 2
     from regplug.command.doctor.examining import Examiner
 
-    status = 0
+    status, ctrl_c = 0, Interrupt()
     with Examiner(args.steps) as examiner:
         try:
             script.run(args.args)
@@ -81,18 +71,41 @@ def main(args: argparse.Namespace) -> int:
             raise
         except KeyboardInterrupt as interrupt:
             script.report(interrupt)
-            status = 130
+            status = ctrl_c.came()
         except BaseException as error:
             script.report(error)
             status = 1
-        bad = _tell(examiner, path)
+        try:
+            bad = _tell(examiner, path)
+        except KeyboardInterrupt:
+            return ctrl_c.came()
     return 3 if args.strict and bad and status == 0 else status
+
+
+def _writable(name: str) -> Path:
+    """Return the path of a file that can be written, without leaving one there.
+
+    Raises:
+        SpecError: it can't be, as is better known now than after the run.
+    """
+    try:
+        path = Path(name).absolute()
+        existed = path.exists()
+        # Who reads from a pipe would take this for its end.
+        if rank() == 0 and (not existed or path.is_file() or path.is_dir()):
+            with path.open("a"):
+                pass
+            if not existed:
+                path.unlink()
+    except (OSError, ValueError) as error:  # a name with a null byte, too
+        reason = getattr(error, "strerror", None) or error
+        raise SpecError(f"--json {name} can't be written: {reason}") from error
+    return path
 
 
 def _tell(examiner: object, path: Path | None) -> bool:
     """Print what was found, and return whether there is a warning or an error."""
     from regplug.command.doctor.examining import Examiner
-    from regplug.command.run.outcome import rank
     from regplug.doctor.report import as_json
 
     assert isinstance(examiner, Examiner)
@@ -107,8 +120,12 @@ def _tell(examiner: object, path: Path | None) -> bool:
         lines.append(
             "no optimizer of torch took a step in this process, so there is nothing to tell of"
         )
+    if path is not None:
+        text = json.dumps(as_json(reports), indent=2, ensure_ascii=False)
+        try:
+            path.write_text(text, "utf-8")
+        except OSError as error:  # the folder is gone by now, or the disk is full
+            lines.append(f"error: --json {path} can't be written: {error.strerror}")
     for line in lines:
         print(f"regplug doctor: {line}", file=sys.stderr)
-    if path is not None:
-        path.write_text(json.dumps(as_json(reports), indent=2, ensure_ascii=False), "utf-8")
     return bad

@@ -18,33 +18,23 @@ with exit status 2 and one line.
 """
 
 import argparse
-import atexit
 import sys
 import tempfile
 import traceback
 from pathlib import Path
 from typing import Any
 
-from regplug.command.program import Script
-from regplug.command.run.config import read
+from regplug.command.program import Commands, Interrupt, Script, add_target, subparser
 from regplug.command.run.outcome import Outcome, Wishes, rank
-from regplug.discovery.files import anchored
 from regplug.errors import PluginError, RegplugError, SpecError
 
 __all__ = ["add_parser", "main"]
 
 
-def add_parser(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
-) -> argparse.ArgumentParser:
+def add_parser(commands: Commands) -> argparse.ArgumentParser:
     """Add ``run`` to the subcommands of the ``regplug`` command."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "run",
-        help="run a script with plugins attached, without editing it",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    summary = "run a script with plugins attached, without editing it"
+    parser = subparser(commands, "run", __doc__, summary)
     _add_arguments(parser)
     parser.set_defaults(command=main)
     return parser
@@ -75,9 +65,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="STEPS",
         help="how often the report looks (by default ever more rarely, 128 times at most)",
     )
-    parser.add_argument("-m", dest="module", action="store_true", help="SCRIPT is a module's name")
-    parser.add_argument("script", metavar="SCRIPT")
-    parser.add_argument("args", nargs=argparse.REMAINDER, metavar="ARGS", help="the script's own")
+    add_target(parser)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -98,8 +86,7 @@ def main(args: argparse.Namespace) -> int:
         script = Script(args.script, is_module=args.module)
     except RegplugError as error:
         return _fail(error)
-    outcome = Outcome(wishes)
-    atexit.register(outcome.end_as_python_does)  # first in, hence after all that the script has
+    outcome, ctrl_c = Outcome(wishes), Interrupt()
     failure: BaseException | None = None
     status, clean = 0, False
     with Watch(orders, look=outcome.look, attached=outcome.attached) as watch:
@@ -116,7 +103,7 @@ def main(args: argparse.Namespace) -> int:
                 raise
         except KeyboardInterrupt as interrupt:
             script.report(interrupt)
-            status = outcome.interrupted = 130
+            status = ctrl_c.came()
         except BaseException as error:
             script.report(error)
             status = 1
@@ -132,6 +119,10 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _wishes(args: argparse.Namespace) -> Wishes:
+    # Not above: torch comes with them, for which no --help should wait.
+    from regplug.command.run.config import read
+    from regplug.discovery.files import anchored
+
     config: dict[str, Any] = {} if args.config is None else read(Path(args.config))
     # A file is where it is now, wherever the script goes; one in a TOML file is beside that.
     here, beside = Path.cwd(), Path(args.config or ".").absolute().parent

@@ -1,7 +1,6 @@
 """What comes of a run: printed on stderr at its end, and written to the report's folder."""
 
 import os
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,14 +46,7 @@ class Outcome:
         self.recorders: WeakValueDictionary[str, Recorder] = WeakValueDictionary()
         self.missing: list[str] = []
         self.rank = rank()
-        self.interrupted, self.reported = 0, False
-
-    def end_as_python_does(self) -> None:
-        """After Ctrl-C, end by that signal, as a shell expects it."""
-        if self.interrupted and sys.platform != "win32":
-            sys.stdout.flush()
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGINT)
+        self.reported = False
 
     def attached(self, session: "Session") -> None:
         self.rank = rank()
