@@ -164,6 +164,11 @@ class Plugin:
     stochastic: bool = False
     """Whether it draws at random. Then the exam compares distributed runs by their statistics."""
 
+    projects: bool | None = None
+    """Whether ``after_step`` puts each weight to the nearest point of a set, which the exam checks
+    then. False says that it does not: what looks like a constraint moves weights again in each
+    step, or further than it must, on purpose. None leaves that to what the exam sees."""
+
     shapes_loss: bool = False
     """Whether it changes the loss of the loop itself, and so the gradients of all that is trained,
     by whatever optimizer: as label smoothing does."""

@@ -1,6 +1,6 @@
 """The k-th smallest of numbers that are spread over tensors, devices and ranks."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
@@ -13,9 +13,10 @@ _BINS = 1 << _BITS
 _PARTS = 1 << 30  # of a share: products with 2³³ weights are within 64 bits
 
 
-def kth_smallest(
-    numbers: Iterable[tuple[torch.Tensor, torch.Tensor]], share: float
-) -> torch.Tensor:
+Numbers = Iterable[tuple[torch.Tensor, torch.Tensor]]
+
+
+def kth_smallest(numbers: Callable[[], Numbers], share: float) -> torch.Tensor:
     """Return the ⌈share·n⌉-th smallest of n numbers, a little enlarged, and 0 for none of them.
 
     Their bits are sorted by sixteen at a time: numbers that are not negative are ordered as their
@@ -25,30 +26,28 @@ def kth_smallest(
     is no smaller than the number was.
 
     Args:
-        numbers: pairs of a parameter and this rank's numbers of it: of one dtype, float32 or
-            float64, and not negative. What is infinite or no number is left out.
+        numbers: returns pairs of a parameter and this rank's numbers of it: of one dtype, float32
+            or float64, and not negative. What is infinite or no number is left out. It is called
+            once for each sixteen bits, so that no more than one tensor of numbers is in memory.
         share: within [0, 1].
 
     Returns:
         A 0-d tensor of that dtype on the device of the first parameter.
 
     >>> w = torch.tensor([4.0, 1.0, 3.0, 2.0])
-    >>> round(kth_smallest([(w, w)], 0.5).item(), 3)
+    >>> round(kth_smallest(lambda: [(w, w)], 0.5).item(), 3)
     2.0
     """
-    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for parameter, part in numbers:
-        kind, whole = part.dtype, torch.int32 if part.dtype == torch.float32 else torch.int64
-        kept.append((parameter, part.contiguous().view(whole).flatten()))
+    first, part = next(iter(numbers()))
+    kind, whole = part.dtype, torch.int32 if part.dtype == torch.float32 else torch.int64
+    del part
     size = torch.finfo(kind).bits
     infinite = torch.tensor(torch.inf, dtype=kind, device="cpu").view(whole)
-    device = kept[0][0].device
-    prefix = torch.zeros(1, dtype=torch.int64, device=device)
+    prefix = torch.zeros(1, dtype=torch.int64, device=first.device)
     for shift in range(size - _BITS, -1, -_BITS):
-        first = shift == size - _BITS
-        counts = total((p, _counted(bits, shift, None if first else prefix)) for p, bits in kept)
-        counts = counts[:_BINS]
-        if first:
+        begins = shift == size - _BITS
+        counts = total(_counts(numbers(), whole, shift, None if begins else prefix))[:_BINS]
+        if begins:
             finite = counts[: int(infinite) >> shift].sum(0, keepdim=True)
             # In whole numbers: not every device has float64. And rounded down before it is rounded
             # up: 0.1·10 of a share that was computed is 1, not a little more.
@@ -59,6 +58,13 @@ def kth_smallest(
         prefix = (prefix << _BITS) | place
     enlarged = torch.where((wanted > 0) & (prefix > 0), prefix + 4, 0)
     return enlarged.to(whole).view(kind).squeeze(0)
+
+
+def _counts(
+    numbers: Numbers, whole: torch.dtype, shift: int, prefix: torch.Tensor | None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    for parameter, part in numbers:
+        yield parameter, _counted(part.contiguous().view(whole).flatten(), shift, prefix)
 
 
 def _counted(bits: torch.Tensor, shift: int, prefix: torch.Tensor | None) -> torch.Tensor:

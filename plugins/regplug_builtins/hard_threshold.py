@@ -37,6 +37,8 @@ class HardThreshold(Constraint):
     tensor([ 3.,  0.,  0., -4.])
     """
 
+    projects = True
+
     keep = Scheduled(low=0.0, high=1.0, off=1.0)
 
     def __init__(

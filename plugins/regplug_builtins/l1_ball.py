@@ -35,6 +35,8 @@ class L1Ball(Constraint):
     tensor([ 1.5000, -0.5000,  0.0000])
     """
 
+    projects = True
+
     limit = Scheduled(off=None)
 
     def __init__(

@@ -39,6 +39,8 @@ class MaxNorm(Constraint):
             [0.3000, 0.4000]])
     """
 
+    projects = True
+
     limit = Scheduled(off=None)
 
     def __init__(

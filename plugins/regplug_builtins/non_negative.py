@@ -30,6 +30,7 @@ class NonNegative(Constraint):
     tensor([0.0000, 0.5000])
     """
 
+    projects = True
     separable = True
 
     def constrained(self, w: torch.Tensor) -> torch.Tensor:

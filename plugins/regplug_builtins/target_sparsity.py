@@ -35,9 +35,10 @@ class TargetSparsity(Adaptive, Selective):
     layer may be emptier than another. Where weights no longer move, λ is the strength of the lasso
     problem that has this many zeros: gradients of zeros are at most λ.
 
-    λ is measured at every step: two passes over the covered weights, a temporary as large as they
-    are in float32, and on sharded weights two sums of 512 KiB over the ranks. The host waits for
-    none of it. ``session.metrics()`` gives λ as ``strength``; it is saved with the session.
+    λ is measured at every step: two passes over the covered weights (four if one is in float64),
+    one tensor after another, and on sharded weights a sum of 512 KiB over the ranks for each. The
+    host waits for none of it. ``session.metrics()`` gives λ as ``strength``; it is saved with the
+    session.
 
     n counts the weights that the step moves: elements that never had a gradient under Adam and its
     like, and parameters whose ``.grad`` is None, stay as they are.
@@ -119,7 +120,7 @@ class TargetSparsity(Adaptive, Selective):
             for w, step in _steps(self, session):
                 yield w, (widened(local(w)).abs().to(exact) / step).to(exact)
 
-        self._strength = strength = kth_smallest(sizes(), share)
+        self._strength = strength = kth_smallest(sizes, share)
         for w, step in _steps(self, session):
             part = local(w)
             threshold = strength.to(part.device, non_blocking=True) * step

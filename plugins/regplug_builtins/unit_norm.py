@@ -36,6 +36,8 @@ class UnitNorm(Constraint):
             [0.0000, 0.0000]])
     """
 
+    projects = True
+
     def __init__(
         self, *, groups: str = "rows", where: object = "weights", name: str | None = None
     ) -> None:

@@ -1,5 +1,6 @@
 """Checks of what a step costs: in operations and in memory, counted and not timed."""
 
+import math
 import sys
 import tracemalloc
 import weakref
@@ -23,9 +24,11 @@ from regplug.testing.subject import Failure, Skip, Subject
 __all__: list[str] = []
 
 ROWS, COLUMNS, LAYERS, TIMES = 8, 16, 2, 4
+_BYTES = "bytes outside of torch"
 # Linear is TIMES, n·log n a little more, quadratic TIMES².
 MOST = TIMES**1.5
 EARLY, LATE = 4, 44
+_NOISE = 20_000  # bytes that Python takes in one step and not in another
 
 
 class Stack(nn.Module):
@@ -134,7 +137,7 @@ def _work(loop: _Loop) -> dict[str, int]:
     return {
         "elements of tensors": elements.count,
         "lines of Python": lines[0],
-        "bytes outside of torch": peak - start,
+        _BYTES: peak - start,
     }
 
 
@@ -152,23 +155,28 @@ def cost(subject: Subject) -> Iterable[Case]:
     """A step's work grows no faster than the weights and their number, and not with the steps."""
     setup = subject.loud(subject.deliveries[0])
 
-    def taken(larger: int, more: int) -> dict[str, int]:
-        rows = _extra(setup, ROWS * larger, COLUMNS, LAYERS * more)
-        if larger == 1:
-            return rows
-        columns = _extra(setup, ROWS, COLUMNS * larger, LAYERS * more)
-        # A product of a matrix with itself is quadratic in one of its dimensions.
-        return {unit: min(count, columns[unit]) for unit, count in rows.items()}
+    def taken(larger: int, more: int, usual: dict[str, int]) -> dict[str, int]:
+        # A product of a matrix with itself is quadratic in one of its dimensions, and products
+        # from both sides in either, though linear in the weights of a matrix that keeps its shape.
+        side = math.isqrt(larger)
+        found: dict[str, int] = {}
+        for rows, columns in ((larger, 1), (1, larger), (side, side)):
+            counts = _extra(setup, ROWS * rows, COLUMNS * columns, LAYERS * more)
+            found = {unit: min(count, found.get(unit, count)) for unit, count in counts.items()}
+            if larger == 1 or not _steep(usual, found):
+                break
+        return found
 
     def sizes() -> None:
-        usual = taken(1, 1)
+        usual = _extra(setup, ROWS, COLUMNS, LAYERS)
         for what, larger, more in (("weights in each tensor", 1, 0), ("tensors", 0, 1)):
-            once = taken(TIMES**larger, TIMES**more)
+            once = taken(TIMES**larger, TIMES**more, usual)
             steep = _steep(usual, once)
-            if steep == {"elements of tensors"}:
-                # Iterations that converge take a few more; what is quadratic stays so.
-                steep = _steep(once, taken(TIMES ** (2 * larger), TIMES ** (2 * more)))
-            for unit in sorted(steep):
+            if steep and steep <= {"elements of tensors", _BYTES}:
+                # Iterations that converge take a few more, and Python a few thousand bytes now and
+                # then; what is quadratic stays so.
+                steep &= _steep(once, taken(TIMES ** (2 * larger), TIMES ** (2 * more), once))
+            for unit in sorted(steep, key=[*usual].index):
                 raise Failure(
                     f"with {TIMES} times as many {what} a step takes "
                     f"{once[unit] / max(usual[unit], 1):.0f} times as many {unit} "
@@ -181,7 +189,7 @@ def cost(subject: Subject) -> Iterable[Case]:
         early = _work(loop)
         loop.run(LATE - EARLY - 1)
         for unit, count in _work(loop).items():
-            if count > 1.5 * early[unit] + 2000:
+            if count > 1.5 * early[unit] + (_NOISE if unit == _BYTES else 2000):
                 raise Failure(
                     f"step {LATE} takes {count} {unit}, where step {EARLY} took {early[unit]}"
                 )
@@ -196,7 +204,7 @@ def _steep(usual: dict[str, int], found: dict[str, int]) -> set[str]:
     return {
         unit
         for unit, count in usual.items()
-        if found[unit] > MOST * max(count, 200) and found[unit] - count > 20_000
+        if found[unit] > MOST * max(count, 200) and found[unit] - count > _NOISE
     }
 
 

@@ -158,9 +158,9 @@ def _auto(subject: Subject, delivery: str) -> None:
 
 
 def _is_plain(subject: Subject, penalty: Penalty) -> bool:
-    """Whether value(w) is given the weights of this model as they are kept, and nothing else."""
+    """Whether value(w) is given this model's weights as they are kept, and one λ is that of all."""
     has_companions = type(penalty).companions is not Penalty.companions
-    return subject.bench.model is Sample and not has_companions
+    return subject.bench.model is Sample and not has_companions and not penalty.mappings
 
 
 def _name(rig: Rig) -> str:

@@ -31,7 +31,7 @@ from regplug.testing.candidate import (
 )
 from regplug.testing.forking import forks
 from regplug.testing.interrupting import TooLong, interrupted_after
-from regplug.testing.places import place_in, redirected
+from regplug.testing.places import place_in, place_of, redirected
 from regplug.testing.processes import ProcessesError, start_processes
 from regplug.testing.registry import registered
 
@@ -230,8 +230,14 @@ class _Here(Desk):
         )
 
     def attach(self) -> str:
-        with self._limited():
-            return attachable(self._subject)
+        try:
+            with self._limited():
+                return attachable(self._subject)
+        except TooLong:
+            raise Ended(self._too_long()) from None
+        except SystemExit as error:
+            said = f"it ends the process: SystemExit: {error} (at {place_of(error)})"
+            raise Ended(said) from error
 
     def ask(self, check: str) -> Iterator[Answer]:
         regime = EVERYWHERE

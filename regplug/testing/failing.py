@@ -23,7 +23,7 @@ class _Injected(Exception):  # noqa: N818 - told from every real error
     """The error that the exam puts into a plugin."""
 
 
-@check("attribution")
+@check("attribution", after=("restore",))
 def attribution(subject: Subject) -> Iterable[Case]:
     """An error inside it comes out as an error that says who, where and when."""
     for setup in subject.setups():

@@ -1,7 +1,6 @@
-"""Checks of a penalty's formula alone: value, gradient, proximal operator, separability."""
+"""Checks of a penalty's formula alone: value, gradient, separability."""
 
 from collections.abc import Iterable, Iterator
-from functools import partial
 
 import torch
 
@@ -9,7 +8,7 @@ from regplug.penalty import Penalty
 from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Skip, Subject
 
-__all__ = ["keeps_dtype", "weights_away_from_zero"]
+__all__ = ["close_to", "keeps_dtype", "weights_away_from_zero"]
 
 SHAPES = ((4, 3), (1, 5), (6, 2))
 
@@ -41,7 +40,8 @@ def _autograd(penalty: Penalty, w: torch.Tensor) -> torch.Tensor:
     return gradient
 
 
-def _close(found: torch.Tensor, expected: torch.Tensor, what: str, rtol: float = 1e-6) -> None:
+def close_to(found: torch.Tensor, expected: torch.Tensor, what: str, rtol: float = 1e-6) -> None:
+    """Raise a ``Failure`` that says ``what`` if two tensors differ."""
     if found.shape != expected.shape:
         raise Failure(f"{what} has shape {tuple(found.shape)} instead of {tuple(expected.shape)}")
     scale = float(expected.detach().double().abs().max()) if expected.numel() else 0.0
@@ -79,7 +79,7 @@ def gradient(subject: Subject) -> Iterable[Case]:
     def plain() -> None:
         for w in weights_away_from_zero():
             before = w.clone()
-            _close(penalty.gradient(w), _autograd(penalty, w), "gradient(w)")
+            close_to(penalty.gradient(w), _autograd(penalty, w), "gradient(w)")
             if not torch.equal(w, before):
                 raise Failure("gradient(w) changed w")
 
@@ -88,7 +88,7 @@ def gradient(subject: Subject) -> Iterable[Case]:
             weights = list(weights_away_from_zero())
             for w, g in zip(weights, penalty.gradients(weights, factor), strict=True):
                 words = f"what gradients returns, with factor {factor:g},"
-                _close(g, factor * _autograd(penalty, w), words)
+                close_to(g, factor * _autograd(penalty, w), words)
 
     def added() -> None:
         for factor in (0.5, -2.0):
@@ -97,7 +97,7 @@ def gradient(subject: Subject) -> Iterable[Case]:
             penalty.add_gradients(gradients, weights, factor)
             for w, g in zip(weights, gradients, strict=True):
                 words = f"what add_gradients adds, with factor {factor:g},"
-                _close(g - 1, factor * _autograd(penalty, w), words)
+                close_to(g - 1, factor * _autograd(penalty, w), words)
 
     cls = type(penalty)
     stated = {
@@ -127,88 +127,9 @@ def finite_difference(subject: Subject) -> Iterable[Case]:
                     shift.view(-1)[i] = h
                     up, down = _value(penalty, w + shift), _value(penalty, w - shift)
                     numeric.view(-1)[i] = (up.double() - down.double()) / (2 * h)
-            _close(found, numeric, "the gradient that autograd finds, against differences,", 1e-4)
+            close_to(found, numeric, "the gradient that autograd finds, against differences,", 1e-4)
 
     yield "value", run
-
-
-@check("proximal", after=("strength",))
-def proximal(subject: Subject) -> Iterable[Case]:
-    """The proximal operator minimises its objective; it is non-expansive if the value is convex."""
-    penalty = subject.penalty
-    if type(penalty).proximal is Penalty.proximal:
-        raise Skip("it has no proximal operator")
-
-    def objective(u: torch.Tensor, w: torch.Tensor, step: float | torch.Tensor) -> float:
-        return float(((u - w).square() / (2 * step)).sum() + penalty.strength * penalty.value(u))
-
-    def minimises(steps: str) -> None:
-        generator = torch.Generator().manual_seed(6)
-        for w in (*weights_away_from_zero(), 8 * next(weights_away_from_zero())):
-            for size in (0.1, 1.0, 4.0):
-                step: float | torch.Tensor = size
-                if steps == "a step for each element":
-                    step = size * torch.rand(w.shape, dtype=w.dtype, generator=generator)
-                found = penalty.proximal(w.clone(), step)
-                if found.shape != w.shape:
-                    raise Failure(f"proximal(w, step) has shape {tuple(found.shape)}")
-                least = objective(found, w, step)
-                for scale in (0.0, *(10.0**-k for k in range(5) for _ in range(20))):
-                    noise = torch.randn(w.shape, dtype=w.dtype, generator=generator)
-                    for u in (found + scale * noise, found * (1 - scale), scale * w):
-                        if objective(u, w, step) < least - 1e-9 * max(1.0, abs(least)):
-                            raise Failure(
-                                f"with step {size:g} its objective ½‖u − w‖²/step + λ·value(u) is "
-                                f"{least:.6g} at the point it returns, but "
-                                f"{objective(u, w, step):.6g} at another"
-                            )
-
-    def stays() -> None:
-        for w in weights_away_from_zero():
-            step = torch.ones_like(w)
-            step[0] = 0
-            if not torch.equal(penalty.proximal(w.clone(), step)[0], w[0]):
-                raise Failure("elements whose step is 0 must stay as they are, to the bit")
-
-    def in_place() -> None:
-        weights = list(weights_away_from_zero())
-        expected = [penalty.proximal(w.clone(), 0.5) for w in weights]
-        penalty.proximal_(weights, 0.5)
-        for w, other in zip(weights, expected, strict=True):
-            _close(w, other, "proximal_([w, …], step), against proximal(w, step),")
-
-    def non_expansive() -> None:
-        pairs = list(
-            zip(
-                weights_away_from_zero(),
-                (w.flip(0) * 0.7 - 0.1 for w in weights_away_from_zero()),
-                strict=True,
-            )
-        )
-        for a, b in pairs:
-            for t in (0.25, 0.5, 0.75):
-                chord = (1 - t) * penalty.value(a) + t * penalty.value(b)
-                if penalty.value((1 - t) * a + t * b) > chord * (1 + 1e-9) + 1e-12:
-                    raise Skip("the value is not convex")
-        for a, b in pairs:
-            for step in (0.1, 1.0, 4.0):
-                apart = penalty.proximal(a.clone(), step) - penalty.proximal(b.clone(), step)
-                if apart.norm() > (a - b).norm() * (1 + 1e-9):
-                    raise Failure(
-                        f"the value is convex, but with step {step:g} proximal points are "
-                        f"{float(apart.norm()):.4g} apart where the weights are "
-                        f"{float((a - b).norm()):.4g}"
-                    )
-
-    runs: list[Case] = [("one step", partial(minimises, "one step"))]
-    if penalty.separable or penalty.elementwise_steps:
-        each = "a step for each element"
-        runs += [(each, partial(minimises, each)), ("step 0", stays)]
-    if type(penalty).proximal_ is not Penalty.proximal_:
-        runs.append(("in place", in_place))
-    runs.append(("non-expansive", non_expansive))
-    for regime, run in runs:
-        yield regime, torch.no_grad()(run)
 
 
 @check("separable")
@@ -228,14 +149,14 @@ def separable(subject: Subject) -> Iterable[Case]:
         for w in weights_away_from_zero():
             for pieces in blocks(w):
                 total = torch.stack([_value(penalty, piece) for piece in pieces]).sum()
-                _close(total, penalty.value(w), "the value of the blocks of w")
+                close_to(total, penalty.value(w), "the value of the blocks of w")
 
     def gradients() -> None:
         for w in weights_away_from_zero():
             whole = penalty.gradient(w).reshape(-1)
             for pieces in blocks(w):
                 found = torch.cat([penalty.gradient(piece).reshape(-1) for piece in pieces])
-                _close(found, whole, "the gradient on the blocks of w")
+                close_to(found, whole, "the gradient on the blocks of w")
 
     def operators() -> None:
         if type(penalty).proximal is Penalty.proximal:
@@ -244,7 +165,7 @@ def separable(subject: Subject) -> Iterable[Case]:
             whole = penalty.proximal(w.clone(), 0.3).reshape(-1)
             for pieces in blocks(w):
                 found = [penalty.proximal(piece.clone(), 0.3).reshape(-1) for piece in pieces]
-                _close(torch.cat(found), whole, "the proximal point of the blocks of w")
+                close_to(torch.cat(found), whole, "the proximal point of the blocks of w")
 
     for regime, run in (("value", value), ("gradient", gradients), ("proximal", operators)):
         yield regime, torch.no_grad()(run)

@@ -1,6 +1,6 @@
 """Checks of loops of other kinds: by hand, with ``session.step``, and with closures."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -93,6 +93,7 @@ def closure(subject: Subject) -> Iterable[Case]:
     """
     for setup in subject.setups():
         yield f"SGD, {setup.regime}", partial(_sgd, subject, setup)
+        yield f"evaluations, {setup.regime}", partial(_each_evaluation, subject, setup)
         yield f"weights, {setup.regime}", partial(_leaves_weights, subject, setup)
         yield f"LBFGS, {setup.regime}", partial(_lbfgs, subject, setup)
 
@@ -109,6 +110,56 @@ def _sgd(subject: Subject, setup: Setup) -> None:
 
         found.optimizer.step(evaluate)
     same(found.snapshot(), subject.rig(setup).run(2), "with a closure it acts otherwise")
+
+
+class _Twice(torch.optim.Optimizer):
+    """Evaluates its closure twice from the same weights, as a line search may."""
+
+    def __init__(self, params: Iterable[torch.Tensor]) -> None:
+        super().__init__(params, {"lr": 0.02})
+        self.seen: list[list[torch.Tensor]] = []
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float]) -> None:  # type: ignore[override]
+        """Keep the gradients of both evaluations, and go by the second."""
+        params = [p for group in self.param_groups for p in group["params"]]
+        before = [p.clone() for p in params]
+        for _ in range(2):
+            for p, start in zip(params, before, strict=True):
+                p.copy_(start)  # before_step came after the first evaluation
+            with torch.enable_grad():
+                closure()
+            found = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in params]
+            self.seen.append(found)
+        for p, gradient in zip(params, found, strict=True):
+            p.add_(gradient, alpha=-self.param_groups[0]["lr"])
+
+
+def _each_evaluation(subject: Subject, setup: Setup) -> None:
+    if subject.remembers:
+        raise Skip("it draws at random, or remembers")
+    rig = subject.rig(None)
+    optimizer = _Twice([p for p in rig.parameters.values() if p.requires_grad])
+    try:
+        rig.session = regplug.attach(rig.model, optimizer, [setup.make()])
+    except RegplugError as error:
+        raise Skip(f"it refuses that: {error}") from error
+
+    def evaluate() -> float:
+        optimizer.zero_grad()
+        loss = rig.loss(rig.data(0))
+        loss.backward()
+        return loss  # type: ignore[return-value]
+
+    optimizer.step(evaluate)
+    first, second = optimizer.seen
+    for one, other in zip(first, second, strict=True):
+        if not torch.allclose(one, other, rtol=1e-9, atol=1e-12):
+            raise Failure(
+                "of two evaluations of the closure from the same weights it acts on the gradients "
+                "of one alone: a line search compares them, so act in each, and count no steps "
+                "there"
+            )
 
 
 def _leaves_weights(subject: Subject, setup: Setup) -> None:

@@ -70,6 +70,7 @@ def _term(subject: Subject, setup: Setup) -> None:
             "on_loss returns the loss with its term in it, so that the loss counts twice: return "
             "the term alone, the session adds it"
         )
+    _is_off(subject, setup, numbers[1])
     if isinstance(subject.plugin, Penalty) and max(terms) - min(terms) > 1e-9 * max(numbers):
         raise Failure(
             f"its term is {terms[0]:.6g} with a loss of {numbers[0]:g} and {terms[-1]:.6g} with one"
@@ -78,6 +79,20 @@ def _term(subject: Subject, setup: Setup) -> None:
     if max(terms) - min(terms) <= 1e-9 * max(numbers):
         _keeps_gradient(subject, setup)
     _has_graph(subject, setup)
+
+
+def _is_off(subject: Subject, setup: Setup, number: float) -> None:
+    """A loss that comes back larger is seen where the plugin is turned off: then it is the loss."""
+    off = {name: a.off for name, a in subject.scheduled.items() if a.off is not None}
+    if not off:
+        return
+    silent = Setup(setup.source, setup.delivery, {**setup.values, **subject.by_pattern(off)})
+    term = _term_at(subject.rig(silent), number)
+    if abs(term - number) <= 1e-9 * number:
+        raise Failure(
+            f"turned off, its term is {term:.6g}, which is the loss: on_loss returns what is added "
+            "to the loss, and not what the loss is to be"
+        )
 
 
 def _gradients(rig: Rig, total: torch.Tensor) -> list[torch.Tensor | None]:

@@ -11,9 +11,9 @@ __all__ = ["CHECKS", "EXAM", "RUNS", "Case", "Check", "check", "registered"]
 EXAM = 2
 """The version of the exam: another whenever a plugin may pass one and fail the other."""
 
-RUNS, MODES, SURROUNDINGS = "runs", "modes", "surroundings"
-"""The ids of the checks that come first: all depend on the first, and all later ones on the second.
-"""
+RUNS, MODES, SURROUNDINGS, ACTS = "runs", "modes", "surroundings", "acts"
+"""The ids of the checks that come first: all depend on the first, and all later ones on the second;
+and of the one without which no exam is passed."""
 
 # The order in which an exam asks: whether it acts at all, the formula, one step, whole runs. What
 # may be the cause of another failure stands before it.
@@ -23,7 +23,7 @@ CHECKS = (
     MODES,
     "streams",
     "reproducible",
-    "acts",
+    ACTS,
     "cost",
     "pure",
     "arguments",
@@ -48,6 +48,7 @@ CHECKS = (
     "untouched",
     "input-grad",
     "proximal",
+    "projection",
     "separable",
     "accumulation",
     "overflow",

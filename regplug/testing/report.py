@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from regplug.table import table
-from regplug.testing.registry import EXAM
+from regplug.testing.registry import ACTS, EXAM
 
 __all__ = ["NOT_JUDGED", "OUTCOMES", "Report", "Result"]
 
@@ -62,8 +62,14 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed that was not expected to."""
-        return not self.failures
+        """Whether nothing failed that was not expected to, and it was seen to act if asked to."""
+        return not self.failures and self.acted
+
+    @property
+    def acted(self) -> bool:
+        """Whether it was seen to act; True where nobody looked, as with other checks alone."""
+        found = {result.outcome for result in self.results if result.check == ACTS}
+        return not found or "passed" in found
 
     @property
     def failures(self) -> tuple[Result, ...]:
@@ -95,7 +101,10 @@ class Report:
         summary = ", ".join(f"{count} {outcome}" for outcome, count in counts if count) or "nothing"
         heads = ["check", "regime", "outcome", "message"]
         last = f"{self.plugin}: {summary} in {self.seconds:.1f} s"
-        return "\n".join([*first, table(heads, rows), *self.notes, last])
+        notes = self.notes
+        if not (self.failures or self.acted):
+            notes = (*notes, "it was not seen to act, so it has not passed")
+        return "\n".join([*first, table(heads, rows), *notes, last])
 
 
 def _line(message: str, most: int = 240) -> str:

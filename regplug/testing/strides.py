@@ -52,7 +52,7 @@ _LAYOUTS: dict[str, Callable[[], torch.Tensor]] = {
 }
 
 
-@check("memory-order", after=("differentiable", "pure", "gradient"))
+@check("memory-order", after=("differentiable", "pure", "gradient", "finite-difference"))
 def memory_order(subject: Subject) -> Iterable[Case]:
     """Value, gradient and proximal point are the same however the weight lies in memory.
 

@@ -13,9 +13,12 @@ import termios
 import pytest
 
 NOISY = """
-import ctypes, logging, os, sys, warnings
+import atexit, ctypes, logging, os, subprocess, sys, threading, warnings
 import regplug
 print("imported")
+atexit.register(print, "at the end")
+atexit.register(os.write, 1, b"at the end of descriptor 1\\n")
+logging.basicConfig(stream=sys.stdout, level="INFO")
 
 class Noisy(regplug.Penalty):
     def value(self, w):
@@ -25,6 +28,12 @@ class Noisy(regplug.Penalty):
         ctypes.CDLL(None).puts(b"from C")
         ctypes.CDLL(None).fflush(None)
         logging.getLogger("noisy").error("logged")
+        print("past the redirection", file=sys.__stdout__, flush=True)
+        logging.getLogger("noisy").info("logged to stdout")
+        if not os.path.exists(SAID):
+            open(SAID, "w").close()
+            subprocess.run(["echo", "from another process"])
+            threading.Thread(target=print, args=("from a thread",)).start()
         warnings.warn("warned")
         return w.square().sum()
 """
@@ -34,7 +43,8 @@ class Noisy(regplug.Penalty):
 def noisy(tmp_path_factory):
     """An environment in which a plugin is installed that prints wherever it can."""
     folder = tmp_path_factory.mktemp("noisy")
-    (folder / "noisy_plugin.py").write_text(NOISY, "utf-8")
+    said = f"SAID = {str(folder / 'said')!r}\n"
+    (folder / "noisy_plugin.py").write_text(said + NOISY, "utf-8")
     info = folder / "noisy-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: noisy\nVersion: 1.0\n")
@@ -60,6 +70,33 @@ def test_json_stays_json_whatever_a_plugin_prints(noisy):
         f"noisy(1e-3): {c} ({n} of 4)" for n, c in enumerate(("runs", "acts", "dtype", "ddp"), 1)
     ]
     assert done.stderr.splitlines() == told
+
+
+IN_A_NEW_PROCESS = """
+import sys
+from regplug.testing import desk
+from regplug.command.cli import main
+if __name__ == "__main__":
+    desk.forks = lambda: False
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_json_stays_json_where_processes_can_not_be_copied(noisy, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(IN_A_NEW_PROCESS, "utf-8")
+    command = [sys.executable, str(script), "check", "noisy(1e-3)", "--json"]
+    done = subprocess.run(
+        [*command, "--only", "runs,acts,ddp"],
+        env=noisy,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert {r["outcome"] for r in json.loads(done.stdout)} == {"passed"}
+    assert done.returncode == 0, done.stdout
 
 
 def on_a_terminal(rows: int, columns: int) -> str:

@@ -41,10 +41,7 @@ SPECS = {
 QUICK = ("cpr()", "dropout(0.2)", "l1(1e-3)", "weight_decay(0.1)")
 
 # Checks that are known to fail, each with its reason, by spec.
-_RANKS_ALL = "it ranks all weights of the model at once, which takes a copy of their magnitudes"
 EXPECTED_FAILURES: dict[str, dict[str, str]] = {
-    "target_sparsity(0.5)": {"memory": _RANKS_ALL},
-    "target_sparsity(0.8, by=4)": {"memory": _RANKS_ALL},
     "weight_decay(0.1, cautious=True)": {
         "memory": "it compares with the weights before the update, and says that it copies them"
     },

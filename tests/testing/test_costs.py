@@ -6,6 +6,7 @@ import pytest
 
 from regplug.testing import check_plugin
 from tests.testing import wrong_costs
+from tests.testing.whole import whole
 
 WRONG = [
     (partial(wrong_costs.AllPairs, 0.01), "cost", "16 times as many elements of tensors"),
@@ -30,7 +31,7 @@ def test_what_costs_too_much_fails_there_alone(plugin, check, said):
 @pytest.mark.slow
 @pytest.mark.parametrize(("plugin", "check", "said"), WRONG)
 def test_the_whole_exam_says_the_same(plugin, check, said):
-    report = check_plugin(plugin)
+    report = whole(plugin)
     assert report.failed_checks() == {check}, str(report)
     assert said in report.cause.message
 

@@ -11,6 +11,7 @@ import regplug
 from regplug.errors import SelectionError, SpecError
 from regplug.testing import CHECKS, EXAM, PluginContract, check_plugin
 from regplug.testing.registry import registered
+from tests.testing.whole import whole
 from tests.testing.wrong_formulas import L1
 from tests.testing.wrong_lives import Remembers
 from tests.testing.wrong_plugins import MORE, WIDER, WRONG
@@ -54,7 +55,7 @@ def test_wrong_plugin_fails_in_its_check(check):
     ],
 )
 def test_wrong_plugin_fails_exactly_where_it_is_wrong(check):
-    report = check_plugin(WRONG[check])
+    report = whole(WRONG[check])
     assert report.failed_checks() == {check}, str(report)
     assert not report.passed
 
@@ -72,7 +73,7 @@ def test_wider_blunder_is_found_by_all_that_should(plugin, checks):
     ("plugin", "checks"), WIDER.items(), ids=lambda x: getattr(x, "__name__", None)
 )
 def test_wider_blunder_fails_no_other_check(plugin, checks):
-    assert check_plugin(plugin).failed_checks() == checks
+    assert whole(plugin).failed_checks() == checks
 
 
 @pytest.mark.parametrize("method", ["gradient", "gradients", "add_gradients"])

@@ -18,6 +18,7 @@ from tests.testing import (
     wrong_strengths,
     wrong_terms,
 )
+from tests.testing.whole import whole
 
 # What an author may well be told by the way out: the names that the messages go by.
 RELATED = ("differentiable", "gradient", "finite-difference", "every-batch", "zero-strength")
@@ -101,5 +102,5 @@ def test_what_looks_like_it_passes(cls):
 @pytest.mark.slow
 @pytest.mark.parametrize("cls", [*WRONG, *RIGHT], ids=lambda cls: cls.__name__)
 def test_the_whole_exam_says_the_same(cls):
-    report = check_plugin(factory(cls))
+    report = whole(factory(cls))
     assert report.failed_checks() == ({check_of(cls)} if cls in WRONG else set()), str(report)

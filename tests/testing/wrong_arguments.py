@@ -301,7 +301,8 @@ class FirstComeFirstServed(L1):
                     continue
                 self.seen[id(w)] = session.steps, self.name
                 if self._settle(session) == "step":
-                    g.add_(w.detach().sign(), alpha=self.signed(session))
+                    maximize = any(group.get("maximize") for group in session.groups)
+                    g.add_(w.detach().sign(), alpha=(-1 if maximize else 1) * self.strength)
 
 
 class FindsAnew(Strong):

@@ -7,6 +7,7 @@ blunders that no single check could be alone in finding, with all the checks tha
 from functools import partial
 
 from tests.testing.wrong_arguments import FirstModelForEver, ForgetsWhere, HalfAtStep, IgnoresWhere
+from tests.testing.wrong_constraints import RowsByColumns
 from tests.testing.wrong_costs import AllSigns, Logs, TensorByTensor
 from tests.testing.wrong_draws import DrawsUnasked, SameForAll, SharesGenerator
 from tests.testing.wrong_formulas import (
@@ -103,6 +104,7 @@ WRONG = {
     "untouched": Everything,
     "input-grad": WaitsForInputGradient,
     "proximal": partial(HalfThreshold, 0.01),
+    "projection": RowsByColumns,
     "separable": partial(ByRows, 0.01),
     "accumulation": PerPass,
     "overflow": ForgetsScale,

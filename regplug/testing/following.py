@@ -1,0 +1,195 @@
+"""Check of schedules: each is followed step by step."""
+
+from collections.abc import Iterable
+from functools import partial
+
+import torch
+
+from regplug import schedules
+from regplug.adaptive import Adaptive
+from regplug.errors import RegplugError
+from regplug.penalty import Penalty
+from regplug.plugin import Scheduled
+from regplug.testing.arguments import odd_numbers
+from regplug.testing.bench import Setup
+from regplug.testing.moments import (
+    CHANGE,
+    READ,
+    Moment,
+    acting,
+    alike,
+    moment,
+    moments,
+    with_value,
+)
+from regplug.testing.recipe import scheduled_name
+from regplug.testing.registry import Case, check
+from regplug.testing.subject import Failure, Skip, Subject
+
+__all__: list[str] = []
+
+
+@check("schedule", after=("arguments", "strength", "delivery"))
+def schedule(subject: Subject) -> Iterable[Case]:
+    """A schedule is followed in each step: not frozen, and neither a step early nor a step late.
+
+    What does nothing but move weights after a step may go by the value of the step that comes.
+    Up to the step in which it changes the run is that of the constant, in that step it is not. Off
+    means the bits of a loop without the plugin, in just the steps that say so, also at the start.
+    """
+    for attribute in subject.scheduled.values():
+        if isinstance(subject.plugin, Adaptive) and attribute.name in subject.plugin.adapts:
+            continue  # it follows what is measured, and no schedule
+        for setup in subject.setups():
+            regime = f"{attribute.name}, {setup.regime}"
+            yield f"{regime}, changes", partial(_changes, subject, setup, attribute)
+            if attribute.off is not None:
+                yield f"{regime}, off and on", partial(_off_and_on, subject, setup, attribute)
+    known = set(subject.scheduled)
+    for argument, value in _numbers(subject).items():
+        if not {argument, scheduled_name(argument)} & known:
+            yield argument, partial(_argument, subject, argument, value)
+
+
+def _numbers(subject: Subject) -> dict[str, float]:
+    """Return the arguments that were given as numbers or schedules."""
+    found = {}
+    for argument, value in subject.recipe.values.items():
+        if isinstance(value, schedules.Schedule):
+            found[argument] = float(value(0)) or float(value(10_000))
+        elif isinstance(value, float) or (argument == "strength" and isinstance(value, int)):
+            found[argument] = float(value)
+    return {argument: value for argument, value in found.items() if value}
+
+
+def _follows(
+    constant: list[Moment],
+    found: list[Moment],
+    name: str,
+    first: float,
+    second: float,
+    ahead: int = 0,
+) -> None:
+    for step in range(CHANGE - ahead):
+        if not alike(constant[step], found[step], 1e-9):
+            raise Failure(
+                f"{name} is {first:g} until step {CHANGE - 1} and {second:g} from step {CHANGE} "
+                f"on, but already in step {step} it does not do what it does with {first:g}: "
+                "self._step and self.session.steps count completed steps, and need no + 1"
+            )
+    if all(alike(a, b) for a, b in zip(constant, found, strict=True)):
+        raise Failure(
+            f"{name} goes from {first:g} to {second:g} in step {CHANGE}, and it goes on with "
+            f"{first:g}: " + READ.format(name=name)
+        )
+    if alike(constant[CHANGE], found[CHANGE]):
+        raise Failure(
+            f"{name} goes from {first:g} to {second:g} in step {CHANGE}, but that step still has "
+            f"{first:g}: it is late; what is set after a step for the next one is the value at "
+            "session.steps + 1"
+        )
+
+
+def _ahead(subject: Subject, setup: Setup, attribute: Scheduled) -> int:
+    """Return by how many steps it is right to be early.
+
+    What puts weights somewhere after a step does that for the next one, and may go by its value.
+    """
+    if isinstance(subject.plugin, Penalty) or not subject.implements("after_step"):
+        return 0
+    if any(subject.implements(hook) for hook in ("on_loss", "on_gradients", "before_step")):
+        return 0
+    first, second = odd_numbers(subject, attribute)
+    constant = acting(subject, setup, attribute.name, first)
+    scheduled = schedules.piecewise({0: first, CHANGE: second})
+    found = moments(subject.rig(with_value(setup, attribute.name, scheduled)))
+    numbers, weights = found[CHANGE - 1]
+    # What modules are set to is another matter: that is what the step itself has.
+    is_early = not alike((numbers, constant[CHANGE - 1][1]), (numbers, weights), 1e-9)
+    return int(is_early)
+
+
+def _changes(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
+    first, second = odd_numbers(subject, attribute)
+    constant = acting(subject, setup, attribute.name, first)
+    scheduled = schedules.piecewise({0: first, CHANGE: second})
+    found = moments(subject.rig(with_value(setup, attribute.name, scheduled)))
+    ahead = _ahead(subject, setup, attribute)
+    _follows(constant, found, attribute.name, first, second, ahead)
+    if isinstance(subject.plugin, Penalty):
+        rig = subject.rig(with_value(setup, attribute.name, first)).move()
+        for step in range(CHANGE):
+            rig.step(step)
+        setattr(rig.plugin, attribute.name, second)
+        if not alike(moment(rig, CHANGE), found[CHANGE], 1e-9):
+            raise Failure(
+                f"in step {CHANGE} a schedule of {attribute.name} that says {second:g} acts "
+                f"otherwise than {second:g} itself"
+            )
+
+
+def _off_and_on(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
+    first, _ = odd_numbers(subject, attribute)
+    off = attribute.off
+    assert off is not None
+    constant = acting(subject, setup, attribute.name, first)
+    waking = schedules.piecewise({0: off, 1: first, CHANGE: off, CHANGE + 1: first})
+    rig = subject.rig(with_value(setup, attribute.name, waking)).move()
+    silent = subject.rig(with_value(setup, attribute.name, off))
+    ahead = _ahead(subject, setup, attribute)
+    for step in range(CHANGE + 2):
+        is_off = waking(step + ahead) == off
+        start = rig.snapshot().weights
+        with torch.no_grad():
+            for name, parameter in silent.parameters.items():
+                parameter.copy_(start[name])
+        found, without = moment(rig, step), moment(silent, step)
+        if is_off and not alike(found, without):
+            raise Failure(
+                f"{attribute.name} is {off:g} in step {step}, and yet that step is not the one of "
+                f"a loop without it: " + READ.format(name=attribute.name)
+            )
+        if not is_off and alike(found, without) and not alike(constant[0], _first(subject)):
+            raise Failure(
+                f"{attribute.name} is {first:g} in step {step} after {off:g} before, and it does "
+                "nothing: being off at one time must not turn it off for good"
+            )
+
+
+def _first(subject: Subject) -> Moment:
+    return moment(subject.rig(None).move(), 0)
+
+
+def _argument(subject: Subject, argument: str, value: float) -> None:
+    """Look at an argument that no scheduled attribute stands for, if it takes a schedule at all."""
+
+    def run(given: object) -> list[Moment]:
+        return moments(subject.rig(Setup(subject.recipe.but(**{argument: given}))))
+
+    other = value / 2
+    try:
+        constant, halved = run(value), run(other)
+    except (RegplugError, TypeError, ValueError, AttributeError) as error:
+        raise Skip(f"{argument} can't be {other:g}") from error
+    if all(alike(a, b) for a, b in zip(constant, halved, strict=True)):
+        if argument != "strength" or _same_as_plain(subject, constant):
+            raise Skip(f"{argument} makes no difference here")
+        raise Failure(
+            f"strength={value:g} and strength={other:g} do the same, to the bit: it is taken and "
+            "forgotten; say strength = regplug.Scheduled() in the class, and set it in __init__"
+        )
+    try:
+        found = run(schedules.piecewise({0: value, CHANGE: other}))
+    except (RegplugError, TypeError, ValueError, AttributeError) as error:
+        raise Skip(f"{argument} takes no schedule") from error
+    try:
+        _follows(constant, found, argument, value, other)
+    except Failure as failure:
+        raise Failure(
+            f"{failure}; or say {argument} = regplug.Scheduled() in the class, and read that"
+        ) from failure
+
+
+def _same_as_plain(subject: Subject, constant: list[Moment]) -> bool:
+    plain = moments(subject.rig(None))
+    return all(alike(a, b) for a, b in zip(constant, plain, strict=True))

@@ -1,0 +1,62 @@
+"""A second set of wrong plugins, each in one place, and of right ones that are unusual."""
+
+import pytest
+
+from regplug.testing import CHECKS, check_plugin
+from tests.testing import unusual_more, wrong_subtle, wrong_subtle_loops
+from tests.testing.sat import sat
+from tests.testing.test_kinds import check_of, classes, factory
+from tests.testing.whole import whole
+
+ALL = [cls for cls in classes(wrong_subtle, wrong_subtle_loops) if check_of(cls) in CHECKS]
+RIGHT = list(classes(unusual_more))
+# What the checks were made sharper for; `make soak` has all.
+SHARPER = [
+    *(wrong_subtle.OneScaleForAll, wrong_subtle.Float16Strength, wrong_subtle_loops.LargerLoss),
+    *(wrong_subtle_loops.OncePerStep, wrong_subtle_loops.RoundsRate),
+]
+SMOOTHER = {
+    unusual_more.Kronecker: "cost",
+    unusual_more.PrunesShare: "strength",
+    unusual_more.StandardizesRows: "projection",
+    unusual_more.ClipsElements: "adds",
+}
+
+
+def test_there_are_enough_of_both():
+    assert len(ALL) >= 30
+    assert len(RIGHT) >= 15
+
+
+@pytest.mark.parametrize("cls", SHARPER)
+def test_what_got_by_fails_there(cls):
+    report = sat(factory(cls), [check_of(cls)])
+    assert report.failed_checks() == {check_of(cls)}, str(report)
+
+
+@pytest.mark.parametrize(("cls", "check"), SMOOTHER.items())
+def test_what_was_a_false_alarm_passes(cls, check):
+    report = sat(factory(cls), [check])
+    assert report.passed, str(report)
+    assert report.of("passed")
+
+
+@pytest.mark.parametrize(
+    "spec", ["l1({'inner.*': 1e-2, '*': 1e-3})", "group_lasso(per_layer(1e-3, decay=0.5))"]
+)
+def test_strengths_by_pattern_are_not_taken_for_one(spec):
+    assert sat(spec, ["delivery"]).passed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cls", ALL)
+def test_wrong_plugin_fails_in_its_own_check_alone(cls):
+    report = whole(factory(cls))
+    assert report.failed_checks() == {check_of(cls)}, str(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cls", RIGHT)
+def test_right_plugin_passes_the_whole_exam(cls):
+    report = check_plugin(factory(cls))
+    assert report.passed, str(report)
