@@ -4,6 +4,7 @@ A parameter is a plain tensor, alike on all ranks, or a ``DTensor`` (FSDP2, tens
 which each rank holds a part. Element-wise work is done on the parts alone, with no communication.
 """
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from regplug.backend.blocks import PLAIN
 from regplug.backend.fragments import Fragment
 
-__all__ = ["full", "is_sharded", "is_spread", "like", "local", "part"]
+__all__ = ["arrangement", "full", "is_sharded", "is_spread", "like", "local", "part"]
 
 
 _plain = frozenset(PLAIN)
@@ -75,6 +76,22 @@ def mesh_ranks(tensor: torch.Tensor) -> tuple[int, ...]:
     if not is_dtensor(tensor):
         return ()
     return tuple(sorted(tensor.device_mesh.mesh.flatten().tolist()))  # type: ignore[attr-defined]
+
+
+def arrangement(tensors: Sequence[torch.Tensor]) -> str:
+    """Return what tells this rank's parts of tensors from those that it would have otherwise.
+
+    On another mesh of as many ranks they may have the same shapes. Nothing for what is whole.
+    """
+    told: list[Any] = []
+    for tensor in tensors:
+        if type(tensor) is Fragment:
+            told.append((tensor.start, tensor.part.numel()))
+        elif is_dtensor(tensor):
+            mesh = tensor.device_mesh  # type: ignore[attr-defined]
+            place = mesh.get_coordinate()
+            told.append((tuple(mesh.shape), place, *map(repr, placements(tensor))))
+    return hashlib.blake2b(repr(told).encode(), digest_size=8).hexdigest() if told else ""
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:

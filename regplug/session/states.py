@@ -1,6 +1,6 @@
 """What a session saves and loads: checked, put back if it fails, and kept when it is detached."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from regplug.view import SessionView
 if TYPE_CHECKING:
     from regplug.session.snapshots import Ghost
 
-__all__ = ["States", "checked"]
+__all__ = ["States", "checked", "parts"]
 
 
 def checked(
@@ -42,6 +42,26 @@ def checked(
         )
     assert isinstance(steps, int)
     return steps, states
+
+
+def parts(state: Mapping[str, Any], plugins: Sequence[Plugin]) -> Iterator[tuple[Any, ...]]:
+    """Yield the paths of those tensors in a saved state that may be what one rank alone keeps."""
+    whole = {plugin.name: plugin.whole_state for plugin in plugins}
+    for path in _tensors(state, ()):
+        if path[0] != "plugins" or path[2] not in whole.get(path[1], ()):
+            yield path
+
+
+def _tensors(state: Any, path: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    inside: Iterable[tuple[Any, Any]] = ()
+    if isinstance(state, torch.Tensor):
+        yield path
+    elif isinstance(state, Mapping):
+        inside = state.items()
+    elif isinstance(state, list | tuple):
+        inside = enumerate(state)
+    for key, value in inside:
+        yield from _tensors(value, (*path, key))
 
 
 class States:
