@@ -92,10 +92,15 @@ class Ranks:
         """Return what to raise instead where another rank failed first, if it left word.
 
         All that is seen of that rank is a lost connection, in the loop or in a plugin's hook, which
-        is not to blame. Where all ranks fail alike there is nothing to explain. Never raises.
+        is not to blame. Where all ranks fail alike there is nothing to explain. An error that is no
+        lost connection is this rank's own, of a backward pass, say, or of the loop: it leaves word.
+        Never raises.
         """
-        lost = (error, getattr(error, "__cause__", None))
-        if not self.members or not any(isinstance(each, RuntimeError) for each in lost):
+        if not self.members or error is None:
+            return None
+        if not _may_be_lost(error):
+            if isinstance(error, Exception):
+                self.tell(error)
             return None
         try:
             store = self._store()
@@ -190,6 +195,11 @@ class Ranks:
             pause = min(2 * pause, 0.1)
         verdict: str = store.get("verdict").decode()
         return verdict
+
+
+def _may_be_lost(error: BaseException) -> bool:
+    """Whether all that there is to an error may be that the connection to another rank is lost."""
+    return any(isinstance(each, RuntimeError) for each in (error, error.__cause__))
 
 
 def _decide(store: Any, verdict: str) -> str:
