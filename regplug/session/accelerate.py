@@ -224,4 +224,3 @@ def _read(
             "model's (whole_state)"
         )
     return saved["state"]  # type: ignore[no-any-return]
-
