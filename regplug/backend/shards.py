@@ -13,7 +13,17 @@ import torch
 from regplug.backend.blocks import PLAIN
 from regplug.backend.fragments import Fragment
 
-__all__ = ["arrangement", "full", "is_sharded", "is_spread", "like", "local", "part"]
+__all__ = [
+    "added_up",
+    "arrangement",
+    "beside",
+    "full",
+    "is_sharded",
+    "is_spread",
+    "like",
+    "local",
+    "part",
+]
 
 
 _plain = frozenset(PLAIN)
@@ -119,6 +129,33 @@ def full(tensor: torch.Tensor) -> torch.Tensor:
         return tensor
     with torch.no_grad():
         return tensor.full_tensor()  # type: ignore[attr-defined,no-any-return]
+
+
+def whole_loss(loss: torch.Tensor) -> torch.Tensor:
+    """Return a loss that ranks share, alike on all of them; any other as it is.
+
+    What is added to a summand is added as often as there are ranks, or not at all: torch (2.13)
+    takes its plan for a number where a ``DTensor`` is added later.
+    """
+    if not is_unsummed(loss):
+        return loss
+    from torch.distributed.tensor import Replicate
+
+    whole = [Replicate() if p.is_partial() else p for p in placements(loss)]
+    return loss.redistribute(placements=whole)  # type: ignore[attr-defined,no-any-return]
+
+
+def beside(term: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
+    """Return a 0-d term as it can be added to ``loss``, which ranks may share; differentiable."""
+    if is_dtensor(term):
+        term = term.full_tensor()  # type: ignore[attr-defined]
+    term = term.to(loss.device, loss.dtype)
+    if not is_dtensor(loss):
+        return term
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = loss.device_mesh  # type: ignore[attr-defined]
+    return DTensor.from_local(term, mesh, [Replicate()] * mesh.ndim, run_check=False)
 
 
 def part(whole: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
