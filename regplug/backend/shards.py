@@ -14,7 +14,6 @@ from regplug.backend.blocks import PLAIN
 from regplug.backend.fragments import Fragment
 
 __all__ = [
-    "added_up",
     "arrangement",
     "beside",
     "full",
@@ -23,6 +22,7 @@ __all__ = [
     "like",
     "local",
     "part",
+    "whole_loss",
 ]
 
 
