@@ -24,6 +24,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from regplug.backend import shards
+from regplug.backend.fragments import standing_for
 from regplug.backend.names import own_parameters
 from regplug.selection.coverage import Coverage, Covered
 
@@ -45,8 +46,8 @@ class _Use(NamedTuple):
 def in_use(coverage: Coverage) -> Coverage:
     """Return ``coverage`` with the weights in use in place of their originals, each once.
 
-    They are made anew, detached, with no effect on the model. What stays as it is: parameters that
-    are used themselves, and sharded originals of parametrized weights.
+    They are made anew, detached, with no effect on the model, and whole: sharded originals of
+    parametrized weights are gathered, a collective each. Parameters that are used themselves stay.
     """
     uses = {id(entry): use for entry in coverage if (use := _use(entry)) is not None}
     if not uses:
@@ -74,8 +75,6 @@ def _use(entry: Covered) -> _Use | None:
     module, parameter = entry.module, entry.parameter
     local = entry.name.rpartition(".")[2]
     if parametrize.is_parametrized(module, local) and local not in dict(own_parameters(module)):
-        if shards.is_spread(parameter):
-            return None
         return _Use(module, local, "parametrized", partial(_parametrized, module, local))
     base = local.removesuffix("_orig")
     mask = None if base == local else getattr(module, f"{base}_mask", None)
@@ -106,9 +105,15 @@ def _masked(original: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def _parametrized(module: nn.Module, name: str) -> torch.Tensor:
-    with _evaluating(module.parametrizations[name]):  # type: ignore[index,arg-type]
-        made: torch.Tensor = getattr(module, name)
-    return made
+    originals: Any = module.parametrizations[name]  # type: ignore[index]
+    trained = {key: standing_for(p) for key, p in originals.named_parameters()}
+    with _evaluating(originals):
+        if not any(map(shards.is_spread, trained.values())):
+            made: torch.Tensor = getattr(module, name)
+            return made
+        whole = {key: shards.full(p) for key, p in trained.items()}
+        made = torch.func.functional_call(originals, whole, ())
+        return made
 
 
 @contextmanager
