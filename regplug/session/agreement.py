@@ -30,6 +30,8 @@ PATIENCE = 50.0
 
 AGREED = "agreed"
 
+_Ddp = nn.parallel.DistributedDataParallel
+
 # In the repr of a callable: of no meaning on another rank.
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
@@ -263,13 +265,12 @@ def _members(model: nn.Module, *, prepared: bool) -> tuple[int, ...]:
     """Return the ranks that train ``model`` together, or nothing where each is on its own."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return ()
-    members: tuple[int, ...] = ()
-    for layer in wrappers.layers(model):
-        if isinstance(layer, nn.parallel.DistributedDataParallel):
-            members = tuple(dist.get_process_group_ranks(layer.process_group))
-    if not members:
-        meshes = [shards.mesh_ranks(p) for p in model.parameters()]
-        members = max(meshes, key=len, default=())
+    ddps = [m for m in wrappers.layers(model) if isinstance(m, _Ddp)]
+    # Some layers may be in one of their own.
+    ddps = ddps[-1:] or [m for m in model.modules() if isinstance(m, _Ddp)]
+    groups = [tuple(dist.get_process_group_ranks(ddp.process_group)) for ddp in ddps]
+    meshes = [shards.mesh_ranks(p) for p in model.parameters()]
+    members: tuple[int, ...] = max(groups + meshes, key=len, default=())
     if not members and (prepared or others.is_prepared(list(wrappers.layers(model)))):
         members = tuple(range(dist.get_world_size()))
     return members if len(members) > 1 and dist.get_rank() in members else ()
@@ -280,8 +281,9 @@ def _wrapper_of(model: nn.Module) -> nn.Module | None:
 
     Looked for once, at the first step of a session whose model was bare when it was attached.
     """
-    ddp = nn.parallel.DistributedDataParallel
     for candidate in gc.get_objects():
-        if issubclass(type(candidate), ddp) and any(m is model for m in wrappers.layers(candidate)):
+        if issubclass(type(candidate), _Ddp) and any(
+            m is model for m in wrappers.layers(candidate)
+        ):
             return candidate  # type: ignore[no-any-return]
     return None
