@@ -25,9 +25,12 @@ def blocks(language):
 
 @pytest.fixture(scope="module")
 def guide(tmp_path_factory):
-    """The code of the page as one module, imported: what it asserts holds."""
+    """The code of the page as one module, imported: what it asserts holds.
+
+    The last block holds an exam, and ranks import the module, too: a test of its own executes it.
+    """
     folder = tmp_path_factory.mktemp("guide")
-    (folder / "guide.py").write_text("\n\n".join(blocks("python")), "utf-8")
+    (folder / "guide.py").write_text("\n\n".join(blocks("python")[:-1]), "utf-8")
     sys.path.insert(0, str(folder))
     try:
         yield importlib.import_module("guide")
@@ -47,6 +50,12 @@ def test_all_plugins_of_the_guide_are_examined(guide):
 def test_plugin_of_the_guide_passes_the_exam(guide, name):
     report = check_plugin(getattr(guide, name)(0.05))
     assert report.passed, str(report)
+
+
+def test_exam_of_the_guide_is_passed(guide):
+    last = blocks("python")[-1]
+    assert "check_plugin(" in last
+    exec(last, dict(vars(guide)))
 
 
 def test_contracts_of_the_guide_hold_for_what_is_installed_nowhere(guide):

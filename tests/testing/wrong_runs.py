@@ -107,7 +107,7 @@ class MetricOnMain(Acts):
 
     @hookimpl
     def on_metrics(self, session):
-        total = torch.ones(())
+        total = torch.ones((), device="cpu")
         if dist.is_initialized() and rank() == 0:
             dist.all_reduce(total)
         return {"norm": 1.0}
@@ -127,7 +127,7 @@ class SumsOnAll(Acts):
 
     @hookimpl
     def on_metrics(self, session):
-        total = torch.ones(())
+        total = torch.ones((), device="cpu")
         if dist.is_initialized():
             dist.all_reduce(total)
             total /= dist.get_world_size()
