@@ -19,7 +19,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
-from regplug.backend import others, shards, wrappers
+from regplug.backend import deepspeeds, others, shards, wrappers
 from regplug.errors import RegplugError
 from regplug.view import SessionView
 
@@ -165,7 +165,9 @@ class Ranks:
     def compare_late(self, session: SessionView) -> None:
         """Compare at the first step, if the model was still bare when it was attached."""
         if not self.members and dist.is_available() and dist.is_initialized():
-            self._model = _wrapper_of(session.model) or session.model
+            around = _wrapper_of(session.model)
+            self._prepared = self._prepared or deepspeeds.is_engine(around)
+            self._model = session.model if around is None else around
             self._find()
         self.compare(session)
         self.compared = True  # what is bare by now stays so
@@ -277,13 +279,16 @@ def _members(model: nn.Module, *, prepared: bool) -> tuple[int, ...]:
 
 
 def _wrapper_of(model: nn.Module) -> nn.Module | None:
-    """Return the DDP around ``model``, which leaves no trace in it.
+    """Return the DDP or the engine around ``model``, which leaves no trace in it.
 
     Looked for once, at the first step of a session whose model was bare when it was attached.
     """
-    for candidate in gc.get_objects():
-        if issubclass(type(candidate), _Ddp) and any(
-            m is model for m in wrappers.layers(candidate)
-        ):
+    modules = (c for c in gc.get_objects() if issubclass(type(c), nn.Module))
+    for candidate in modules:
+        if issubclass(type(candidate), _Ddp):
+            inside = list(wrappers.layers(candidate))
+        else:
+            inside = [candidate.module] if deepspeeds.is_engine(candidate) else []
+        if any(m is model for m in inside):
             return candidate  # type: ignore[no-any-return]
     return None
