@@ -25,7 +25,7 @@ from regplug.backend import shards
 from regplug.backend.names import named_parameters
 from regplug.errors import StateError
 from regplug.session.session import Session
-from regplug.session.states import parts
+from regplug.session.states import parts, weights
 
 __all__ = ["Stateful", "stateful"]
 
@@ -149,7 +149,7 @@ def _of_all_ranks(session: Session, own: dict[str, Any]) -> dict[int, bytes]:
     digests = _gathered(mesh, hashlib.sha256(packed).digest())
     if len(set(digests.values())) == 1:
         return {_ALIKE: packed}
-    return _gathered(mesh, _packed({**own, "arrangement": _arrangement(session)}))
+    return _gathered(mesh, _packed({**own, "arrangement": shards.arrangement(weights(session))}))
 
 
 def _gathered(mesh: Any, own: Any) -> dict[int, Any]:
@@ -164,14 +164,9 @@ def _gathered(mesh: Any, own: Any) -> dict[int, Any]:
 
 def _mesh(session: Session) -> Any:
     """Return the largest mesh over which parameters are spread, or None."""
-    parameters = [named.parameter for named in named_parameters(session.model)]
-    spread = [p for p in parameters if len(shards.mesh_ranks(p)) > 1]
+    spread = [p for p in weights(session) if len(shards.mesh_ranks(p)) > 1]
     largest: Any = max(spread, key=lambda p: len(shards.mesh_ranks(p)), default=None)
     return None if largest is None else largest.device_mesh
-
-
-def _arrangement(session: Session) -> str:
-    return shards.arrangement([named.parameter for named in named_parameters(session.model)])
 
 
 def _mine(session: Session, by_rank: Mapping[int, bytes]) -> bytes:
@@ -197,7 +192,7 @@ def _mine(session: Session, by_rank: Mapping[int, bytes]) -> bytes:
 
 def _fits(session: Session, saved: Any) -> bool:
     """Whether what a rank kept is of the part that it has now, or of no part."""
-    now = _arrangement(session)
+    now = shards.arrangement(weights(session))
     return saved.get("arrangement", now) == now or not _has_parts(session, saved)
 
 

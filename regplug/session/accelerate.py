@@ -18,9 +18,8 @@ import torch
 import torch.distributed as dist
 
 from regplug.backend import shards
-from regplug.backend.names import named_parameters
 from regplug.errors import SpecError, StateError
-from regplug.session.states import parts
+from regplug.session.states import parts, weights
 from regplug.view import SessionView
 
 if TYPE_CHECKING:
@@ -119,21 +118,13 @@ def write(folder: str, session: SessionView, rank: int, ranks: int) -> None:
     sharded = is_sharded(session)
     path = _path(folder, session, rank if sharded else None)
     path.parent.mkdir(parents=True, exist_ok=True)
-    how = {"ranks": ranks if sharded else 0, "arrangement": _arrangement(session)}
+    how = {"ranks": ranks if sharded else 0, "arrangement": shards.arrangement(weights(session))}
     torch.save({**how, "state": session.state_dict()}, path)
 
 
 def is_sharded(session: SessionView) -> bool:
     """Whether each rank holds a part of some parameters only."""
-    return any(map(shards.is_sharded, _parameters(session)))
-
-
-def _arrangement(session: SessionView) -> str:
-    return shards.arrangement(_parameters(session))
-
-
-def _parameters(session: SessionView) -> list[torch.Tensor]:
-    return [named.parameter for named in named_parameters(session.model)]
+    return any(map(shards.is_sharded, weights(session)))
 
 
 def _path(folder: str, session: SessionView, rank: int | None) -> Path:
@@ -210,7 +201,7 @@ def _read(
 
     saved = torch.load(path, map_location=here, weights_only=True)
     as_many = path == own and saved["ranks"] == (ranks if sharded else 0)
-    arrangement = _arrangement(session)
+    arrangement = shards.arrangement(weights(session))
     as_it_was = as_many and saved.get("arrangement", arrangement) == arrangement
     if not as_it_was and any(parts(saved["state"], session.plugins)):
         was = f"sharded over {saved['ranks']} ranks" if saved["ranks"] else "not sharded"

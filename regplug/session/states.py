@@ -8,6 +8,7 @@ import torch
 
 from regplug.backend import shards
 from regplug.backend.gradmode import without_grad
+from regplug.backend.names import named_parameters
 from regplug.errors import RegplugError, StateError
 from regplug.plugin import Plugin
 from regplug.session.calls import Calls
@@ -16,7 +17,7 @@ from regplug.view import SessionView
 if TYPE_CHECKING:
     from regplug.session.snapshots import Ghost
 
-__all__ = ["States", "checked", "parts"]
+__all__ = ["States", "checked", "parts", "weights"]
 
 
 def checked(
@@ -42,6 +43,17 @@ def checked(
         )
     assert isinstance(steps, int)
     return steps, states
+
+
+def weights(session: SessionView) -> list[torch.Tensor]:
+    """Return the parameters of a session: its optimizer's, then what the model has besides.
+
+    FSDP2 leaves the root's gathered after an evaluation. The model then shows plain tensors.
+    """
+    owned = [p for group in session.groups for p in group["params"]]
+    known = set(map(id, owned))
+    named = [n.parameter for n in named_parameters(session.model)]
+    return owned + [p for p in named if id(p) not in known]
 
 
 def parts(state: Mapping[str, Any], plugins: Sequence[Plugin]) -> Iterator[tuple[Any, ...]]:

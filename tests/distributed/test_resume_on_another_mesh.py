@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 import regplug
 from regplug.errors import StateError
+from regplug.integrations.checkpoint import stateful
 from regplug.session import accelerate
 from tests.distributed.spreading import PARTS, make, same, spread, take, weights_of
+from tests.helpers.meshes import mesh_of
 from tests.helpers.pair import Pair
 from tests.helpers.penalties import Remembers
 
@@ -82,3 +86,24 @@ def test_a_part_does_not_come_back_to_a_rank_that_has_another(four: Pair, tmp_pa
     assert four.run(remembered, "2×2", str(tmp_path), True) == saved
     for told in four.run(remembered, "4", str(tmp_path), True):
         assert "sharded otherwise over 4 ranks" in told
+
+
+def evaluated(rank: int) -> tuple[bool, list[int]]:
+    """Sharded as a whole, and looked at: FSDP2 leaves the weights gathered, as plain ones."""
+    model = make()
+    fully_shard(model, mesh=mesh_of(4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, foreach=False)
+    with regplug.attach(model, optimizer, ["l2_sp(0.1)"]) as session:
+        assert accelerate.is_sharded(session)
+        with torch.no_grad():
+            model(torch.ones(2, 6, dtype=torch.float64))
+        assert not any(isinstance(p, DTensor) for p in model.parameters())
+        sizes = [t.numel() for t in stateful(session).state_dict()["tensors"].values()]
+        return accelerate.is_sharded(session), sizes
+
+
+def test_a_model_that_was_just_evaluated_is_sharded(four: Pair) -> None:
+    """The main process alone would write, and wait for the others' parts without end."""
+    for sharded, sizes in four.run(evaluated):
+        assert sharded
+        assert sizes == [p.numel() for p in make().parameters() if p.ndim > 1]
