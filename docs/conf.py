@@ -41,10 +41,13 @@ python_use_unqualified_type_names = True
 # Every reference must lead somewhere (`-n`), but for types of other packages, whose manuals are not
 # at hand without a network, and for bases and helpers that nobody imports by name.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(torch|collections|os|pathlib|pluggy|transformers|lightning|skorch|sklearn)\..*"),
+    (
+        r"py:.*",
+        r"(torch|collections|os|pathlib|pluggy|transformers|lightning|skorch|sklearn|hypothesis)\..*",
+    ),
     (r"py:.*", r"regplug(_builtins)?\.(\w+\.)*_\w+(\.\w+)*"),
-    (r"py:class", r"regplug\.(delivered|doctor|backend|selection|session|tune)\..*"),
-    (r"py:class", r"regplug\.kernels\..*|RowEngine"),
+    (r"py:class", r"regplug\.(delivered|doctor|backend|selection|session|strengths|tune)\..*"),
+    (r"py:class", r"regplug\.kernels\..*|RowEngine|Accelerator"),
 ]
 
 html_theme = "furo"

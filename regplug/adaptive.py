@@ -1,27 +1,4 @@
-"""Plugins whose strength follows something measured: :class:`Adaptive`.
-
-A penalty that grows as long as the loss on new data exceeds that on the training data:
-
->>> import regplug, torch
->>> class GapL2(regplug.Adaptive, regplug.Penalty):
-...     "λ·Σw², with λ by the gap between training and validation"
-...     separable = True
-...     def value(self, w):
-...         return w.square().sum()
-...     @regplug.hookimpl
-...     def on_note(self, session, values):
-...         if "val_loss" in values:
-...             gap = values["val_loss"] - values["loss"]
-...             self.strength = self.strength * (1.1 if gap > 0.1 else 0.9)
->>> model = torch.nn.Linear(3, 1)
->>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
->>> session = regplug.attach(model, optimizer, [GapL2(1e-3)])
->>> session.note(loss=0.5, val_loss=0.9)
->>> round(session.plugins[0].strength, 6)
-0.0011
->>> session.state_dict()["plugins"]["gap_l2"]["adapted"].keys()
-dict_keys(['strength'])
-"""
+"""Plugins whose strength follows something measured: :class:`Adaptive`."""
 
 import copy
 import inspect
@@ -51,6 +28,28 @@ class Adaptive(Plugin):
     (:func:`regplug.summed`), or what the session sees to (values that are noted must be alike on
     all ranks). A number that is read from a device has the host wait for it: keep a tensor, or ask
     rarely (:attr:`every`).
+
+    A penalty that grows as long as the loss on new data exceeds that on the training data:
+
+    >>> import regplug, torch
+    >>> class GapL2(regplug.Adaptive, regplug.Penalty):
+    ...     "λ·Σw², with λ by the gap between training and validation"
+    ...     separable = True
+    ...     def value(self, w):
+    ...         return w.square().sum()
+    ...     @regplug.hookimpl
+    ...     def on_note(self, session, values):
+    ...         if "val_loss" in values:
+    ...             gap = values["val_loss"] - values["loss"]
+    ...             self.strength = self.strength * (1.1 if gap > 0.1 else 0.9)
+    >>> model = torch.nn.Linear(3, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> session = regplug.attach(model, optimizer, [GapL2(1e-3)])
+    >>> session.note(loss=0.5, val_loss=0.9)
+    >>> round(session.plugins[0].strength, 6)
+    0.0011
+    >>> session.state_dict()["plugins"]["gap_l2"]["adapted"].keys()
+    dict_keys(['strength'])
     """
 
     adapts: ClassVar[tuple[str, ...]] = ("strength",)

@@ -16,7 +16,15 @@ __all__ = [
 
 
 class RegplugError(Exception):
-    """Base of every error that regplug raises on purpose."""
+    """Base of every error that regplug raises on purpose.
+
+    >>> import regplug
+    >>> try:
+    ...     regplug.Selection(where=[])
+    ... except RegplugError as error:
+    ...     print(type(error).__name__)
+    SelectionError
+    """
 
 
 class SpecError(RegplugError, ValueError):

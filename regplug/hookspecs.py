@@ -64,6 +64,9 @@ def serves(requires: str) -> bool:
     Args:
         requires: two whole numbers with a dot between, such as ``"1.0"``.
 
+    Returns:
+        True if the first numbers are equal and the second is no newer than that of :data:`VERSION`.
+
     Raises:
         ValueError: it is no version.
 

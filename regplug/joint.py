@@ -1,20 +1,4 @@
-"""A regularizer of several parameters together: :class:`JointPenalty`.
-
-Two layers that are to stay alike:
-
->>> import regplug, torch
->>> class Alike(regplug.JointPenalty):
-...     "λ·‖W₁ − W₂‖²"
-...     def groups(self, session):
-...         yield session.model[0].weight, session.model[1].weight
-...     def value(self, first, second):
-...         return (first - second).square().sum()
->>> model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
->>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
->>> session = regplug.attach(model, optimizer, [Alike(1e-3)])
->>> print(session.plugins[0].name, session.plugins[0].covers(session))
-alike (2, 18)
-"""
+"""A regularizer of several parameters together: :class:`JointPenalty`."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -59,6 +43,21 @@ class JointPenalty(Delivered):
     Raises:
         SpecError: ``strength`` is negative or not finite, or ``delivery`` is none of these.
         SelectionError: ``where`` is no selection, or there is no group with a parameter of it.
+
+    Two layers that are to stay alike:
+
+    >>> import regplug, torch
+    >>> class Alike(regplug.JointPenalty):
+    ...     "λ·‖W₁ − W₂‖²"
+    ...     def groups(self, session):
+    ...         yield session.model[0].weight, session.model[1].weight
+    ...     def value(self, first, second):
+    ...         return (first - second).square().sum()
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> session = regplug.attach(model, optimizer, [Alike(1e-3)])
+    >>> print(session.plugins[0].name, session.plugins[0].covers(session))
+    alike (2, 18)
     """
 
     separable = False

@@ -1,19 +1,4 @@
-"""A regularizer that is a formula: :class:`Penalty`.
-
-A whole one:
-
->>> import regplug, torch
->>> class Smooth(regplug.Penalty):
-...     "λ·Σ log(2·cosh w), in the form that does not overflow"
-...     separable = True
-...     def value(self, w):
-...         return torch.logaddexp(w, -w).sum()
->>> model = torch.nn.Linear(3, 1)
->>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
->>> session = regplug.attach(model, optimizer, [Smooth(1e-3)])
->>> session.plugins[0].name
-'smooth'
-"""
+"""A regularizer that is a formula: :class:`Penalty`."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -58,6 +43,20 @@ class Penalty(Delivered):
         SpecError: ``strength`` is negative or not finite, ``delivery`` is not one of these, or it
             is ``"proximal"`` and there is no :meth:`proximal`.
         SelectionError: ``where`` is no selection.
+
+    A whole plugin:
+
+    >>> import regplug, torch
+    >>> class Smooth(regplug.Penalty):
+    ...     "λ·Σ log(2·cosh w), in the form that does not overflow"
+    ...     separable = True
+    ...     def value(self, w):
+    ...         return torch.logaddexp(w, -w).sum()
+    >>> model = torch.nn.Linear(3, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> session = regplug.attach(model, optimizer, [Smooth(1e-3)])
+    >>> session.plugins[0].name
+    'smooth'
     """
 
     separable: bool = False

@@ -126,6 +126,15 @@ class Plugin:
 
     The hooks, when each fires and what it may do: :mod:`regplug.hookspecs`. An instance belongs to
     one session at a time.
+
+    >>> import regplug
+    >>> class Counter(regplug.Plugin):
+    ...     seen, changes_weights = 0, False
+    ...     @regplug.hookimpl
+    ...     def after_step(self, session):
+    ...         self.seen += 1
+    >>> Counter().name
+    'counter'
     """
 
     requires: str = "1.0"

@@ -80,6 +80,12 @@ class _Ramp(Schedule):
 class constant(Schedule):  # noqa: N801 - schedules read as functions
     """The same value at every step.
 
+    Args:
+        value: a finite number.
+
+    Raises:
+        SpecError: it is no number, or not finite.
+
     >>> constant(0.1)(1000)
     0.1
     """

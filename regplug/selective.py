@@ -17,8 +17,26 @@ __all__ = ["Selective"]
 class Selective(Plugin):
     """Base of the plugins that act on selected parameters.
 
-    A subclass sets ``self.where``; what it covers in a session is
-    ``session.coverage(self._selection)``.
+    A subclass sets ``self.where``, and goes through :meth:`by_part` in its hooks: what it covers of
+    what takes part in the step, with each scheduled attribute as it is for those weights.
+
+    >>> import regplug, torch
+    >>> class Shrink(regplug.Selective):
+    ...     "After each step w ← (1 − rate)·w."
+    ...     rate = regplug.Scheduled()
+    ...     by_pattern = True
+    ...     def __init__(self, rate, *, where="weights", name=None):
+    ...         self.rate, self.where, self.name = rate, where, name
+    ...     @regplug.hookimpl
+    ...     def after_step(self, session):
+    ...         for _, weights, _ in self.by_part(session):
+    ...             for w in weights:
+    ...                 regplug.local(w).mul_(1 - self.rate)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> session = regplug.attach(model, optimizer, [Shrink({"0.*": 0.5, "1.*": 0.1})])
+    >>> session.plugins[0].covers(session)
+    (2, 8)
     """
 
     _selection = Selection()

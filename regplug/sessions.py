@@ -26,6 +26,12 @@ _changes = [0]
 def on(thing: object) -> tuple[Any, ...]:
     """Return the sessions that are attached to an optimizer, or to a model, the oldest first.
 
+    Args:
+        thing: an optimizer or a module, bare or wrapped as it was given to ``attach``.
+
+    Returns:
+        Them, as a tuple that is empty where there is none.
+
     >>> import regplug, torch
     >>> model = torch.nn.Linear(2, 1)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

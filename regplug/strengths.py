@@ -212,6 +212,9 @@ def layers_above(names: Iterable[str]) -> dict[str, tuple[str, int]]:
     Args:
         names: of all parameters of a model, in its order.
 
+    Returns:
+        For each name, what its layer is called, and how many layers are above it.
+
     >>> layers_above(["embed.weight", "h.0.weight", "h.0.bias", "h.1.weight", "head.weight"])
     ... # doctest: +NORMALIZE_WHITESPACE
     {'embed.weight': ('below', 3), 'h.0.weight': ('h.0', 2), 'h.0.bias': ('h.0', 2),

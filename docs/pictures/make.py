@@ -1,4 +1,4 @@
-"""Draw the pictures of the plugins' pages, each by the plugin itself.
+"""Draw the pictures of the plugins' pages, each by the plugin itself, and those of the gallery.
 
     python docs/pictures/make.py [NAME …] [--out FOLDER] [--quick]
 
@@ -17,6 +17,7 @@ from pathlib import Path
 import activations
 import constraints
 import decays
+import examples_drawn
 import matplotlib as mpl
 import penalties
 import problems
@@ -30,7 +31,7 @@ Drawn = tuple[Figure, Sequence[str]]
 
 PICTURES: dict[str, Callable[[], Drawn]] = {
     name: draw
-    for module in (penalties, starts, decays, activations, constraints)
+    for module in (penalties, starts, decays, activations, constraints, examples_drawn)
     for name, draw in module.PICTURES.items()
 }
 

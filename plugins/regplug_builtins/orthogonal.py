@@ -11,7 +11,7 @@ __all__ = ["Orthogonal"]
 
 
 class Orthogonal(Penalty):
-    r"""The orthogonality penalty: λ·mean over pairs i < j of \|⟨wᵢ, wⱼ⟩\|/(‖wᵢ‖·‖wⱼ‖).
+    """The orthogonality penalty: λ·mean over pairs i < j of |⟨wᵢ, wⱼ⟩|/(‖wᵢ‖·‖wⱼ‖).
 
     It lies within [0, λ] for each weight: 0 where the rows are orthogonal, whatever their length.
     This is Keras' ``OrthogonalRegularizer`` of the same matrix. Note that Keras' kernels are

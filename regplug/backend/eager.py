@@ -25,7 +25,17 @@ _graphs = _Graphs()
 
 
 def called_by_a_graph() -> bool:
-    """Whether this runs in a function that is ``eagerly`` one, of a compiled caller."""
+    """Return whether compiled code has called the step, or the loss event, that is under way.
+
+    Compiled code breaks its graph there, and what an event does is not traced. But a number that a
+    plugin hands to the update, as a decay that it lends, is compiled anew each time it is another.
+
+    Returns:
+        True within an event of a step or a loss that a function under ``torch.compile`` takes.
+
+    >>> called_by_a_graph()
+    False
+    """
     return _graphs.callers > 0
 
 

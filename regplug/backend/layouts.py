@@ -4,12 +4,6 @@ A formula of rows and columns is written for ``(out, in, …)``: ``w[i]`` leads 
 ``w[:, j]`` comes from input ``j``. A transposed convolution has ``(in, out/groups, …)``, a grouped
 one ``(out, in/groups, …)`` with the inputs of a group only, and the ``Conv1D`` of transformers
 ``(in, out)``. A :class:`Layout` arranges such a weight for the formula, and what comes of it back.
-
->>> import torch
->>> layer = torch.nn.ConvTranspose2d(3, 5, 2)
->>> layout = layout_of(layer, layer.weight)
->>> layout.arranged(layer.weight, "rows").shape
-torch.Size([5, 3, 2, 2])
 """
 
 from dataclasses import dataclass
@@ -30,6 +24,12 @@ class Layout:
     Attributes:
         groups: the number of groups, each with inputs and outputs of its own.
         transposed: whether inputs come first.
+
+    >>> import torch
+    >>> layer = torch.nn.ConvTranspose2d(3, 5, 2)
+    >>> layout = layout_of(layer, layer.weight)
+    >>> layout.arranged(layer.weight, "rows").shape
+    torch.Size([5, 3, 2, 2])
     """
 
     groups: int = 1

@@ -34,7 +34,13 @@ _SPEC = mark_of(pluggy.HookspecMarker(PROJECT))
 
 
 def is_hook(function: object) -> bool:
-    """Whether a function is marked as a hook implementation, with :data:`regplug.hookimpl`.
+    """Return whether a function is marked as a hook, with :data:`regplug.hookimpl`.
+
+    Args:
+        function: a function, a bound method, or anything else, which is none.
+
+    Returns:
+        True if it is marked, whatever it is called.
 
     >>> import regplug
     >>> class Watcher:

@@ -29,6 +29,12 @@ HALVES = frozenset(
 def widened(tensor: torch.Tensor) -> torch.Tensor:
     """Return halves in float32, in which sums and small strengths survive; others as they are.
 
+    Args:
+        tensor: of any dtype.
+
+    Returns:
+        A copy in float32 if its dtype is one of :data:`regplug.HALVES`, else ``tensor`` itself.
+
     >>> widened(torch.ones(1, dtype=torch.bfloat16)).dtype
     torch.float32
     """

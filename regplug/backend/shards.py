@@ -105,7 +105,18 @@ def arrangement(tensors: Sequence[torch.Tensor]) -> str:
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """Return this rank's part as a plain tensor that shares its memory; no communication."""
+    """Return this rank's part as a plain tensor that shares its memory; no communication.
+
+    Args:
+        tensor: a weight or gradient; a plain one is its own part.
+
+    Returns:
+        What this rank holds; under uneven sharding it may have no elements.
+
+    >>> w = torch.nn.Parameter(torch.ones(2, 3))
+    >>> local(w) is w
+    True
+    """
     if type(tensor) is Fragment:
         return tensor.part
     if type(tensor) in PLAIN or not is_dtensor(tensor):
@@ -122,7 +133,18 @@ def locals_of(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def full(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the whole tensor on each rank: a collective for a ``DTensor``, nothing otherwise."""
+    """Return the whole tensor on each rank: a collective for a ``DTensor``, nothing otherwise.
+
+    Args:
+        tensor: a weight, gradient or state; all ranks must ask for the same.
+
+    Returns:
+        A plain tensor of the whole shape; ``tensor`` itself if it is plain.
+
+    >>> w = torch.ones(2, 3)
+    >>> full(w) is w
+    True
+    """
     if type(tensor) is Fragment:
         return tensor.gathered()
     if not is_dtensor(tensor):
@@ -159,7 +181,19 @@ def beside(term: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
 
 
 def part(whole: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
-    """Return this rank's part of ``whole``, a tensor alike on all ranks, sharded as ``of`` is."""
+    """Return this rank's part of ``whole``, a tensor alike on all ranks, sharded as ``of`` is.
+
+    Args:
+        whole: a plain tensor of the shape of ``of``.
+        of: the weight whose placement counts.
+
+    Returns:
+        What :func:`local` of such a weight is; ``whole`` itself where ``of`` is plain.
+
+    >>> w = torch.nn.Parameter(torch.ones(2, 3))
+    >>> part(torch.zeros(2, 3), of=w).shape
+    torch.Size([2, 3])
+    """
     if type(of) is Fragment:
         return of.cut(whole)
     if not is_dtensor(of):
@@ -172,7 +206,21 @@ def part(whole: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
 
 
 def like(part: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
-    """Return ``part``, this rank's part of a tensor like ``of``, as a ``DTensor`` if ``of`` is."""
+    """Return ``part``, this rank's part of a tensor like ``of``, as a ``DTensor`` if ``of`` is.
+
+    What a plugin keeps so is saved whole, and loads on another mesh.
+
+    Args:
+        part: of the shape of :func:`local` of ``of``.
+        of: the weight whose placement and shape it gets.
+
+    Returns:
+        A ``DTensor`` that shares memory with ``part``; ``part`` itself where ``of`` is plain.
+
+    >>> w = torch.nn.Parameter(torch.ones(2, 3))
+    >>> like(local(w).detach().clone(), of=w).shape
+    torch.Size([2, 3])
+    """
     if type(of) is Fragment:
         return of.like(part)
     if not is_dtensor(of):

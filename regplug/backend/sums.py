@@ -92,6 +92,12 @@ def total(terms: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
         terms: pairs of a parameter and a tensor, computed of :func:`regplug.local` of it; all of
             one shape. Any iterable, of which one is in memory at a time.
 
+    Returns:
+        Their sum, on the device of the first parameter, in the dtype that :func:`summed` has.
+
+    Raises:
+        SpecError: there is no parameter.
+
     >>> w = torch.nn.Parameter(torch.tensor([3.0, 0.0]))
     >>> total((p, torch.bincount((p == 0).long(), minlength=2)) for p in (w, w))
     tensor([2, 2])

@@ -116,6 +116,21 @@ def zeros(coverage: Coverage, kernels: str = "auto") -> Sum:
     Args:
         coverage: whose weights are counted, those of all ranks.
         kernels: which may count, ``session.kernels``.
+
+    Returns:
+        A sum that the session adds up over the ranks, within [0, 1].
+
+    >>> import regplug
+    >>> class Zeros(regplug.Selective):
+    ...     "Changes nothing, and reports the share of zeros."
+    ...     where = "weights"
+    ...     @regplug.hookimpl
+    ...     def on_metrics(self, session):
+    ...         return {"zeros": zeros(session.coverage(self._selection))}
+    >>> model = torch.nn.Linear(2, 2)
+    >>> _ = torch.nn.init.eye_(model.weight)
+    >>> regplug.attach(model, plugins=[Zeros()]).metrics()
+    {'zeros/zeros': 0.5}
     """
     if (choice := _counting.get(coverage)) is None:
         choice = _counting[coverage] = Choice("zeros", kernels)

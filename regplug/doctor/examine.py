@@ -78,7 +78,7 @@ def examine(model: nn.Module, optimizer: object, steps: int = 20) -> Examination
         steps: at so many first steps it is looked, and then ever more rarely.
 
     Returns:
-        An :class:`Examination`: ``with`` it around the loop, and print it afterwards.
+        An :class:`Examination`, to enter (``with``) around the loop and to print afterwards.
 
     Raises:
         SpecError: ``optimizer`` is no optimizer.

@@ -73,6 +73,7 @@ class Group:
         time: 1/(lr·λ), the steps in which a decay or an L2 penalty alone shrinks to 1/e.
         zeros: the share of the weights that are exactly 0.
         norm: their Euclidean norm.
+        lr: their learning rate in the last step that was looked at.
     """
 
     parameters: tuple[str, ...]

@@ -33,6 +33,12 @@ __all__ = ["Stateful", "stateful"]
 def stateful(session: Session) -> "Stateful":
     """Return what ``torch.distributed.checkpoint`` saves and loads the state of ``session`` by.
 
+    Args:
+        session: attached, to the model as it is spread now.
+
+    Returns:
+        An object in torch's ``Stateful`` protocol, to stand beside model and optimizer.
+
     >>> import tempfile, torch, regplug
     >>> from torch.distributed import checkpoint
     >>> session = regplug.attach(torch.nn.Linear(2, 1), plugins=["l2_sp(0.1)"])

@@ -24,6 +24,9 @@ def iterated(
         start: the first argument.
         rounds: how many there are at most.
 
+    Returns:
+        What the last round gave, shaped like ``start``.
+
     >>> iterated(lambda x: (x + 2 / x) / 2, torch.tensor(1.0), rounds=20)     # √2, by Newton
     tensor(1.4142)
     """

@@ -1,17 +1,4 @@
-"""Formulas of rows or columns, executed in one call for all groups of all weights.
-
-A plugin that acts on whole groups after a step may have one of its own:
-
->>> import torch
->>> def bounded(w):
-...     sizes = torch.linalg.vector_norm(w, dim=1, keepdim=True)
-...     return w / sizes.clamp(min=1)
->>> rows, weights = RowKernel("bounded", "rows"), [torch.tensor([[3.0, 4.0]])]
->>> for row in rows.apply(bounded, [weights]):             # the weights that no kernel took
-...     _ = weights[row].copy_(bounded(weights[row]))
->>> weights
-[tensor([[0.6000, 0.8000]])]
-"""
+"""Formulas of rows or columns, executed in one call for all groups of all weights."""
 
 from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
@@ -42,6 +29,18 @@ class RowKernel(Asked):
         name: the plugin's, for messages.
         orientation: ``"rows"`` or ``"columns"``.
         kernels: what may execute it, as ``session.kernels`` says.
+
+    A plugin that acts on whole groups after a step may have one of its own:
+
+    >>> import torch
+    >>> def bounded(w):
+    ...     sizes = torch.linalg.vector_norm(w, dim=1, keepdim=True)
+    ...     return w / sizes.clamp(min=1)
+    >>> rows, weights = RowKernel("bounded", "rows"), [torch.tensor([[3.0, 4.0]])]
+    >>> for row in rows.apply(bounded, [weights]):             # the weights that no kernel took
+    ...     _ = weights[row].copy_(bounded(weights[row]))
+    >>> weights
+    [tensor([[0.6000, 0.8000]])]
     """
 
     def __init__(self, name: str, orientation: str, kernels: str = "auto") -> None:

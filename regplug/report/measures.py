@@ -25,7 +25,15 @@ _SPREAD = 16.0
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One parameter at one step: how many of its weights are exactly 0, and its 2-norm."""
+    """One parameter at one step: how many of its weights are exactly 0, and its 2-norm.
+
+    Attributes:
+        step: real steps that were completed.
+        layer: the parameter's name.
+        weights: how many it has, over all shards.
+        zeros: how many of them are exactly 0.
+        norm: their Euclidean norm.
+    """
 
     step: int
     layer: str

@@ -39,10 +39,20 @@ class Covered:
 class Coverage(Sequence[Covered]):
     """The selection within one optimizer's parameters, in the optimizer's order.
 
-    Attributes:
-        entries: what is covered.
+    A session makes it (``session.coverage(selection)``); it is a sequence of what is covered.
+
+    Args:
+        entries: what is covered: each has ``name``, ``parameter``, ``group_index`` and ``module``.
         lazy: what has no shape yet, and may be covered once it has: from its first forward on.
         where: the selection as it was given.
+
+    >>> import regplug
+    >>> model = nn.Linear(3, 2)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> with regplug.attach(model, optimizer, ["l1(1e-3)"]) as session:
+    ...     covered = session.coverage(regplug.Selection("all"))
+    >>> [entry.name for entry in covered], covered.weights
+    (['weight', 'bias'], 8)
     """
 
     def __init__(

@@ -35,7 +35,14 @@ _sessions: "WeakKeyDictionary[Accelerator, dict[str, SessionView]]" = WeakKeyDic
 
 
 def is_wrapper(optimizer: object) -> bool:
-    """Whether ``optimizer`` is Accelerate's wrapper of one, told without importing Accelerate."""
+    """Return whether ``optimizer`` is Accelerate's wrapper, without importing Accelerate.
+
+    Args:
+        optimizer: anything.
+
+    Returns:
+        True for what ``accelerator.prepare`` makes of an optimizer.
+    """
     bases = type(optimizer).__mro__  # by the package alone, whatever the class is called there
     return any(base.__module__.partition(".")[0] == "accelerate" for base in bases)
 
@@ -45,6 +52,12 @@ def owners(optimizer: object) -> "list[Accelerator]":
 
     The wrapper knows nothing of its Accelerator, so they are looked for among all living objects,
     once, at attach: tens of milliseconds. One that is not alive can't save a checkpoint either.
+
+    Args:
+        optimizer: what ``accelerator.prepare`` returned.
+
+    Returns:
+        Them, or nothing for any other optimizer.
     """
     from regplug.backend import others
 

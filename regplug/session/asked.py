@@ -47,13 +47,13 @@ class Asked:
 
     @property
     def groups(self) -> list[Group]:
-        """The parameter groups: those of whatever updates, or one for a loop without optimizer."""
+        """The parameter groups of whatever updates, or one for a loop without optimizer."""
         binding = self._binding
         return binding.groups if binding.plain is None else binding.plain.param_groups
 
     @property
     def gradient_scale(self) -> float:
-        """What gradients are still multiplied by in on_gradients: 1, but for fused optimizers."""
+        """What gradients are still multiplied by in on_gradients, not 1 for fused ones alone."""
         scale = getattr(self.optimizer, "grad_scale", None)
         return 1.0 if scale is None else float(scale)
 
@@ -77,6 +77,9 @@ class Asked:
         Frozen parameters, and those whose ``.grad`` is None before the update, take no part; the
         update itself may clear it. Under FSDP2 and tensor parallelism the tensors are ``DTensor``,
         each gradient placed as its weight is: :func:`regplug.local` gives this rank's part.
+
+        Args:
+            selection: which parameters, made once: ``regplug.Selection("weights")``.
         """
         if not self._binding.fresh:
             self._binding.bind(cast(SessionView, self))
@@ -84,6 +87,9 @@ class Asked:
 
     def learning_rate(self, group_index: int) -> Any:
         """Return the learning rate of a group, as the optimizer itself keeps it.
+
+        Args:
+            group_index: as :meth:`updates` yields it.
 
         Raises:
             RegplugError: it is not known: ``with session.step():`` was given none.

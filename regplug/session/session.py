@@ -32,6 +32,17 @@ __all__ = ["Session"]
 class Session(Asked, Shown):
     """One model, one optimizer, and the plugins attached to them. Made by :func:`attach`.
 
+    It is a context manager too, which detaches at the end of the block.
+
+    >>> import regplug
+    >>> model = nn.Linear(3, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> with regplug.attach(model, optimizer, ["l1(0.01)"]) as session:
+    ...     model(torch.ones(1, 3)).sum().backward()
+    ...     optimizer.step()
+    >>> session.steps, sorted(session.metrics())
+    (1, ['l1/strength', 'l1/value', 'l1/zeros'])
+
     Attributes:
         model: the user's own module, unwrapped.
         optimizer: the torch optimizer, unwrapped, or None.
@@ -203,6 +214,9 @@ class Session(Asked, Shown):
         is_main_process``. The name that a session was given comes before each key; a figure may be
         asked for without it.
 
+        Returns:
+            Plain floats, as they are now.
+
         Raises:
             PluginError: a plugin raised.
         """
@@ -228,11 +242,21 @@ class Session(Asked, Shown):
 
         Plain types and tensors alone, so ``torch.load(weights_only=True)`` reads it. What plugins
         keep as ``DTensor`` is whole, by a collective, or with ``sharded`` as they keep it.
+
+        Args:
+            sharded: whether ``DTensor``s stay what they are, as ``torch.distributed.checkpoint``
+                wants them.
+
+        Returns:
+            A new dict, for :meth:`load_state_dict` of a session with the same plugins.
         """
         return self._states.saved(self, self.steps, sharded=sharded)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state. If that fails, nothing has changed.
+
+        Args:
+            state: what :meth:`state_dict` returned, in this run or another.
 
         Raises:
             StateError: it is no such state, or of other plugins than these, or the session is

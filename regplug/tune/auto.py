@@ -1,9 +1,8 @@
-r"""Where an automatic path begins: the smallest strength that keeps every selected weight at zero.
+"""Where an automatic path begins: the smallest strength that keeps every selected weight at zero.
 
 At zero weights the objective rests if the proximal operator of the loss's gradient step is zero
-again, :math:`\operatorname{prox}_{t\lambda}(-t\,\nabla L(0)) = 0`; for L1 that is
-:math:`\lambda \ge \max_j |\partial L/\partial w_j|`. The gradient is taken from the user's own
-loop: it runs once with a plugin that holds the selected weights at zero while all others
+again, prox_tλ(−t·∇L(0)) = 0; for L1 that is λ ≥ max_j |∂L/∂w_j|. The gradient is taken from the
+user's own loop: it runs once with a plugin that holds the selected weights at zero while all others
 (intercepts) are trained, and watches their gradients.
 """
 

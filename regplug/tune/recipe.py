@@ -27,8 +27,8 @@ class Recipe:
 
     It is a loop like any other, to be given to :class:`StrengthCV` or called as
     ``recipe(X, y, plugins)``. As data, though, all folds and strengths of a search can be
-    trained at once: :math:`M` models become one whose parameters have a leading dimension
-    :math:`M`, and one call of ``loss.backward()`` and ``optimizer.step()`` serves them all.
+    trained at once: M models become one whose parameters have a leading dimension of M, and one
+    call of ``loss.backward()`` and ``optimizer.step()`` serves them all.
     Penalties act through the same plugin formulas, each model with its own strength. Scores agree
     with training them one by one to rounding.
 

@@ -55,10 +55,10 @@ def best(means: Floats) -> int:
 
 
 def one_standard_error(params: Sequence[Mapping[str, float]], means: Floats, errors: Floats) -> int:
-    r"""Return the index of the strongest candidate that is as good as the best, within its error.
+    """Return the index of the strongest candidate that is as good as the best, within its error.
 
-    Let :math:`b` be the best candidate. Of all :math:`i` with
-    :math:`\bar s_i \ge \bar s_b - \mathrm{SE}_b` the rule takes the one with the largest strength.
+    Let b be the best candidate. Of all i with s̄ᵢ ≥ s̄_b − SE_b the rule takes the one with the
+    largest strength.
     With several strengths the first key decides, then the second, and so on.
 
     Args:

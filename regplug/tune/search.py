@@ -28,18 +28,12 @@ __all__ = ["StrengthCV"]
 
 
 class StrengthCV(ChosenModel):
-    r"""Choose regularization strengths by cross-validation, for any training loop.
+    """Choose regularization strengths by cross-validation, for any training loop.
 
-    For every combination :math:`\lambda` of the grid and every fold :math:`k` of :math:`K`, the
-    loop is trained on the other folds with plugins of these strengths and scored on fold
-    :math:`k`, :math:`s_k(\lambda)`. Then
-
-    .. math::
-
-        \bar s(\lambda) = \tfrac1K \sum_k s_k(\lambda), \qquad
-        \mathrm{SE}(\lambda) = \mathrm{std}_{\mathrm{ddof}=1}(s_k(\lambda)) / \sqrt K,
-
-    the rule ``"best"`` takes the :math:`\lambda` with the highest mean, and ``"one_se"`` the
+    For every combination λ of the grid and every fold k of K, the loop is trained on the other
+    folds with plugins of these strengths and scored on fold k: s_k(λ). With the mean
+    s̄(λ) = Σ_k s_k(λ)/K and its standard error SE(λ) = std(s_k(λ))/√K (of a sample: ddof=1), the
+    rule ``"best"`` takes the λ with the highest mean, and ``"one_se"`` the
     *strongest* one whose mean is at least the best's minus the best's standard error: the
     simplest model that can't be told from the best. With several strengths, strongest means the
     largest first one, then the largest second, in the order of the grid's keys. The loop is trained

@@ -47,6 +47,10 @@ def test_no_more_is_promised_than_the_oldest_environment_shows() -> None:
 def test_pythons_are_tried_from_the_oldest_that_is_promised() -> None:
     assert PROJECT["requires-python"] == ">=3.10"
     assert "3.10" in {e.python for e in environments()}
+    named = re.findall(r":: (3\.\d+)$", "\n".join(PROJECT["classifiers"]), re.MULTILINE)
+    # The page tells what Python the environments without one have.
+    tried = {row[1].rpartition(".")[0] for row in cells()[2:]} | {e.python for e in environments()}
+    assert set(named) <= tried
 
 
 # --- the page and the table ------------------------------------------------------------------

@@ -31,9 +31,10 @@ HEADS = ["environment", "Python", *VERSIONS, *(head for head, _ in COLUMNS.value
 
 PAGE = """# Versions
 
-What `pyproject.toml` promises was tried: `make compat` makes each of these environments with pip,
-from the table in [`tests/compat/environments.toml`](../tests/compat/environments.toml), installs
-the wheel there and runs the same checks in all of them, on a CPU. It writes this page. `make test`
+What `pyproject.toml` promises was tried, where there was such a Python: `make compat` makes each of
+these environments with pip, from the table in
+[`tests/compat/environments.toml`](../tests/compat/environments.toml), installs the wheel there and
+runs the same checks in all of them, on a CPU. It writes this page. `make test`
 tries `oldest-hooks` each time, beside the torch that is installed.
 
 {table}

@@ -24,6 +24,14 @@ def test_each_example_is_in_it() -> None:
     assert (ROOT / "docs" / "index.md").read_text("utf-8").count("gallery.md") == 1
 
 
+def test_each_part_of_it_has_its_picture() -> None:
+    parts = GALLERY.text.split("\n## ")[1:]
+    assert len(parts) >= 9
+    assert [part.splitlines()[0] for part in parts if "\n![" not in part] == []
+    drawn = {path.name for path in (ROOT / "docs" / "pictures").glob("example_*.png")}
+    assert drawn == set(re.findall(r"\(pictures/(\w+\.png)\)", GALLERY.text))
+
+
 def test_figures_of_the_textbook_are_what_it_prints(tmp_path) -> None:
     told = run(tmp_path, "regression.py")
     for name, *cells in rows(GALLERY.section("The textbook: L1 and L2 in the loss")):

@@ -106,6 +106,22 @@ def test_wheel_holds_both_packages_and_nothing_else(wheel: Path) -> None:
     assert license_text == (ROOT / "LICENSE").read_bytes()
 
 
+def test_its_front_page_links_to_the_repository(wheel: Path) -> None:
+    """A package index shows it, and has none of the files beside it."""
+    with zipfile.ZipFile(wheel) as archive:
+        told = archive.read(f"regplug-{PROJECT['version']}.dist-info/METADATA").decode()
+    headers, _, text = told.partition("\n\n")
+    assert "Description-Content-Type: text/markdown" in headers
+    front = (ROOT / "README.md").read_text(encoding="utf-8")
+    ours = re.findall(r"(!?)\[[^\]]*\]\(([^)]+)\)", front)
+    theirs = re.findall(r"(!?)\[[^\]]*\]\(([^)]+)\)", text)
+    assert len(ours) > 20
+    for (image, path), (still, link) in zip(ours, theirs, strict=True):
+        kind = "raw" if image else "blob"
+        start = f"{PROJECT['urls']['Source']}/{kind}/v{PROJECT['version']}/"
+        assert (still, link) == (image, path if path.startswith("http") else start + path)
+
+
 def test_wheel_installs_and_attaches_a_built_in(installed: Path, tmp_path: Path) -> None:
     code = """
         import importlib.metadata, json, sys

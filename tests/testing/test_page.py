@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from regplug.testing import CHECKS, EXAM
-from regplug.testing.registry import registered
+from regplug.testing.registry import FOUNDATIONS, registered
 from regplug.testing.report import OUTCOMES
 
 FILE = Path(__file__).resolve().parents[2] / "docs" / "exam.md"
@@ -17,7 +17,7 @@ def table():
     lines = []
     for check in registered():
         summary = (inspect.getdoc(check.cases) or "").partition("\n")[0]
-        after = [f"`{earlier}`" for earlier in check.after]
+        after = [f"`{e}`" for e in dict.fromkeys(check.after) if e not in FOUNDATIONS]
         lines.append(f"| `{check.id}` | {summary} | {', '.join(after) or '–'} |\n")
     return "".join(lines)
 
@@ -30,6 +30,12 @@ def test_it_defines_every_check():
     page = FILE.read_text("utf-8")
     assert shown(page) == table()
     assert re.findall(r"^\| `([\w-]+)` \|", shown(page), re.MULTILINE) == list(CHECKS)
+
+
+def test_it_names_the_checks_that_all_others_depend_on():
+    told = FILE.read_text("utf-8").partition("## The checks")[2].partition("<!--")[0]
+    named = told.partition("one of these failed")[0]
+    assert re.findall(r"`([\w-]+)`", named) == list(FOUNDATIONS)
 
 
 def test_its_version_and_outcomes_are_those_of_the_code():
