@@ -56,6 +56,8 @@ class Adaptive(Plugin):
     """The attributes that move, scheduled ones (:class:`regplug.Scheduled`) or plain ones that
     hold numbers, strings, None, tensors, and lists, tuples and dicts of them."""
 
+    whole_state = ("adapted",)
+
     every: int = 1
     """After how many real steps :meth:`adapt` is called each time."""
 

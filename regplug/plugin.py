@@ -19,7 +19,7 @@ step 0
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 from regplug.backend.marks import is_hook
 from regplug.errors import NeverSetError, PluginError, RegplugError, SpecError
@@ -168,6 +168,11 @@ class Plugin:
     """Whether ``after_step`` puts each weight to the nearest point of a set, which the exam checks
     then. False says that it does not: what looks like a constraint moves weights again in each
     step, or further than it must, on purpose. None leaves that to what the exam sees."""
+
+    whole_state: ClassVar[Collection[str]] = ()
+    """The keys of its state (``on_state``) under which tensors are the whole model's, alike on all
+    ranks, whatever part of the weights each has. They are loaded on any mesh, and any number of
+    ranks; other plain tensors may be a rank's own part, which goes back to that rank alone."""
 
     shapes_loss: bool = False
     """Whether it changes the loss of the loop itself, and so the gradients of all that is trained,

@@ -19,6 +19,8 @@ class Anchored(Selective):
     point, on another number of processes, too.
     """
 
+    whole_state = ("anchors",)
+
     def _forget(self) -> None:
         self._anchors: dict[str, torch.Tensor] = {}
         self._waiting: dict[str, torch.Tensor] = {}  # loaded, of lazy weights with no shape yet

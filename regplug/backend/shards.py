@@ -4,6 +4,7 @@ A parameter is a plain tensor, alike on all ranks, or a ``DTensor`` (FSDP2, tens
 which each rank holds a part. Element-wise work is done on the parts alone, with no communication.
 """
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,17 @@ import torch
 from regplug.backend.blocks import PLAIN
 from regplug.backend.fragments import Fragment
 
-__all__ = ["full", "is_sharded", "is_spread", "like", "local", "part"]
+__all__ = [
+    "arrangement",
+    "beside",
+    "full",
+    "is_sharded",
+    "is_spread",
+    "like",
+    "local",
+    "part",
+    "whole_loss",
+]
 
 
 _plain = frozenset(PLAIN)
@@ -77,6 +88,22 @@ def mesh_ranks(tensor: torch.Tensor) -> tuple[int, ...]:
     return tuple(sorted(tensor.device_mesh.mesh.flatten().tolist()))  # type: ignore[attr-defined]
 
 
+def arrangement(tensors: Sequence[torch.Tensor]) -> str:
+    """Return what tells this rank's parts of tensors from those that it would have otherwise.
+
+    On another mesh of as many ranks they may have the same shapes. Nothing for what is whole.
+    """
+    told: list[Any] = []
+    for tensor in tensors:
+        if type(tensor) is Fragment:
+            told.append((tensor.start, tensor.part.numel()))
+        elif is_dtensor(tensor):
+            mesh = tensor.device_mesh  # type: ignore[attr-defined]
+            place = mesh.get_coordinate()
+            told.append((tuple(mesh.shape), place, *map(repr, placements(tensor))))
+    return hashlib.blake2b(repr(told).encode(), digest_size=8).hexdigest() if told else ""
+
+
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """Return this rank's part as a plain tensor that shares its memory; no communication.
 
@@ -124,6 +151,33 @@ def full(tensor: torch.Tensor) -> torch.Tensor:
         return tensor
     with torch.no_grad():
         return tensor.full_tensor()  # type: ignore[attr-defined,no-any-return]
+
+
+def whole_loss(loss: torch.Tensor) -> torch.Tensor:
+    """Return a loss that ranks share, alike on all of them; any other as it is.
+
+    What is added to a summand is added as often as there are ranks, or not at all: torch (2.13)
+    takes its plan for a number where a ``DTensor`` is added later.
+    """
+    if not is_unsummed(loss):
+        return loss
+    from torch.distributed.tensor import Replicate
+
+    whole = [Replicate() if p.is_partial() else p for p in placements(loss)]
+    return loss.redistribute(placements=whole)  # type: ignore[attr-defined,no-any-return]
+
+
+def beside(term: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
+    """Return a 0-d term as it can be added to ``loss``, which ranks may share; differentiable."""
+    if is_dtensor(term):
+        term = term.full_tensor()  # type: ignore[attr-defined]
+    term = term.to(loss.device, loss.dtype)
+    if not is_dtensor(loss):
+        return term
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = loss.device_mesh  # type: ignore[attr-defined]
+    return DTensor.from_local(term, mesh, [Replicate()] * mesh.ndim, run_check=False)
 
 
 def part(whole: torch.Tensor, of: torch.Tensor) -> torch.Tensor:

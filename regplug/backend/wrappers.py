@@ -1,5 +1,7 @@
 """What stands around a model: DDP, compilation, FSDP2; and the user's own module inside."""
 
+import gc
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +12,7 @@ from regplug.backend.private import compiled_inside, leaf_of
 from regplug.backend.shards import is_dtensor
 from regplug.errors import UnsupportedError
 
-__all__ = ["finds_unused", "layers", "leaves", "reshard", "unwrap_model"]
+__all__ = ["finds_unused", "layers", "leaves", "reshard", "stages_of", "unwrap_model"]
 
 
 def layers(model: nn.Module) -> Iterator[nn.Module]:
@@ -100,3 +102,28 @@ def reshard(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "reshard") and hasattr(module, "unshard"):
             module.reshard()  # type: ignore[operator]
+
+
+def stages_of(model: nn.Module) -> tuple[list[int], int] | None:
+    """Return which stages of a pipeline ``model`` is or holds, and of how many; None if none.
+
+    A module knows nothing of its stage, so these are looked for among the living objects.
+    """
+    if _PIPELINING not in sys.modules:
+        return None
+    inside = set(model.modules())
+    found = [
+        stage
+        for stage in gc.get_objects()
+        if _is_stage(type(stage)) and getattr(stage, "submod", None) in inside
+    ]
+    numbers = sorted({int(stage.stage_index) for stage in found})
+    return (numbers, int(found[0].num_stages)) if found else None
+
+
+_PIPELINING = "torch.distributed.pipelining"
+
+
+def _is_stage(kind: type) -> bool:
+    """Whether it is one of torch's classes of stages, made by hand or by tracing."""
+    return str(kind.__module__).startswith(_PIPELINING) and kind.__name__.endswith("Stage")

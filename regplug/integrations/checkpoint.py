@@ -25,6 +25,7 @@ from regplug.backend import shards
 from regplug.backend.names import named_parameters
 from regplug.errors import StateError
 from regplug.session.session import Session
+from regplug.session.states import parts, weights
 
 __all__ = ["Stateful", "stateful"]
 
@@ -67,7 +68,7 @@ class Stateful:
         shapes = {n.name: n.parameter.shape for n in named_parameters(session.model)}
         split = _Split(shapes if _mesh(session) is None else {})
         rest = split.rest(session.state_dict(sharded=True), ())
-        own = _packed({"state": rest, "tensors": list(split.tensors)})
+        own = {"state": rest, "tensors": list(split.tensors)}
         # Copies: to load is to write into what stands here.
         tensors = {_label(path): t.detach().clone() for path, t in split.tensors.items()}
         return {"rest": _packed(_of_all_ranks(session, own)), "tensors": tensors}
@@ -146,13 +147,15 @@ def _unpacked(state: bytes) -> Any:
     return torch.load(io.BytesIO(state), map_location="cpu", weights_only=True)
 
 
-def _of_all_ranks(session: Session, own: bytes) -> dict[int, bytes]:
+def _of_all_ranks(session: Session, own: dict[str, Any]) -> dict[int, bytes]:
     """Return what each rank keeps: by rank, or under one key where all keep the same."""
-    mesh = _mesh(session)
+    mesh, packed = _mesh(session), _packed(own)
     if mesh is None:
-        return {_WHOLE: own}
-    digests = _gathered(mesh, hashlib.sha256(own).digest())
-    return {_ALIKE: own} if len(set(digests.values())) == 1 else _gathered(mesh, own)
+        return {_WHOLE: packed}
+    digests = _gathered(mesh, hashlib.sha256(packed).digest())
+    if len(set(digests.values())) == 1:
+        return {_ALIKE: packed}
+    return _gathered(mesh, _packed({**own, "arrangement": shards.arrangement(weights(session))}))
 
 
 def _gathered(mesh: Any, own: Any) -> dict[int, Any]:
@@ -167,8 +170,7 @@ def _gathered(mesh: Any, own: Any) -> dict[int, Any]:
 
 def _mesh(session: Session) -> Any:
     """Return the largest mesh over which parameters are spread, or None."""
-    parameters = [named.parameter for named in named_parameters(session.model)]
-    spread = [p for p in parameters if len(shards.mesh_ranks(p)) > 1]
+    spread = [p for p in weights(session) if len(shards.mesh_ranks(p)) > 1]
     largest: Any = max(spread, key=lambda p: len(shards.mesh_ranks(p)), default=None)
     return None if largest is None else largest.device_mesh
 
@@ -179,28 +181,28 @@ def _mine(session: Session, by_rank: Mapping[int, bytes]) -> bytes:
         return by_rank[_ALIKE]
     ranks = [_WHOLE] if mesh is None else sorted(mesh.mesh.flatten().tolist())
     own = by_rank.get(_WHOLE if mesh is None else dist.get_rank(), b"")
-    if sorted(by_rank) == ranks:
+    as_many = sorted(by_rank) == ranks
+    if as_many and (mesh is None or _fits(session, _unpacked(own))):
         return own
-    if _WHOLE in by_rank and not _has_others(_unpacked(by_rank[_WHOLE])):
+    if _WHOLE in by_rank and not _has_parts(session, _unpacked(by_rank[_WHOLE])):
         return by_rank[_WHOLE]
     was = "the whole model" if _WHOLE in by_rank else f"its part on each of {len(by_rank)} ranks"
     now = "is whole" if mesh is None else f"is spread over {len(ranks)} ranks"
     raise StateError(
         f"the checkpoint holds what plugins of session {session.name!r} kept of {was}, and the "
-        f"model {now} now: go on as before, or have the plugin keep a tensor for each weight, by "
-        "its name and like it (regplug.like), from on_attach on, which loads on any"
+        f"model {'is spread otherwise' if as_many else now} now: go on as before, or have the "
+        "plugin keep a tensor for each weight, by its name and like it (regplug.like), from "
+        "on_attach on, which loads on any; or say what is the whole model's (whole_state)"
     )
 
 
-def _has_others(saved: Any) -> bool:
-    """Whether there are tensors that torch has not saved by each rank's part."""
+def _fits(session: Session, saved: Any) -> bool:
+    """Whether what a rank kept is of the part that it has now, or of no part."""
+    now = shards.arrangement(weights(session))
+    return saved.get("arrangement", now) == now or not _has_parts(session, saved)
+
+
+def _has_parts(session: Session, saved: Any) -> bool:
+    """Whether there are parts that torch has not saved by itself."""
     known = set(map(tuple, saved["tensors"]))
-
-    def others(state: Any, path: tuple[Any, ...]) -> bool:
-        if isinstance(state, dict):
-            return any(others(value, (*path, key)) for key, value in state.items())
-        if isinstance(state, list | tuple):
-            return any(others(value, path) for value in state)
-        return isinstance(state, torch.Tensor) and path not in known
-
-    return others(saved["state"], ())
+    return any(path not in known for path in parts(saved["state"], session.plugins))

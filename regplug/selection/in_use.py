@@ -24,6 +24,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from regplug.backend import shards
+from regplug.backend.fragments import Fragment
 from regplug.backend.names import own_parameters
 from regplug.selection.coverage import Coverage, Covered
 
@@ -45,8 +46,10 @@ class _Use(NamedTuple):
 def in_use(coverage: Coverage) -> Coverage:
     """Return ``coverage`` with the weights in use in place of their originals, each once.
 
-    They are made anew, detached, with no effect on the model. What stays as it is: parameters that
-    are used themselves, and sharded originals of parametrized weights.
+    They are made anew, detached, with no effect on the model, and whole: sharded originals of
+    parametrized weights are gathered, a collective each. Parameters that are used themselves stay,
+    and so do parametrized originals that an engine trains apart from the model, whose modules it
+    gathers by hooks of its own.
     """
     uses = {id(entry): use for entry in coverage if (use := _use(entry)) is not None}
     if not uses:
@@ -55,7 +58,7 @@ def in_use(coverage: Coverage) -> Coverage:
     visited: set[tuple[int, str]] = set()
     for entry in coverage:
         use = uses.get(id(entry))
-        if use is None:
+        if use is None or _is_apart(entry, use):
             entries.append(entry)
         elif (key := (id(use.module), use.name)) not in visited:
             visited.add(key)
@@ -66,6 +69,10 @@ def in_use(coverage: Coverage) -> Coverage:
     return Coverage(entries, coverage.lazy, coverage.where)
 
 
+def _is_apart(entry: Covered, use: _Use) -> bool:
+    return use.how == "parametrized" and isinstance(entry.parameter, Fragment)
+
+
 def _sibling(entry: Covered, name: str) -> str:
     return entry.name.rpartition(".")[0] + "." * ("." in entry.name) + name
 
@@ -74,8 +81,6 @@ def _use(entry: Covered) -> _Use | None:
     module, parameter = entry.module, entry.parameter
     local = entry.name.rpartition(".")[2]
     if parametrize.is_parametrized(module, local) and local not in dict(own_parameters(module)):
-        if shards.is_spread(parameter):
-            return None
         return _Use(module, local, "parametrized", partial(_parametrized, module, local))
     base = local.removesuffix("_orig")
     mask = None if base == local else getattr(module, f"{base}_mask", None)
@@ -106,8 +111,15 @@ def _masked(original: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def _parametrized(module: nn.Module, name: str) -> torch.Tensor:
-    with _evaluating(module.parametrizations[name]):  # type: ignore[index,arg-type]
-        made: torch.Tensor = getattr(module, name)
+    originals: Any = module.parametrizations[name]  # type: ignore[index]
+    trained = dict(originals.named_parameters())
+    made: torch.Tensor
+    with _evaluating(originals):
+        if any(map(shards.is_spread, trained.values())):
+            whole = {key: shards.full(p) for key, p in trained.items()}
+            made = torch.func.functional_call(originals, whole, ())
+        else:
+            made = getattr(module, name)
     return made
 
 
@@ -134,11 +146,12 @@ def notes(coverage: Coverage) -> list[str]:
         found.append(_of_lazy([entry.name for entry in coverage.lazy]))
     uses = [(entry, use) for entry in coverage.trainable if (use := _use(entry)) is not None]
     if uses:
+        apart = any(_is_apart(entry, use) for entry, use in uses)
         how = " and ".join(dict.fromkeys(use.how for _, use in uses))
         shown = _shown(list(dict.fromkeys(entry.name for entry, _ in uses)))
         found.append(
             f"acts on the originals of {how} weights ({shown}), which are what is trained; "
-            "metrics are of the weights in use"
+            + ("metrics are of these" if apart else "metrics are of the weights in use")
         )
     return found + _of_union(coverage.where)
 

@@ -7,7 +7,7 @@ nothing: ``accelerator.log(session.metrics(), step=session.steps)`` goes to any 
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 
 from regplug.backend import shards
-from regplug.backend.names import named_parameters
 from regplug.errors import SpecError, StateError
+from regplug.session.states import parts, weights
 from regplug.view import SessionView
 
 if TYPE_CHECKING:
@@ -131,12 +131,13 @@ def write(folder: str, session: SessionView, rank: int, ranks: int) -> None:
     sharded = is_sharded(session)
     path = _path(folder, session, rank if sharded else None)
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"ranks": ranks if sharded else 0, "state": session.state_dict()}, path)
+    how = {"ranks": ranks if sharded else 0, "arrangement": shards.arrangement(weights(session))}
+    torch.save({**how, "state": session.state_dict()}, path)
 
 
 def is_sharded(session: SessionView) -> bool:
     """Whether each rank holds a part of some parameters only."""
-    return any(shards.is_sharded(named.parameter) for named in named_parameters(session.model))
+    return any(map(shards.is_sharded, weights(session)))
 
 
 def _path(folder: str, session: SessionView, rank: int | None) -> Path:
@@ -212,27 +213,18 @@ def _read(
         return storage if kept_on == "cpu" else storage.to(device=device)
 
     saved = torch.load(path, map_location=here, weights_only=True)
-    as_it_was = path == own and saved["ranks"] == (ranks if sharded else 0)
-    if not as_it_was and any(isinstance(leaf, torch.Tensor) for leaf in _leaves(saved["state"])):
+    as_many = path == own and saved["ranks"] == (ranks if sharded else 0)
+    arrangement = shards.arrangement(weights(session))
+    as_it_was = as_many and saved.get("arrangement", arrangement) == arrangement
+    if not as_it_was and any(parts(saved["state"], session.plugins)):
         was = f"sharded over {saved['ranks']} ranks" if saved["ranks"] else "not sharded"
         now = f"is sharded over {ranks}" if sharded else "is not"
+        if as_many:
+            now = f"is sharded otherwise over {ranks} ranks"
         raise StateError(
             f"the checkpoint {folder} holds tensors of session {session.name!r} as they were when "
-            f"the model was {was}, and it {now} now: go on with as many ranks as before, or attach "
-            "after load_state to start the plugins anew"
+            f"the model was {was}, and it {now} now: go on with the ranks and the mesh of before, "
+            "attach after load_state to start the plugins anew, or have them say what is the whole "
+            "model's (whole_state)"
         )
     return saved["state"]  # type: ignore[no-any-return]
-
-
-def _leaves(state: Any) -> Iterator[Any]:
-    parts: Iterable[Any] = (
-        state.values()
-        if isinstance(state, Mapping)
-        else state
-        if isinstance(state, list | tuple)
-        else ()
-    )
-    if not parts:
-        yield state
-    for part in parts:
-        yield from _leaves(part)

@@ -19,7 +19,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
-from regplug.backend import others, shards, wrappers
+from regplug.backend import deepspeeds, others, shards, wrappers
 from regplug.errors import RegplugError
 from regplug.view import SessionView
 
@@ -29,6 +29,8 @@ PATIENCE = 50.0
 """Seconds that a rank waits for the others to attach."""
 
 AGREED = "agreed"
+
+_Ddp = nn.parallel.DistributedDataParallel
 
 # In the repr of a callable: of no meaning on another rank.
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -92,10 +94,15 @@ class Ranks:
         """Return what to raise instead where another rank failed first, if it left word.
 
         All that is seen of that rank is a lost connection, in the loop or in a plugin's hook, which
-        is not to blame. Where all ranks fail alike there is nothing to explain. Never raises.
+        is not to blame. Where all ranks fail alike there is nothing to explain. An error that is no
+        lost connection is this rank's own, of a backward pass, say, or of the loop: it leaves word.
+        Never raises.
         """
-        lost = (error, getattr(error, "__cause__", None))
-        if not self.members or not any(isinstance(each, RuntimeError) for each in lost):
+        if not self.members or error is None:
+            return None
+        if not _may_be_lost(error):
+            if isinstance(error, Exception):
+                self.tell(error)
             return None
         try:
             store = self._store()
@@ -158,7 +165,9 @@ class Ranks:
     def compare_late(self, session: SessionView) -> None:
         """Compare at the first step, if the model was still bare when it was attached."""
         if not self.members and dist.is_available() and dist.is_initialized():
-            self._model = _wrapper_of(session.model) or session.model
+            around = _wrapper_of(session.model)
+            self._prepared = self._prepared or deepspeeds.is_engine(around)
+            self._model = session.model if around is None else around
             self._find()
         self.compare(session)
         self.compared = True  # what is bare by now stays so
@@ -190,6 +199,11 @@ class Ranks:
             pause = min(2 * pause, 0.1)
         verdict: str = store.get("verdict").decode()
         return verdict
+
+
+def _may_be_lost(error: BaseException) -> bool:
+    """Whether all that there is to an error may be that the connection to another rank is lost."""
+    return any(isinstance(each, RuntimeError) for each in (error, error.__cause__))
 
 
 def _decide(store: Any, verdict: str) -> str:
@@ -253,25 +267,28 @@ def _members(model: nn.Module, *, prepared: bool) -> tuple[int, ...]:
     """Return the ranks that train ``model`` together, or nothing where each is on its own."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return ()
-    members: tuple[int, ...] = ()
-    for layer in wrappers.layers(model):
-        if isinstance(layer, nn.parallel.DistributedDataParallel):
-            members = tuple(dist.get_process_group_ranks(layer.process_group))
-    if not members:
-        meshes = [shards.mesh_ranks(p) for p in model.parameters()]
-        members = max(meshes, key=len, default=())
+    ddps = [m for m in wrappers.layers(model) if isinstance(m, _Ddp)]
+    # Some layers may be in one of their own.
+    ddps = ddps[-1:] or [m for m in model.modules() if isinstance(m, _Ddp)]
+    groups = [tuple(dist.get_process_group_ranks(ddp.process_group)) for ddp in ddps]
+    meshes = [shards.mesh_ranks(p) for p in model.parameters()]
+    members: tuple[int, ...] = max(groups + meshes, key=len, default=())
     if not members and (prepared or others.is_prepared(list(wrappers.layers(model)))):
         members = tuple(range(dist.get_world_size()))
     return members if len(members) > 1 and dist.get_rank() in members else ()
 
 
 def _wrapper_of(model: nn.Module) -> nn.Module | None:
-    """Return the DDP around ``model``, which leaves no trace in it.
+    """Return the DDP or the engine around ``model``, which leaves no trace in it.
 
     Looked for once, at the first step of a session whose model was bare when it was attached.
     """
-    ddp = nn.parallel.DistributedDataParallel
-    for candidate in gc.get_objects():
-        if issubclass(type(candidate), ddp) and any(m is model for m in wrappers.layers(candidate)):
+    modules = (c for c in gc.get_objects() if issubclass(type(c), nn.Module))
+    for candidate in modules:
+        if issubclass(type(candidate), _Ddp):
+            inside = list(wrappers.layers(candidate))
+        else:
+            inside = [candidate.module] if deepspeeds.is_engine(candidate) else []
+        if any(m is model for m in inside):
             return candidate  # type: ignore[no-any-return]
     return None

@@ -119,11 +119,11 @@ class Binding:
     def check(self) -> None:
         """Refuse parameters that are not the model's, or that others update."""
         if self._optimizer is not None:
-            self._gather_names()
+            self.gather_names()
             shared(self._model, self.groups)
             step_events.check_not_in_backward(self._optimizer)
 
-    def _gather_names(self) -> None:
+    def gather_names(self) -> None:
         """Have the model name the sharded parameters, where FSDP2 has gathered them for a while."""
         named = {id(p) for p in self._model.parameters()}
         owned = (p for group in self.groups for p in group["params"])
@@ -134,7 +134,7 @@ class Binding:
         """Return what ``selection`` covers of the optimizer's parameters, as they were bound."""
         found = self._coverages.get(selection)
         if found is None or (found.lazy and found.outdated):
-            self._gather_names()
+            self.gather_names()
             found = cover(selection, self._model, self.groups)
             self._coverages[selection] = found
         return found

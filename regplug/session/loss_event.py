@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from regplug.backend import captured, wrappers
+from regplug.backend import captured, shards, wrappers
 from regplug.delivery.in_loss import Objective
 from regplug.delivery.terms import Term
 from regplug.errors import UnsupportedError
@@ -51,7 +51,6 @@ class LossEvent:
             if not is_scalar(term):
                 calls.refuse_returned(_is_term, "on_loss", session, loss=loss)
             plain.append(term)
-            total = total + term.to(loss)
         if calls.silent:  # a plugin has detached the session, just now
             return loss
         if terms or plain:
@@ -63,6 +62,9 @@ class LossEvent:
                 )
             refuse_transforms()
             self._in_use.look(self._model, loss, terms, plain)
+            total = loss if type(loss) is torch.Tensor else shards.whole_loss(loss)
+            for term in plain:
+                total = total + shards.beside(term, total)
         if terms:
             if self._finds_unused:
                 self._check_used(session, loss, terms)

@@ -231,6 +231,8 @@ class Session(Asked, Shown):
         from regplug.session.figures import measured
 
         self._binding.bind(self)
+        if self._binding.of_meshes:  # the model is to have what is trained: some ask its modules
+            self._binding.gather_names()
         if not self._detached:
             self._silence.ask(self)
         return measured(self, *self._states.answering())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.parameter import is_lazy
 
+from regplug.backend import wrappers
 from regplug.backend.private import version_reader
 from regplug.view import SessionView
 
@@ -110,6 +111,12 @@ class Silence:
             found.append(self._no_step(session))
         if self._without > bool(self._ever) and (needy := self._needy(session)):
             found.append(self._no_loss(session, needy))
+        if part := wrappers.stages_of(session.model):
+            numbers, count = part
+            found.append(
+                f"of a pipeline of {count} stages this is {' and '.join(map(str, numbers))}: "
+                "figures, and what looks at all weights together, are of this part of the model"
+            )
         return found
 
     def ask(self, session: SessionView) -> None:

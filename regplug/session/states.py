@@ -1,6 +1,6 @@
 """What a session saves and loads: checked, put back if it fails, and kept when it is detached."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +8,7 @@ import torch
 
 from regplug.backend import shards
 from regplug.backend.gradmode import without_grad
+from regplug.backend.names import named_parameters
 from regplug.errors import RegplugError, StateError
 from regplug.plugin import Plugin
 from regplug.session.calls import Calls
@@ -16,7 +17,7 @@ from regplug.view import SessionView
 if TYPE_CHECKING:
     from regplug.session.snapshots import Ghost
 
-__all__ = ["States", "checked"]
+__all__ = ["States", "checked", "parts", "weights"]
 
 
 def checked(
@@ -42,6 +43,37 @@ def checked(
         )
     assert isinstance(steps, int)
     return steps, states
+
+
+def weights(session: SessionView) -> list[torch.Tensor]:
+    """Return the parameters of a session: its optimizer's, then what the model has besides.
+
+    FSDP2 leaves the root's gathered after an evaluation. The model then shows plain tensors.
+    """
+    owned = [p for group in session.groups for p in group["params"]]
+    known = set(map(id, owned))
+    named = [n.parameter for n in named_parameters(session.model)]
+    return owned + [p for p in named if id(p) not in known]
+
+
+def parts(state: Mapping[str, Any], plugins: Sequence[Plugin]) -> Iterator[tuple[Any, ...]]:
+    """Yield the paths of those tensors in a saved state that may be what one rank alone keeps."""
+    whole = {plugin.name: plugin.whole_state for plugin in plugins}
+    for path in _tensors(state, ()):
+        if path[0] != "plugins" or path[2] not in whole.get(path[1], ()):
+            yield path
+
+
+def _tensors(state: Any, path: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    inside: Iterable[tuple[Any, Any]] = ()
+    if isinstance(state, torch.Tensor):
+        yield path
+    elif isinstance(state, Mapping):
+        inside = state.items()
+    elif isinstance(state, list | tuple):
+        inside = enumerate(state)
+    for key, value in inside:
+        yield from _tensors(value, (*path, key))
 
 
 class States:

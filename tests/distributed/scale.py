@@ -33,10 +33,12 @@ class Cost(NamedTuple):
         gathers: how many times each covered weight is gathered.
         numbers: how many numbers of 8 bytes are summed over the ranks, in one collective for each
             dimension of a mesh along which weights differ; 0 for no sum.
+        sums: how many such collectives there are, one after another.
     """
 
     gathers: int = 0
     numbers: int = 0
+    sums: int = 1
 
 
 SEPARABLE = "l1(0.1, delivery='loss')", "l2(0.1, delivery='loss')"
@@ -62,6 +64,7 @@ NO_COLLECTIVE = (
     "elastic_net(0.1, 0.1, delivery='proximal')",
     "l2_sp(0.1, delivery='step')",
     "weight_decay(0.1)",
+    "decay_to_start(0.1)",
     "dropout(0.1)",
     "gradient_noise(0.1)",
     "non_negative()",
@@ -73,8 +76,16 @@ ONE_GATHER = (
     "l1_ball(0.8)",
     "hard_threshold(0.5)",
 )
-ALSO = {spec: (Event((spec,)), Cost(gathers=0)) for spec in NO_COLLECTIVE} | {
-    spec: (Event((spec,)), Cost(gathers=1)) for spec in ONE_GATHER
+ADAPTIVE = {
+    # Of three weights, as they are before the first step and after it.
+    "cpr()": Cost(numbers=len(SIZES) - 1, sums=2),
+    # Counts of the first sixteen bits of each number, and of the last sixteen.
+    "target_sparsity(0.5)": Cost(numbers=2**16 + 1, sums=2),
+}
+ALSO = {
+    **{spec: (Event((spec,)), Cost(gathers=0)) for spec in NO_COLLECTIVE},
+    **{spec: (Event((spec,)), Cost(gathers=1)) for spec in ONE_GATHER},
+    **{spec: (Event((spec,)), cost) for spec, cost in ADAPTIVE.items()},
 }
 """Whose costs the page states as those of their kind."""
 
@@ -140,7 +151,8 @@ def predicted(cost: Cost, weights: Iterable[Weight], engine: Engine) -> Counter[
             made[gather] += cost.gathers
     if cost.numbers:
         for dimensions in {weight.spread(engine) for weight in weights}:
-            made.update(Made("sum", n, 8 * cost.numbers) for n in dimensions)
+            for n in dimensions:
+                made[Made("sum", n, 8 * cost.numbers)] += cost.sums
     return +made
 
 

@@ -29,6 +29,8 @@ def model_of(kind: str) -> nn.Module:
         return DistributedDataParallel(model)
     if kind == "fsdp2":
         fully_shard(model)
+    if kind == "ddp inside":
+        model[0] = DistributedDataParallel(model[0])
     return model
 
 
@@ -50,6 +52,14 @@ def test_ranks_that_attach_the_same_agree_at_once(pair: Pair, kind: str) -> None
     for words, seconds in pair.run(attach, kind, [plugins, plugins]):
         assert words == "agreed"
         assert seconds < 10
+
+
+def test_a_model_of_which_a_part_is_in_ddp_is_of_all_its_ranks(pair: Pair) -> None:
+    """They differed silently, and their weights drifted apart."""
+    for words, _ in pair.run(attach, "ddp inside", [["l1(0.1)"], ["l1(0.2)"]]):
+        assert "the ranks differ" in words
+    for words, _ in pair.run(attach, "ddp inside", [["l1(0.1)"], ["l1(0.1)"]]):
+        assert words == "agreed"
 
 
 DIFFERENCES = {

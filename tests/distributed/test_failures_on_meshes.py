@@ -22,6 +22,7 @@ import regplug
 from tests.helpers.meshes import data_and_model
 from tests.helpers.pair import Pair, WorkerError
 
+BACKWARD = "the backward pass of on_loss"
 PLACES = ("on_loss", "on_gradients", "before_step", "after_step")
 
 
@@ -54,6 +55,23 @@ class BadDay(regplug.Plugin):
         self._at("after_step", session)
 
 
+class BadGradient(regplug.Penalty):
+    """Fails on one rank in its third step, in the backward pass."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(0.1, delivery="loss")
+        self._rank, self._passes = rank, 0
+
+    def value(self, w: torch.Tensor) -> torch.Tensor:
+        return w.square().sum()
+
+    def gradient(self, w: torch.Tensor) -> torch.Tensor:
+        self._passes += w.numel() == 16  # of the first layer, which is whole here
+        if dist.get_rank() == self._rank and self._passes == 3:
+            raise ValueError("a bad day")
+        return 2 * w
+
+
 def fail(rank: int, folder: str, place: str, which: int, dies: bool) -> None:
     """Train until it fails, leave word of what this rank says and saw, and end."""
     dist.init_process_group("gloo")  # with its half an hour
@@ -63,11 +81,13 @@ def fail(rank: int, folder: str, place: str, which: int, dies: bool) -> None:
     fully_shard(model, mesh=mesh["dp"])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     # What comes after it communicates, and would be blamed for the lost connection.
-    bad = BadDay(place, which, dies=dies)
+    bad = BadGradient(which) if place == BACKWARD else BadDay(place, which, dies=dies)
     plugins = ["l1(0.1, delivery='loss')", bad, "group_lasso(0.1, delivery='step')"]
     try:
         with regplug.attach(model, optimizer, plugins) as session:
             while True:
+                if (place, rank, session.steps) == ("the loop", which, 2):
+                    raise ValueError("a bad day")
                 session.loss(model(torch.ones(2, 4)).square().mean()).backward()
                 optimizer.step()
                 optimizer.zero_grad()
@@ -94,8 +114,9 @@ def told_of(folder: Path, place: str, which: int, *, dies: bool = False) -> dict
 def check_names(folder: Path, place: str, which: int) -> None:
     told = told_of(folder, place, which)
     assert len(told) == 4
+    bad = "bad_gradient" if place == BACKWARD else "bad_day"
     for rank, words in told.items():
-        assert "PluginError: bad_day" in words
+        assert f"PluginError: {bad}" in words
         assert f"failed in {place} at step 2: ValueError: a bad day" in words
         if rank != which:
             assert f"rank {which} failed" in words
@@ -114,6 +135,21 @@ def test_a_plugin_that_fails_on_one_of_four_ends_the_others_with_rank_plugin_and
 @pytest.mark.parametrize("place", PLACES)
 def test_wherever_it_fails(tmp_path: Path, place: str, which: int) -> None:
     check_names(tmp_path, place, which)
+
+
+@pytest.mark.slow
+def test_a_backward_pass_that_fails_is_told_of(tmp_path: Path) -> None:
+    """Others were in a backward pass, too, whose plugin was blamed for the lost connection."""
+    check_names(tmp_path, BACKWARD, 1)
+
+
+@pytest.mark.slow
+def test_an_error_of_the_loop_itself_is_told_of(tmp_path: Path) -> None:
+    told = told_of(tmp_path, "the loop", 1)
+    assert told.pop(1) == "ValueError: a bad day <- NoneType"
+    assert len(told) == 3
+    for words in told.values():
+        assert "session 'regplug': rank 1 failed: ValueError: a bad day" in words
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ PLUGINS = [
     "l2_sp(linear(0.1, 0.5, steps=4), where='all')",
     "gradient_noise(0.1)",
     "l1(linear(0, 0.2, steps=4), delivery='proximal')",
+    "cpr(init='dependent', kappa=0.9, where='4.*')",
 ]
 
 
@@ -137,6 +138,8 @@ def test_what_each_rank_keeps_for_itself_comes_back_to_it_or_is_refused(
     saved = four.run(remembered, "2×2", str(tmp_path), False)
     assert saved[0] != saved[1]
     assert four.run(remembered, "2×2", str(tmp_path), True) == saved
+    for told in four.run(remembered, "4", str(tmp_path), True):
+        assert "is spread otherwise now" in told
     told = remembered(0, "1", str(tmp_path), True)
     assert "its part on each of 4 ranks" in told
     assert "regplug.like" in told

@@ -228,3 +228,32 @@ def states(rank: int, stage: int) -> list[bool]:
 def test_deepspeed_finds_its_states(pair: Pair, stage: int) -> None:
     for found in pair.run(states, stage):
         assert found == [True] * 6
+
+
+def parametrized(rank: int, stage: int) -> tuple[float, float, str]:
+    """Of a weight's norm and direction: their value as shown, and as it is."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    torch.manual_seed(0)
+    layer = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(6, 5))
+    model = torch.nn.Sequential(layer, torch.nn.Tanh(), torch.nn.Linear(5, 1))
+    engine = loops.started(
+        model=model,
+        optimizer=loops.OPTIMIZERS["sgd"](model.parameters()),
+        config=loops.config(stage),
+    )
+    with regplug.attach(engine, engine.optimizer, ["l1(0.1, where='0.*.original*')"]) as session:
+        engine.backward(engine(loops.batches(1)[0][rank::2]).square().mean())
+        engine.step()
+        shown, told = session.metrics()["l1/value"], session.describe()
+    own = [p for name, p in engine.module.named_parameters() if "original" in name]
+    trained = sum(safe_get_full_fp32_param(p).abs().sum().item() for p in own)
+    engine.destroy()
+    return shown, 0.1 * trained, told
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_figures_of_parametrized_weights_are_of_what_is_trained(pair: Pair, stage: int) -> None:
+    for shown, trained, told in pair.run(parametrized, stage):
+        assert shown == pytest.approx(trained, rel=1e-6)
+        assert "which are what is trained; metrics are of these" in told
