@@ -53,3 +53,27 @@ class StateError(RegplugError, ValueError):
 
 class UnsupportedError(RegplugError):
     """regplug knows that it can't be right here: a wrapper, an optimizer, a layout."""
+
+
+def failure(error: Exception, name: str, source: str, event: str, step: int) -> Exception:
+    """Return what to raise instead of an error of a plugin: it says who failed, where and when.
+
+    Args:
+        error: what the plugin raised.
+        name: the plugin's.
+        source: the distribution that the plugin comes from.
+        event: the hook that was called.
+        step: the step that it was called in.
+
+    >>> failure(KeyError("rate"), "ramp", "acme 1.0", "after_step", 7)
+    PluginError("ramp (acme 1.0) failed in after_step at step 7: KeyError: 'rate'")
+    """
+    # What regplug raises on purpose keeps its kind: a wrong argument stays a ValueError.
+    on_purpose = type(error).__module__ == RegplugError.__module__
+    said = str(error).removeprefix(f"{name}: ")
+    if on_purpose and event == "on_attach":
+        error.args = (f"{name}: {said}",)
+        return error
+    kind = type(error) if on_purpose else PluginError
+    what = said if on_purpose else f"{type(error).__name__}: {error}"
+    return kind(f"{name} ({source}) failed in {event} at step {step}: {what}")

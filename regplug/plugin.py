@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, overload
 
 from regplug.backend.marks import is_hook
-from regplug.errors import NeverSetError, PluginError, RegplugError, SpecError
+from regplug.errors import NeverSetError, SpecError, failure
 from regplug.installed import distribution_of, entry_name_of
 from regplug.schedules import Schedule, as_schedule, constant
 from regplug.strengths import ByPattern, StrengthLike, per_layer
@@ -32,7 +32,6 @@ from regplug.view import SessionView
 __all__ = [
     "Plugin",
     "Scheduled",
-    "failure",
     "failure_now",
     "session_of",
     "set_session",
@@ -293,23 +292,9 @@ class Plugin:
         }
 
 
-def failure(error: Exception, plugin: Plugin, event: str, step: int) -> Exception:
-    """Return what to raise instead of ``error``: it says who failed, where and when."""
-    # What regplug raises on purpose keeps its kind: a wrong argument stays a ValueError.
-    on_purpose = type(error).__module__ == RegplugError.__module__
-    said = str(error).removeprefix(f"{plugin.name}: ")
-    if on_purpose and event == "on_attach":
-        error.args = (f"{plugin.name}: {said}",)
-        return error
-    kind = type(error) if on_purpose else PluginError
-    what = said if on_purpose else f"{type(error).__name__}: {error}"
-    who = f"{plugin.name} ({plugin.source})"
-    return kind(f"{who} failed in {event} at step {step}: {what}")
-
-
 def failure_now(instance: Plugin, error: Exception, event: str) -> Exception:
-    """Return :func:`failure` at the step that a plugin is in."""
-    return failure(error, instance, event, instance._step)
+    """Return what to raise instead of ``error``, at the step that a plugin is in."""
+    return failure(error, instance.name, instance.source, event, instance._step)
 
 
 def set_steps(plugins: Iterable[Plugin], step: int) -> None:

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 
-from regplug.errors import RegplugError, SpecError
-from regplug.plugin import Plugin, failure, session_of, set_session, set_steps
+from regplug.errors import RegplugError, SpecError, failure
+from regplug.plugin import Plugin, session_of, set_session, set_steps
 from regplug.session.calls import Calls
 from regplug.session.states import States
 from regplug.view import SessionView
@@ -77,7 +77,8 @@ class Attachments:
         try:
             plugin.settle_patterns(session)
         except RegplugError as error:
-            raise failure(error, plugin, "on_attach", session.steps) from error
+            named = failure(error, plugin.name, plugin.source, "on_attach", session.steps)
+            raise named from error
 
     def release(self, session: SessionView, *, keep: bool) -> list[RegplugError]:
         """Let go of all, the last first, and return what failed. May be called again.

@@ -11,7 +11,8 @@ import torch
 from regplug.backend import stack
 from regplug.backend.gradmode import grad_off, grad_on
 from regplug.backend.precision import as_outside
-from regplug.plugin import Plugin, failure
+from regplug.errors import failure
+from regplug.plugin import Plugin
 from regplug.session import traced
 from regplug.session.contract import EVENTS, managed
 from regplug.view import SessionView
@@ -174,7 +175,9 @@ class Calls:
         Without ``plugin`` it is the one on the traceback: at no cost until it is needed.
         """
         plugin = plugin or self._culprit(error, event)
-        named = error if plugin is None else failure(error, plugin, event, session.steps)
+        named = error
+        if plugin is not None:
+            named = failure(error, plugin.name, plugin.source, event, session.steps)
         self._tell(named)
         if named is error:
             raise error
