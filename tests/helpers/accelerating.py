@@ -3,6 +3,8 @@
 import warnings
 from typing import Any
 
+_meshes: dict[Any, Any] = {}
+
 
 def forget_accelerate() -> None:
     """Let the next Accelerator be one of its own."""
@@ -40,7 +42,12 @@ def mesh_with(accelerator: Any, **sizes: int) -> Any:
 
     shard_with(accelerator)
     config = ParallelismConfig(**sizes)
+    key = tuple(sorted(sizes.items()))
+    # Its process groups stay, and each of them wakes up two hundred times a second.
+    if key not in _meshes:
+        _meshes[key] = config.get_device_mesh("cpu")
+    config.device_mesh = _meshes[key]
     accelerator.state.parallelism_config = config
-    accelerator.state.device_mesh = config.get_device_mesh("cpu")
+    accelerator.state.device_mesh = config.device_mesh
     config._validate_accelerator(accelerator)
     return accelerator.torch_device_mesh

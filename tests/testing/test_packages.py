@@ -32,7 +32,8 @@ def test_new_package_installs_and_passes_its_tests_as_it_is(tmp_path, packages):
     tested = run(sys.executable, "-m", "pytest", "-q", cwd=folder, env=env)
     assert tested.returncode == 0, tested.stdout + tested.stderr
     # One test for each check, and two of its own.
-    passed, skipped = 57, 3  # no proximal operator, no draws, nothing of its own to stop half-way
+    # No proximal operator, no draws, nothing of its own to stop half-way, no constraint.
+    passed, skipped = 56, 5
     assert f"{passed + 2} passed, {skipped} skipped" in tested.stdout
     assert passed + skipped == len(CHECKS)
 
@@ -139,8 +140,9 @@ def test_third_party_package_passes_the_exam(tmp_path, packages):
     assert {result["outcome"] for result in results} == {"passed", "skipped"}
     passed = {result["check"] for result in results if result["outcome"] == "passed"}
     skipped = set(CHECKS) - passed
-    # It has no proximal operator, and draws nothing at random.
-    assert skipped == {"proximal", "separable", "reproducible", "fresh-draws"}
+    # It has no proximal operator, draws nothing, attaches as every penalty, and is no constraint.
+    none = {"proximal", "reproducible", "fresh-draws", "stopped-attach", "projection"}
+    assert skipped == none
     tested = run(
         *(sys.executable, "-m", "pytest", "-q", "-k", "not TestLogSum"),
         *("tests",),
