@@ -20,6 +20,8 @@ __all__ = ["is_own", "place", "place_in", "place_of", "redirected"]
 # As faulthandler writes them, the innermost frame first.
 _FRAME = re.compile(r'^  File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<name>.+)$', re.MULTILINE)
 
+_THREADS = re.compile(r"^(?=(?:Current thread|Thread) 0x)", re.MULTILINE)
+
 # Code that is not the plugin's: the search for its place goes on outwards.
 _FOREIGN = (
     str(Path(regplug.__file__).parent) + os.sep,
@@ -51,7 +53,10 @@ def place(frames: Iterable[tuple[str, str, str]]) -> str | None:
 def place_in(path: str) -> str | None:
     """Return the plugin's place in what faulthandler wrote to a file, or None if it is empty."""
     text = Path(path).read_text(encoding="utf-8", errors="replace")
-    return place((f["file"], f["line"], f["name"]) for f in _FRAME.finditer(text))
+    # The thread that failed, if that is said, else the one that began: it is written last.
+    threads = _THREADS.split(text)
+    one = next((t for t in threads if t.startswith("Current thread")), threads[-1])
+    return place((f["file"], f["line"], f["name"]) for f in _FRAME.finditer(one))
 
 
 def place_of(error: BaseException) -> str | None:

@@ -40,4 +40,4 @@ def test_all_holds_with_the_oldest_pluggy_and_accelerate(checks: list[str], tmp_
     assert set(outcomes.values()) == {"passed"}, report["outcomes"]
     assert {*checks} | {"warnings"} <= set(outcomes)
     if "loops" in checks:
-        assert report["outcomes"]["loops"][1] == "17 plugins × 7 loops"
+        assert report["outcomes"]["loops"][1] == "22 plugins × 7 loops"

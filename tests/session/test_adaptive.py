@@ -157,7 +157,13 @@ def test_states_of_others_are_refused() -> None:
             session.load_state_dict(state)
 
 
-@pytest.mark.parametrize("plugin", [Norm(0.1), Drifting(0.01)], ids=["formula", "own state"])
+@pytest.mark.parametrize(
+    "plugin",
+    [
+        pytest.param(Norm(0.1), id="formula", marks=pytest.mark.slow),
+        pytest.param(Drifting(0.01), id="own state"),
+    ],
+)
 def test_it_sits_the_exam(plugin: Any) -> None:
     leave_out = ("ddp", "fsdp2", "ranks")  # the workers import no test
     checks = [c for c in regplug.testing.CHECKS if c not in leave_out]

@@ -137,7 +137,14 @@ def test_it_fails_nowhere_else(check, plugin, message):
     fails_there(plugin, check, message, CHECKS)
 
 
-@pytest.mark.parametrize("plugin", UNUSUAL)
+def few(plugins):
+    """Yield two that are quick to run, and the others for `make soak`."""
+    for plugin in plugins:
+        marks = () if plugin in plugins[:2] else pytest.mark.slow
+        yield pytest.param(plugin, marks=marks)
+
+
+@pytest.mark.parametrize("plugin", few(UNUSUAL))
 def test_unusual_plugins_that_are_right_pass(plugin):
     report = sat(plugin, MORE)
     assert report.passed, str(report)
@@ -155,7 +162,7 @@ def test_noise_of_the_ranks_own_streams_lets_replicas_drift_apart():
     assert report.failed_checks() == {"ranks"}, str(report)
 
 
-@pytest.mark.parametrize("plugin", RIGHT)
+@pytest.mark.parametrize("plugin", few(RIGHT))
 def test_what_looks_alike_and_is_right_passes(plugin):
     report = sat(made(plugin), CHECKS)
     assert report.passed, str(report)

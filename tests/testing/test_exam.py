@@ -46,13 +46,10 @@ def test_wrong_plugin_fails_in_its_check(check):
     assert not report.passed
 
 
-# A formula, a loss event and a memory; `make soak` has one for each check.
+# `make soak` has one for each check.
 @pytest.mark.parametrize(
     "check",
-    [
-        pytest.param(c, marks=() if c in ("gradient", "loss-event", "resume") else pytest.mark.slow)
-        for c in CHECKS
-    ],
+    [pytest.param(c, marks=() if c == "loss-event" else pytest.mark.slow) for c in CHECKS],
 )
 def test_wrong_plugin_fails_exactly_where_it_is_wrong(check):
     report = whole(WRONG[check])

@@ -46,7 +46,11 @@ def test_all_plugins_of_the_guide_are_examined(guide):
     assert found == set(EXAMINED)
 
 
-@pytest.mark.parametrize("name", EXAMINED)
+# A penalty and one with a memory; `make soak` has all.
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in ("Smooth", "Ramp") else pytest.mark.slow) for n in EXAMINED],
+)
 def test_plugin_of_the_guide_passes_the_exam(guide, name):
     report = check_plugin(getattr(guide, name)(0.05))
     assert report.passed, str(report)

@@ -1,6 +1,7 @@
 """Where processes can't be copied the exam is held in a new one, or in this one, and says so."""
 
 import sys
+import threading
 from functools import partial
 
 import pytest
@@ -92,8 +93,12 @@ def test_what_leaves_at_attach_is_a_failure_here_too(in_process):
     assert "it ends the process: SystemExit: no (at" in report.cause.message
 
 
-def test_what_never_ends_is_interrupted_here_too(in_process, monkeypatch):
+def test_what_never_ends_is_interrupted_here_too(in_process, monkeypatch, request):
     monkeypatch.setattr(desk, "SECONDS", 2.0)
+    ended = threading.Event()
+    other = threading.Thread(target=ended.wait)  # younger, and so told of first
+    other.start()
+    request.addfinalizer(ended.set)
     report = check_plugin(local(wrong_runs.NeverConverges), checks=["runs", "acts"])
     assert report.failed_checks() == {"runs"}, str(report)
     assert "it did not come to an end within 2 s" in report.cause.message
