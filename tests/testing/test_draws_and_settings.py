@@ -144,7 +144,7 @@ def few(plugins):
         yield pytest.param(plugin, marks=marks)
 
 
-@pytest.mark.parametrize("plugin", few(UNUSUAL))
+@pytest.mark.parametrize("plugin", list(few(UNUSUAL)))
 def test_unusual_plugins_that_are_right_pass(plugin):
     report = sat(plugin, MORE)
     assert report.passed, str(report)
@@ -162,7 +162,7 @@ def test_noise_of_the_ranks_own_streams_lets_replicas_drift_apart():
     assert report.failed_checks() == {"ranks"}, str(report)
 
 
-@pytest.mark.parametrize("plugin", few(RIGHT))
+@pytest.mark.parametrize("plugin", list(few(RIGHT)))
 def test_what_looks_alike_and_is_right_passes(plugin):
     report = sat(made(plugin), CHECKS)
     assert report.passed, str(report)
