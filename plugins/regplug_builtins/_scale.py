@@ -9,7 +9,7 @@ import torch
 from regplug import HALVES, Selective, SessionView
 from regplug.errors import RegplugError, SpecError, StateError
 
-__all__ = ["SCALES", "Scale", "rounds_away"]
+__all__ = ["SCALES", "Scale", "is_elsewhere", "rounds_away"]
 
 SCALES = ("lr", "schedule", "none", "lr_squared")
 
@@ -103,12 +103,7 @@ class Scale:
             )
 
     def _warn_of_more(self, lr: Any, reference: float, index: int) -> None:
-        # To ask a tensor elsewhere would be to wait for it.
-        if (
-            self._warned
-            or self.reference is not None
-            or (isinstance(lr, torch.Tensor) and not lr.is_cpu)
-        ):
+        if self._warned or self.reference is not None or is_elsewhere(lr):
             return
         if float(lr) > reference * (1 + 1e-6):
             self._warned = True
@@ -184,8 +179,16 @@ class Scale:
         return [f"{line} (group {', '.join(map(str, of))})" for line, of in lines.items()]
 
 
-def rounds_away(name: str, weights: Sequence[torch.Tensor], decay: float) -> bool:
+def is_elsewhere(number: Any) -> bool:
+    """Whether to ask for a number would be to wait for a device."""
+    return isinstance(number, torch.Tensor) and not number.is_cpu
+
+
+def rounds_away(name: str, weights: Sequence[torch.Tensor], decay: Any) -> bool:
     """Return whether a decay changes nothing in weights of half precision, and warn of it."""
+    if is_elsewhere(decay):
+        return False
+    decay = float(decay)
     for dtype in {w.dtype for w in weights} & HALVES:
         # Neighbours of w are at least eps/2·|w| apart: what is below half of that is lost.
         if 0 < decay < torch.finfo(dtype).eps / 4:

@@ -10,7 +10,7 @@ from regplug import HALVES, Elementwise, Scheduled, SessionView, hookimpl, local
 from regplug.schedules import ScheduleLike
 from regplug_builtins._anchored import Anchored
 from regplug_builtins._existing import Existing
-from regplug_builtins._scale import Scale, rounds_away
+from regplug_builtins._scale import Scale, is_elsewhere, rounds_away
 
 __all__ = ["DecayToStart"]
 
@@ -121,10 +121,10 @@ class DecayToStart(Anchored):
                 continue
             decay = self._scale.of(session, index, strength)
             if self._coarse:
-                self._coarse = not rounds_away(self.name, weights, float(decay))  # once is enough
+                self._coarse = not rounds_away(self.name, weights, decay)  # once is enough
             anchors = [self._anchors[self._names[id(w)]] for w in weights]
             columns = [list(map(local, weights)), list(map(local, anchors))]
-            if isinstance(decay, torch.Tensor) and not decay.is_cpu:
+            if is_elsewhere(decay):
                 self._run(_pulled, *columns, scalars=[decay])
             else:
                 self._run(partial(_pulled, decay=float(decay)), *columns)

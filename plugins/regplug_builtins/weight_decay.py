@@ -22,7 +22,7 @@ from regplug import (
 from regplug.schedules import ScheduleLike, constant
 from regplug_builtins._existing import Existing
 from regplug_builtins._left import hears, taking
-from regplug_builtins._scale import Scale, rounds_away
+from regplug_builtins._scale import Scale, is_elsewhere, rounds_away
 
 __all__ = ["WeightDecay"]
 
@@ -169,7 +169,7 @@ class WeightDecay(Selective):
             self._run = Elementwise(self.name, session.kernels)
         for weights, earlier, decay in before:
             assert self._run is not None
-            if isinstance(decay, torch.Tensor) and not decay.is_cpu:
+            if is_elsewhere(decay):
                 self._run(_cautious, weights, earlier, scalars=[decay])
             else:
                 self._run(partial(_cautious, decay=float(decay)), weights, earlier)
@@ -217,7 +217,7 @@ class WeightDecay(Selective):
             else:
                 decay = self._scale.of(session, index, strength)
             if self._coarse:
-                self._coarse = not rounds_away(self.name, weights, float(decay))  # once is enough
+                self._coarse = not rounds_away(self.name, weights, decay)  # once is enough
             if index in self._handed and self._lends(session, index, weights, strength):
                 continue
             parts = [local(w) for w in weights]

@@ -15,6 +15,11 @@ import regplug
 PENALTIES = ["l1", "l2", "elastic_net", "group_lasso", "l2_sp", "orthogonal", "spectral_norm"]
 NO_PROXIMAL = ("orthogonal", "spectral_norm")
 NO_GRADIENT = ("orthogonal",)  # but by autograd
+DECAYS = [
+    *("decay_to_start(0.1)", "decay_to_start(0.1, scale='lr_squared')"),
+    "weight_decay(0.1, existing='replace', scale='schedule')",
+    "weight_decay(0.1, existing='replace')",
+]
 SPECS = [
     f"{name}({'0.1, 0.1' if name == 'elastic_net' else '0.1'}, delivery={delivery!r})"
     for name in PENALTIES
@@ -24,8 +29,8 @@ SPECS = [
 ] + [
     "l1(linear(0.1, 0.2, steps=3), delivery='proximal')",
     "group_lasso(0.1, groups='columns', delivery='proximal')",
-    "weight_decay(0.1, existing='replace')",
     "weight_decay(0.1, existing='replace', cautious=True)",
+    *DECAYS,
     *("max_norm(0.5)", "max_norm(0.5, groups='columns')", "unit_norm()", "non_negative()"),
     *("l1_ball(0.5)", "l1_ball(0)", "l1_ball(1000)", "hard_threshold(0.5)", "hard_threshold(0)"),
     "dropout(linear(0.5, 0.1, steps=4))",
@@ -51,6 +56,11 @@ ALWAYS = {
     *("_linalg_eigh", "linalg_eigvalsh", "_linalg_svd", "_linalg_det", "linalg_qr"),
     *("linalg_inv_ex", "linalg_cholesky_ex", "linalg_lstsq", "repeat_interleave"),
 }
+
+
+def with_rate_there(parameters):
+    """An optimizer whose learning rate the host does not know."""
+    return torch.optim.SGD(parameters, lr=Narrow(torch.tensor(0.1, device="cpu")))
 
 
 def waits(function, args, kwargs, here):
@@ -119,13 +129,13 @@ def watched(seen):
         narrow_device.watcher = None
 
 
-def run(spec, make):
+def run(spec, make, dtype=torch.float32):
     torch.manual_seed(0)
     model = Net()
     model.StochasticDepth = StochasticDepth()
     for layer in (model.first, model.second, model.wide):
         for name, p in list(layer._parameters.items()):
-            layer._parameters[name] = nn.Parameter(Narrow(p.detach().clone()))
+            layer._parameters[name] = nn.Parameter(Narrow(p.detach().to(dtype, copy=True)))
     optimizer = make(model.parameters())
     seen = set()
     in_loss = "'loss'" in spec or "activity" in spec
@@ -133,10 +143,10 @@ def run(spec, make):
         for _ in range(3):
             # Such a device has no backward pass.
             for p in model.parameters():
-                p.grad = Narrow(torch.ones(p.shape, device="cpu"))
+                p.grad = Narrow(torch.ones(p.shape, dtype=dtype, device="cpu"))
             with watched(seen):
                 with torch.no_grad():
-                    loss = model(Narrow(torch.ones(3, 6, device="cpu")))
+                    loss = model(Narrow(torch.ones(3, 6, dtype=dtype, device="cpu")))
                     loss = session.loss(loss) if in_loss else loss
                 if not in_loss:
                     optimizer.step()
@@ -153,6 +163,8 @@ if __name__ == "__main__":
             for spec in SPECS:
                 if name in ("SGD", "Adam", "capturable") or "proximal" in spec:
                     told[f"{spec}, {name}"] = sorted(run(spec, make))
+        for spec in DECAYS:
+            told[f"{spec}, a rate there"] = sorted(run(spec, with_rate_there, torch.bfloat16))
         seen = set()  # it does see what it looks for
         x = Narrow(torch.ones(3, device="cpu"))
         tried = [lambda: x.sum().item(), lambda: x[x > 0], lambda: bool((x > 0).all())]
