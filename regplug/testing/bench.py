@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -123,6 +123,10 @@ class Setup:
     def regime(self) -> str:
         """The delivery, or that there is none to choose."""
         return self.delivery or "as given"
+
+    def but(self, **values: Any) -> "Setup":
+        """Return the same with other values of some attributes."""
+        return replace(self, values={**self.values, **values})
 
     def make(self) -> Plugin:
         """Return a new instance."""

@@ -28,6 +28,7 @@ __all__ = [
     "Paper",
     "answers",
     "attachable",
+    "message_of",
     "own_settings",
     "serve",
 ]
@@ -99,7 +100,7 @@ def answers(subject: Subject, check: Check) -> Iterator[str | Answer]:
         yield Answer(EVERYWHERE, "skipped", str(why))
         return
     except BaseException as error:
-        yield Answer(EVERYWHERE, "failed", _message(error))
+        yield Answer(EVERYWHERE, "failed", message_of(error))
         return
     for regime, run in cases:
         yield regime
@@ -108,12 +109,13 @@ def answers(subject: Subject, check: Check) -> Iterator[str | Answer]:
         except Skip as why:
             yield Answer(regime, "skipped", str(why))
         except BaseException as error:
-            yield Answer(regime, "failed", _message(error))
+            yield Answer(regime, "failed", message_of(error))
         else:
             yield Answer(regime, "passed")
 
 
-def _message(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
+    """Return what a report says of an error that came out of a plugin."""
     if isinstance(error, Failure | ProcessesError):
         return str(error)
     at = place_of(error)
@@ -178,7 +180,7 @@ def serve(paper: Paper, pipe: Any, trace: Any, seconds: float) -> None:
             except Exception as error:
                 _send(pipe, "refused", _sendable(error))
             except BaseException as error:
-                _send(pipe, "ends", _message(error))
+                _send(pipe, "ends", message_of(error))
             finally:
                 faulthandler.cancel_dump_traceback_later()
 

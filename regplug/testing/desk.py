@@ -26,12 +26,13 @@ from regplug.testing.candidate import (
     Paper,
     answers,
     attachable,
+    message_of,
     own_settings,
     serve,
 )
 from regplug.testing.forking import forks
 from regplug.testing.interrupting import TooLong, interrupted_after
-from regplug.testing.places import place_in, place_of, redirected
+from regplug.testing.places import place_in, redirected
 from regplug.testing.processes import ProcessesError, start_processes
 from regplug.testing.registry import registered
 
@@ -236,8 +237,7 @@ class _Here(Desk):
         except TooLong:
             raise Ended(self._too_long()) from None
         except SystemExit as error:
-            said = f"it ends the process: SystemExit: {error} (at {place_of(error)})"
-            raise Ended(said) from error
+            raise Ended(message_of(error)) from error
 
     def ask(self, check: str) -> Iterator[Answer]:
         regime = EVERYWHERE

@@ -1,6 +1,6 @@
 """Check of schedules: each is followed step by step."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -20,7 +20,6 @@ from regplug.testing.moments import (
     alike,
     moment,
     moments,
-    with_value,
 )
 from regplug.testing.recipe import scheduled_name
 from regplug.testing.registry import Case, check
@@ -90,7 +89,16 @@ def _follows(
         )
 
 
-def _ahead(subject: Subject, setup: Setup, attribute: Scheduled) -> int:
+def _with_change(subject: Subject, setup: Setup, attribute: Scheduled) -> list[Moment]:
+    """Return the moments of a run in which a schedule goes from one number to another."""
+    first, second = odd_numbers(subject, attribute)
+    scheduled = schedules.piecewise({0: first, CHANGE: second})
+    return moments(subject.rig(setup.but(**{attribute.name: scheduled})))
+
+
+def _ahead(
+    subject: Subject, constant: list[Moment], with_change: Callable[[], list[Moment]]
+) -> int:
     """Return by how many steps it is right to be early.
 
     What puts weights somewhere after a step does that for the next one, and may go by its value.
@@ -99,25 +107,19 @@ def _ahead(subject: Subject, setup: Setup, attribute: Scheduled) -> int:
         return 0
     if any(subject.implements(hook) for hook in ("on_loss", "on_gradients", "before_step")):
         return 0
-    first, second = odd_numbers(subject, attribute)
-    constant = acting(subject, setup, attribute.name, first)
-    scheduled = schedules.piecewise({0: first, CHANGE: second})
-    found = moments(subject.rig(with_value(setup, attribute.name, scheduled)))
-    numbers, weights = found[CHANGE - 1]
     # What modules are set to is another matter: that is what the step itself has.
-    is_early = not alike((numbers, constant[CHANGE - 1][1]), (numbers, weights), 1e-9)
-    return int(is_early)
+    (_, before), (_, weights) = constant[CHANGE - 1], with_change()[CHANGE - 1]
+    return int(not alike(({}, before), ({}, weights), 1e-9))
 
 
 def _changes(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
     first, second = odd_numbers(subject, attribute)
     constant = acting(subject, setup, attribute.name, first)
-    scheduled = schedules.piecewise({0: first, CHANGE: second})
-    found = moments(subject.rig(with_value(setup, attribute.name, scheduled)))
-    ahead = _ahead(subject, setup, attribute)
+    found = _with_change(subject, setup, attribute)
+    ahead = _ahead(subject, constant, lambda: found)
     _follows(constant, found, attribute.name, first, second, ahead)
     if isinstance(subject.plugin, Penalty):
-        rig = subject.rig(with_value(setup, attribute.name, first)).move()
+        rig = subject.rig(setup.but(**{attribute.name: first})).move()
         for step in range(CHANGE):
             rig.step(step)
         setattr(rig.plugin, attribute.name, second)
@@ -134,9 +136,9 @@ def _off_and_on(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
     assert off is not None
     constant = acting(subject, setup, attribute.name, first)
     waking = schedules.piecewise({0: off, 1: first, CHANGE: off, CHANGE + 1: first})
-    rig = subject.rig(with_value(setup, attribute.name, waking)).move()
-    silent = subject.rig(with_value(setup, attribute.name, off))
-    ahead = _ahead(subject, setup, attribute)
+    rig = subject.rig(setup.but(**{attribute.name: waking})).move()
+    silent = subject.rig(setup.but(**{attribute.name: off}))
+    ahead = _ahead(subject, constant, partial(_with_change, subject, setup, attribute))
     for step in range(CHANGE + 2):
         is_off = waking(step + ahead) == off
         start = rig.snapshot().weights

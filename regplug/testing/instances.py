@@ -71,14 +71,14 @@ def _second(subject: Subject, setup: Setup) -> None:
 
 
 def _by_turns(subject: Subject, setup: Setup) -> None:
-    others = dict(setup.values)
+    others = {}
     mapped = subject.plugin.mappings
     # Strengths by pattern are halved one by one.
     halved = subject.by_pattern(subject.steady(), lambda value: value / 2) if mapped else {}
     for name, attribute in subject.scheduled.items():
         half = halved[name] if name in mapped else max(setup.values[name] / 2, attribute.low)
         others[name] = half
-    setups = [setup, Setup(setup.source, setup.delivery, others)]
+    setups = [setup, setup.but(**others)]
     alone = [subject.rig(each).run(3) for each in setups]
     once_more = subject.rig(setups[0]).run(3)
     if difference(once_more, alone[0], rtol=0, atol=0) is not None:
@@ -107,7 +107,7 @@ def _together(subject: Subject, setup: Setup) -> None:
     """What two bring to a gradient is the sum of what each brings."""
     strengths = [{k: f * x for k, x in subject.plugin.strengths().items()} for f in (1.0, 0.6)]
     one, other = (
-        Setup(setup.source, setup.delivery, {**setup.values, **values, "name": name})
+        setup.but(**values, name=name)
         for name, values in zip(("first", "second"), strengths, strict=True)
     )
     second = other.make()

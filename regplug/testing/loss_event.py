@@ -83,11 +83,9 @@ def _term(subject: Subject, setup: Setup) -> None:
 
 def _is_off(subject: Subject, setup: Setup, number: float) -> None:
     """A loss that comes back larger is seen where the plugin is turned off: then it is the loss."""
-    off = {name: a.off for name, a in subject.scheduled.items() if a.off is not None}
-    if not off:
+    if not subject.off:
         return
-    silent = Setup(setup.source, setup.delivery, {**setup.values, **subject.by_pattern(off)})
-    term = _term_at(subject.rig(silent), number)
+    term = _term_at(subject.rig(setup.but(**subject.by_pattern(subject.off))), number)
     if abs(term - number) <= 1e-9 * number:
         raise Failure(
             f"turned off, its term is {term:.6g}, which is the loss: on_loss returns what is added "

@@ -8,7 +8,7 @@ import torch
 from regplug.testing.bench import Rig, Setup
 from regplug.testing.subject import Skip, Subject
 
-__all__ = ["CHANGE", "READ", "Moment", "acting", "alike", "moment", "moments", "with_value"]
+__all__ = ["CHANGE", "READ", "Moment", "acting", "alike", "moment", "moments"]
 
 # The numbers that modules have in a step, and the weights after it.
 Moment = tuple[Mapping[str, float], Mapping[str, torch.Tensor]]
@@ -42,18 +42,13 @@ def alike(one: Moment, other: Moment, rtol: float = 0.0) -> bool:
     return all(torch.equal(weights_2[name], w) for name, w in weights.items())
 
 
-def with_value(setup: Setup, name: str, value: Any) -> Setup:
-    """Return a setup with one attribute set otherwise."""
-    return Setup(setup.source, setup.delivery, {**setup.values, name: value})
-
-
 def acting(subject: Subject, setup: Setup, name: str, value: Any) -> list[Moment]:
     """Return the moments of a run with an attribute set to a value.
 
     Raises:
         Skip: they are those of a run without the plugin.
     """
-    constant = moments(subject.rig(with_value(setup, name, value)))
+    constant = moments(subject.rig(setup.but(**{name: value})))
     plain = moments(subject.rig(None))
     if all(alike(one, other) for one, other in zip(constant, plain, strict=True)):
         raise Skip("it changed nothing here")

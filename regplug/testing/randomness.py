@@ -3,6 +3,7 @@
 import random
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -82,16 +83,11 @@ def _not_seeded(subject: Subject, setup: Setup) -> None:
 
 
 def _left_alone(subject: Subject, setup: Setup) -> None:
-    off = {
-        name: attribute.off
-        for name, attribute in subject.scheduled.items()
-        if attribute.off is not None
-    }
     may_draw = subject.plugin.stochastic
     plain = _lived(subject, None, 13)
     runs = [(setup, ["Python's", "numpy's"] if may_draw else list(plain[0]), "")]
-    if may_draw and off:
-        turned_off = Setup(setup.source, setup.delivery, off)
+    if may_draw and subject.off:
+        turned_off = replace(setup, values=subject.off)
         runs.append((turned_off, list(plain[0]), "turned off, "))
     for each, watched, how in runs:
         for moment, (a, b) in enumerate(zip(_lived(subject, each, 13), plain, strict=True)):

@@ -63,7 +63,7 @@ def state(subject: Subject) -> Iterable[Case]:
 
 
 def _named(setup: Setup, name: str) -> Plugin:
-    return Setup(setup.source, setup.delivery, {**setup.values, "name": name}).make()
+    return setup.but(name=name).make()
 
 
 def _through_file(saved: dict[str, Any]) -> dict[str, Any]:

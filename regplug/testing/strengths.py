@@ -17,7 +17,6 @@ from regplug.testing.moments import (
     alike,
     moment,
     moments,
-    with_value,
 )
 from regplug.testing.recipe import scheduled_name
 from regplug.testing.registry import Case, check
@@ -73,7 +72,7 @@ def _set(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
     """What is set on an instance before attach is as good as what the constructor was given."""
     first, second = odd_numbers(subject, attribute)
     one = acting(subject, setup, attribute.name, first)
-    other = moments(subject.rig(with_value(setup, attribute.name, second)))
+    other = moments(subject.rig(setup.but(**{attribute.name: second})))
     if all(alike(a, b) for a, b in zip(one, other, strict=True)):
         raise Failure(
             f"with {attribute.name} = {first:g} it does to the bit what it does with {second:g}: "
@@ -88,7 +87,7 @@ def _set(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
             "strength; bring λ in afterwards"
         )
     if attribute.off == 0 and not _is_share(attribute, one, other):
-        little = moments(subject.rig(with_value(setup, attribute.name, first * 1.00001)))
+        little = moments(subject.rig(setup.but(**{attribute.name: first * 1.00001})))
         if all(alike(a, b) for a, b in zip(one, little, strict=True)):
             raise Failure(
                 f"with {attribute.name} = {first:.8g} and {first * 1.00001:.8g} it does the "
@@ -137,7 +136,7 @@ def _hardly_differ(one: list[Moment], other: list[Moment], plain: list[Moment]) 
 def _set_later(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
     first, second = odd_numbers(subject, attribute)
     constant = acting(subject, setup, attribute.name, first)
-    rig = subject.rig(with_value(setup, attribute.name, first)).move()
+    rig = subject.rig(setup.but(**{attribute.name: first})).move()
     found = []
     for step in range(len(constant)):
         if step == CHANGE:

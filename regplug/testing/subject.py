@@ -125,6 +125,11 @@ class Subject:
         }
 
     @cached_property
+    def off(self) -> dict[str, float]:
+        """What turns it off, by attribute; empty where nothing does."""
+        return {name: a.off for name, a in self.scheduled.items() if a.off is not None}
+
+    @cached_property
     def deliveries(self) -> list[str | None]:
         """The deliveries that a penalty can be given; None alone for other plugins."""
         if not isinstance(self.plugin, Penalty):
@@ -204,8 +209,7 @@ class Subject:
             names: of which scheduled attributes; None for all.
         """
         loud = {n: v for n, v in self._loud().items() if names is None or n in names}
-        values = {**setup.values, **self.by_pattern(loud, change)}
-        return Setup(setup.source, setup.delivery, values)
+        return setup.but(**self.by_pattern(loud, change))
 
     def only(self, setup: Setup, where: str) -> Setup:
         """Return a setup that covers nothing but ``where``, with one strength for all of it.
@@ -213,7 +217,7 @@ class Subject:
         Of strengths by pattern, those of other weights would have nothing left to match.
         """
         alike = {key: self.steady()[key] for key in self.plugin.mappings}
-        return Setup(setup.source, setup.delivery, {**setup.values, **alike, "where": where})
+        return setup.but(**alike, where=where)
 
     def moments(self, setup: Setup) -> Iterator[Setup]:
         """Yield a setup, and the same with the values that its schedules come to later.

@@ -65,11 +65,7 @@ def every_batch(subject: Subject) -> Iterable[Case]:
 @check("zero-strength", after=("strength", "adds"))
 def zero_strength(subject: Subject) -> Iterable[Case]:
     """Turned off, it leaves the very bits that a loop without it leaves."""
-    off = {
-        name: attribute.off
-        for name, attribute in subject.scheduled.items()
-        if attribute.off is not None
-    }
+    off = subject.off
     if not off:
         raise Skip("it has no scheduled attribute with a value that turns it off")
 
