@@ -52,16 +52,15 @@ def noisy(tmp_path_factory):
     return {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
 
 
+def sit(command, env):
+    return subprocess.run(
+        command, env=env, capture_output=True, text=True, check=False, timeout=300
+    )
+
+
 def test_json_stays_json_whatever_a_plugin_prints(noisy):
     command = [sys.executable, "-m", "regplug", "check", "noisy(1e-3)", "--json"]
-    done = subprocess.run(
-        [*command, "--only", "runs,acts,dtype,ddp"],
-        env=noisy,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    done = sit([*command, "--only", "runs,acts,dtype,ddp"], noisy)
     results = json.loads(done.stdout)
     assert {result["exam"] for result in results} == {2}
     assert {result["check"] for result in results} == {"runs", "acts", "dtype", "ddp"}
@@ -87,14 +86,7 @@ def test_json_stays_json_where_processes_can_not_be_copied(noisy, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(IN_A_NEW_PROCESS, "utf-8")
     command = [sys.executable, str(script), "check", "noisy(1e-3)", "--json"]
-    done = subprocess.run(
-        [*command, "--only", "runs,acts,ddp"],
-        env=noisy,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    done = sit([*command, "--only", "runs,acts,ddp"], noisy)
     assert {r["outcome"] for r in json.loads(done.stdout)} == {"passed"}
     assert done.returncode == 0, done.stdout
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -14,7 +15,11 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+import regplug
 from tests.helpers.meshes import data_and_model, mesh_of
+from tests.helpers.penalties import Remembers
+
+Keep: TypeAlias = "Callable[[regplug.Session, int, str], object]"
 
 PARTS = {"2×2": 2, "4": 4, "1": 1}
 """Of each batch, by how the net is spread."""
@@ -57,6 +62,27 @@ def take(model: Any, optimizer: Any, session: Any, steps: range, rank: int, part
         optimizer.zero_grad()
         session.loss(model(batch(step, rank, parts)).square().mean()).backward()
         optimizer.step()
+
+
+def remembered(rank: int, how: str, save: Keep | None, load: Keep | None) -> Any:
+    """Return what a plugin keeps that has its part as a plain tensor, other on each rank.
+
+    Either it is trained and then saved, or it is loaded; if that is refused, what was said.
+    """
+    model = make()
+    spread(model, how)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    plugin = Remembers()
+    with regplug.attach(model, optimizer, [plugin]) as session:
+        if load is not None:
+            try:
+                load(session, rank, how)
+            except Exception as error:  # torch wraps it on several ranks
+                return str(error)
+        if save is not None:
+            take(model, optimizer, session, range(2), rank * PARTS[how] // 4, PARTS[how])
+            save(session, rank, how)
+        return {name: part.tolist() for name, part in plugin._sums.items()}
 
 
 def weights_of(model: nn.Module) -> dict[str, Any]:

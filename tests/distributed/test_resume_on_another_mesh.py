@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 import regplug
-from regplug.errors import StateError
 from regplug.integrations.checkpoint import stateful
 from regplug.session import accelerate
-from tests.distributed.spreading import PARTS, make, same, spread, take, weights_of
+from tests.distributed.spreading import PARTS, make, remembered, same, spread, take, weights_of
 from tests.helpers.meshes import mesh_of
 from tests.helpers.pair import Pair
-from tests.helpers.penalties import Remembers
 
 PLUGINS = [
     "l2_sp(0.1, where='all')",
@@ -37,11 +36,11 @@ def run(rank: int, how: str, steps: range, folder: str, load: bool, save: bool) 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, foreach=False)
     with regplug.attach(model, optimizer, PLUGINS) as session:
         if load:
-            accelerate.read(folder, session, rank, RANKS[how], "cpu")
+            read(folder, session, rank, how)
             assert session.steps == steps.start
         take(model, optimizer, session, steps, rank * PARTS[how] // 4, PARTS[how])
         if save:
-            accelerate.write(folder, session, rank, RANKS[how])
+            write(folder, session, rank, how)
         figures = session.metrics()
     weights = weights_of(model)
     if save and rank == 0:
@@ -62,29 +61,20 @@ def test_a_run_goes_on_on_another_mesh(four: Pair, tmp_path: Path, first: str, t
         same(found, wanted)
 
 
-def remembered(rank: int, how: str, folder: str, load: bool) -> Any:
-    """A plugin that keeps its part as a plain tensor, other on each rank."""
-    model = make()
-    spread(model, how)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    plugin = Remembers()
-    with regplug.attach(model, optimizer, [plugin]) as session:
-        if load:
-            try:
-                accelerate.read(folder, session, rank, RANKS[how], "cpu")
-            except StateError as error:
-                return str(error)
-        else:
-            take(model, optimizer, session, range(2), rank * PARTS[how] // 4, PARTS[how])
-            accelerate.write(folder, session, rank, RANKS[how])
-        return {name: part.tolist() for name, part in plugin._sums.items()}
+def write(folder: str, session: Any, rank: int, how: str) -> None:
+    accelerate.write(folder, session, rank, RANKS[how])
+
+
+def read(folder: str, session: Any, rank: int, how: str) -> None:
+    accelerate.read(folder, session, rank, RANKS[how], "cpu")
 
 
 def test_a_part_does_not_come_back_to_a_rank_that_has_another(four: Pair, tmp_path: Path) -> None:
     """As many ranks as before, of another mesh: the parts have the same shapes there."""
-    saved = four.run(remembered, "2×2", str(tmp_path), False)
-    assert four.run(remembered, "2×2", str(tmp_path), True) == saved
-    for told in four.run(remembered, "4", str(tmp_path), True):
+    save, load = partial(write, str(tmp_path)), partial(read, str(tmp_path))
+    saved = four.run(remembered, "2×2", save, None)
+    assert four.run(remembered, "2×2", None, load) == saved
+    for told in four.run(remembered, "4", None, load):
         assert "sharded otherwise over 4 ranks" in told
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.distributed.tensor import DTensor
 import regplug
 from regplug.errors import StateError
 from regplug.integrations.checkpoint import stateful
-from tests.distributed.spreading import PARTS, make, same, spread, take, weights_of
+from tests.distributed.spreading import PARTS, make, remembered, same, spread, take, weights_of
 from tests.helpers.pair import Pair
 from tests.helpers.penalties import Remembers
 
@@ -114,33 +115,24 @@ def test_each_rank_writes_its_part_alone(four: Pair) -> None:
     assert all(size < 4000 for rank in ranks for *_, size in rank)
 
 
-def remembered(rank: int, how: str, folder: str, load: bool) -> Any:
-    """A plugin that keeps its part as a plain tensor, other on each rank."""
-    model = make()
-    spread(model, how)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    plugin = Remembers()
-    with regplug.attach(model, optimizer, [plugin]) as session:
-        if load:
-            try:
-                checkpoint.load({"regplug": stateful(session)}, checkpoint_id=folder)
-            except Exception as error:  # torch wraps it on several ranks
-                return str(error)
-        else:
-            take(model, optimizer, session, range(2), rank * PARTS[how] // 4, PARTS[how])
-            checkpoint.save({"regplug": stateful(session)}, checkpoint_id=folder)
-        return {name: part.tolist() for name, part in plugin._sums.items()}
+def save(folder: str, session: Any, rank: int, how: str) -> None:
+    checkpoint.save({"regplug": stateful(session)}, checkpoint_id=folder)
+
+
+def load(folder: str, session: Any, rank: int, how: str) -> None:
+    checkpoint.load({"regplug": stateful(session)}, checkpoint_id=folder)
 
 
 def test_what_each_rank_keeps_for_itself_comes_back_to_it_or_is_refused(
     four: Pair, tmp_path: Path
 ) -> None:
-    saved = four.run(remembered, "2×2", str(tmp_path), False)
+    saves, loads = partial(save, str(tmp_path)), partial(load, str(tmp_path))
+    saved = four.run(remembered, "2×2", saves, None)
     assert saved[0] != saved[1]
-    assert four.run(remembered, "2×2", str(tmp_path), True) == saved
-    for told in four.run(remembered, "4", str(tmp_path), True):
+    assert four.run(remembered, "2×2", None, loads) == saved
+    for told in four.run(remembered, "4", None, loads):
         assert "is spread otherwise now" in told
-    told = remembered(0, "1", str(tmp_path), True)
+    told = remembered(0, "1", None, loads)
     assert "its part on each of 4 ranks" in told
     assert "regplug.like" in told
 

@@ -9,6 +9,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 
+# Whatever has public names; beside these the integrations, of which most import other packages.
+MODULES = (
+    *("regplug", "regplug.doctor", "regplug.errors", "regplug.hookspecs", "regplug.report"),
+    *("regplug.schedules", "regplug.testing", "regplug.testing.strategies", "regplug.tune"),
+    "regplug_builtins",
+)
+
 FLAGS = re.DOTALL | re.MULTILINE
 FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$", FLAGS)
 SHOWN = ("text", "console")

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 import regplug
 from regplug import errors
 from tests.helpers.pair import Pair
-from tests.house.pages import DOCS, ROOT, Block, Page, page, pages
+from tests.house.pages import DOCS, MODULES, ROOT, Block, Page, page, pages
 
 PAGES = {each.name: each for each in pages()}
 # Run as modules or files of their own, by tests of their own.
@@ -26,22 +26,8 @@ ELSEWHERE = {
     "docs/one_file.md": "tests/house/test_author_pages.py",
     "docs/scores.md": "tests/scores/test_scores.py",
 }
-PUBLIC = (
-    "regplug",
-    "regplug.doctor",
-    "regplug.errors",
-    "regplug.hookspecs",
-    *(
-        f"regplug.integrations.{path.stem}"
-        for path in (ROOT / "regplug" / "integrations").glob("[a-z]*.py")
-    ),
-    "regplug.report",
-    "regplug.schedules",
-    "regplug.testing",
-    "regplug.testing.strategies",
-    "regplug.tune",
-    "regplug_builtins",
-)
+INTEGRATIONS = sorted((ROOT / "regplug" / "integrations").glob("[a-z]*.py"))
+PUBLIC = (*MODULES, *(f"regplug.integrations.{path.stem}" for path in INTEGRATIONS))
 # The last ones are directives, which building the site checks.
 CHECKED = ("python", "console", "yaml", "{eval-rst}", "{include}", "{toctree}")
 FIRST = next(block for block in page("start.md").blocks if block.language == "python")
