@@ -24,7 +24,7 @@ from regplug.kernels.pieces import (
 if TYPE_CHECKING:
     from regplug.backend.update_rules import UpdateRule
 
-__all__ = ["apply_elementwise_steps", "apply_one_step", "states_of"]
+__all__ = ["apply_elementwise_steps", "apply_one_step"]
 
 
 def apply_one_step(
@@ -85,7 +85,7 @@ def apply_elementwise_steps(
     layouts: Layouts = NO_LAYOUTS,
 ) -> None:
     """Replace each of ``weights`` by its proximal point for the step that each element has."""
-    own = states_of(weights, states)
+    own = _states_of(weights, states)
     updated = list(weights)
     # A gradient may be sparse, and most rules need none.
     used = list(gradients if rule.uses_gradient else weights)
@@ -104,7 +104,7 @@ def apply_elementwise_steps(
         _apply_each(kernel, rule, group, own, updated, used, layouts)
 
 
-def states_of(weights: Sequence[torch.Tensor], states: Mapping[torch.Tensor, Any]) -> list[Any]:
+def _states_of(weights: Sequence[torch.Tensor], states: Mapping[torch.Tensor, Any]) -> list[Any]:
     """Return what the optimizer keeps of each weight, None or nothing of what it left alone."""
     # Mostly in the same order, and to look a tensor up is a call of Python.
     if len(states) == len(weights) and all(map(is_, states, weights)):
