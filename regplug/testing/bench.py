@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 import regplug
 from regplug.discovery.catalog import load
 from regplug.plugin import Plugin
+from regplug.testing.noise import noisy_modules, rates
 
 __all__ = [
     "Bench",
@@ -20,8 +21,6 @@ __all__ = [
     "Setup",
     "Snapshot",
     "difference",
-    "noisy_modules",
-    "rates",
 ]
 
 
@@ -141,24 +140,6 @@ class Setup:
         for name, value in self.values.items():
             setattr(plugin, name, value)
         return plugin
-
-
-def noisy_modules(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the modules that draw at random while training."""
-    for module in model.modules():
-        if any("drop" in name for name, _ in rates(module)) or (
-            "drop" in type(module).__name__.lower()
-        ):
-            yield module
-
-
-def rates(module: nn.Module) -> Iterator[tuple[str, float]]:
-    """Yield the module's own float attributes, 0-d tensors among them, with their values."""
-    for name, value in vars(module).items():
-        if isinstance(value, float):
-            yield name, value
-        elif isinstance(value, torch.Tensor) and value.ndim == 0:
-            yield name, float(value)
 
 
 @dataclass(frozen=True)

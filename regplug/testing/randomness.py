@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 import regplug
-from regplug.testing.bench import Rig, Setup, noisy_modules, rates
+from regplug.testing.bench import Rig, Setup
+from regplug.testing.noise import noisy_modules, rates
 from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Skip, Subject, same
 

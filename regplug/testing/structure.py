@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from regplug.testing.bench import Rig, rates
+from regplug.testing.bench import Rig
+from regplug.testing.noise import rates
 from regplug.testing.subject import Failure
 
 __all__ = ["check_restored", "states", "structure"]
