@@ -1,5 +1,6 @@
 """What tests of all folders share."""
 
+import gc
 import os
 import sys
 import textwrap
@@ -17,6 +18,21 @@ if not torch.cuda.is_available():  # before anything imports Triton
 
 # Whole scripts, which tests run in processes of their own: an import would train, and write files.
 collect_ignore_glob = ["command/scripts/*", "benchmarks/*", "compat/inside/*"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_of_other_files() -> None:
+    """Have the garbage collector, and what asks it for objects, see those of this file alone.
+
+    A collection takes seconds where it looks at all that thousands of tests have imported.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Let Python end as it does: Triton's bindings complain of what is never freed."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ What is done where a version has it not: a public way, or :class:`UnsupportedErr
 of these packages is imported before it is needed.
 """
 
-import gc
 import os
 import re
 import socket
@@ -17,6 +16,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
+from regplug.backend.living import living
 from regplug.errors import UnsupportedError
 
 __all__ = [
@@ -113,8 +113,11 @@ def _accelerators() -> list[Any]:
     if "accelerate" not in sys.modules:
         return []
     from accelerate import Accelerator
+    from accelerate.state import is_initialized
 
-    return [one for one in gc.get_objects() if issubclass(type(one), Accelerator)]
+    if not is_initialized():  # as each is that was made: it needn't be looked for
+        return []
+    return living(lambda kind: issubclass(kind, Accelerator))
 
 
 # --- scikit-learn ------------------------------------------------------------------------------

@@ -1,13 +1,14 @@
 """What stands around a model: DDP, compilation, FSDP2; and the user's own module inside."""
 
-import gc
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
+from regplug.backend.living import living
 from regplug.backend.private import compiled_inside, leaf_of
 from regplug.backend.shards import is_dtensor
 from regplug.errors import UnsupportedError
@@ -109,14 +110,10 @@ def stages_of(model: nn.Module) -> tuple[list[int], int] | None:
 
     A module knows nothing of its stage, so these are looked for among the living objects.
     """
-    if _PIPELINING not in sys.modules:
+    if _PIPELINING not in sys.modules or not dist.is_initialized():
         return None
-    inside = set(model.modules())
-    found = [
-        stage
-        for stage in gc.get_objects()
-        if _is_stage(type(stage)) and getattr(stage, "submod", None) in inside
-    ]
+    inside = {id(module) for module in model.modules()}
+    found = [s for s in living(_is_stage) if id(getattr(s, "submod", None)) in inside]
     numbers = sorted({int(stage.stage_index) for stage in found})
     return (numbers, int(found[0].num_stages)) if found else None
 

@@ -1,6 +1,5 @@
 """Looking at backward passes and steps of a program, for every run that is examined."""
 
-import gc
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from torch.optim import optimizer as optim_module
 
 from regplug.backend.backwards import Listening
 from regplug.backend.eager import called_by_a_graph, eagerly
+from regplug.backend.living import living
 from regplug.backend.reductions import Reductions
 from regplug.doctor.detached import Follower
 from regplug.doctor.graph import Terms, terms_of
@@ -146,9 +146,7 @@ class Watch:
         kinds: list[type] = [torch.amp.GradScaler]
         for kind in kinds:
             kinds += kind.__subclasses__()
-        # Not isinstance, which asks the proxies of others for what they stand for.
-        found = [thing for thing in gc.get_objects() if type(thing) in kinds]
-        self._scalers = [weakref.ref(thing) for thing in found]
+        self._scalers = [weakref.ref(thing) for thing in living(lambda kind: kind in kinds)]
 
     def _loss_scale(self) -> float:
         """Return what a living GradScaler multiplies losses by, 1 without one."""

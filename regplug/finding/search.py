@@ -4,7 +4,6 @@ torch tells of every optimizer's step and of every module's forward, but of no o
 made. So they are looked for among all living objects, where it is worth tens of milliseconds.
 """
 
-import gc
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from regplug.backend import optimizer_names, private_modules, shards, stack, wrapped, wrappers
+from regplug.backend.living import living
 from regplug.backend.names import own_parameters
 
 __all__ = [
@@ -38,8 +38,8 @@ def optimizers() -> list[Optimizer]:
     """
     found = [
         candidate
-        for candidate in gc.get_objects()
-        if issubclass(type(candidate), Optimizer) and _is_whole(candidate)
+        for candidate in living(lambda kind: issubclass(kind, Optimizer))
+        if _is_whole(candidate)
     ]
     hidden = {id(outer) for outer in found if passes_on(outer)}
     for outer in found:
@@ -128,10 +128,8 @@ class _Parents:
     def __init__(self) -> None:
         self.modules = [
             candidate
-            for candidate in gc.get_objects()
-            if issubclass(type(candidate), nn.Module)
-            and not isinstance(candidate, Bare)
-            and private_modules.is_made(candidate)
+            for candidate in living(lambda kind: issubclass(kind, nn.Module))
+            if not isinstance(candidate, Bare) and private_modules.is_made(candidate)
         ]
         self._of: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
         for module in self.modules:

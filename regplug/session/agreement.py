@@ -7,7 +7,6 @@ leaves word in the key-value store through which the process group was made, and
 words of the others, a minute at most.
 """
 
-import gc
 import json
 import re
 import time
@@ -20,6 +19,7 @@ import torch.distributed as dist
 from torch import nn
 
 from regplug.backend import deepspeeds, others, shards, wrappers
+from regplug.backend.living import living
 from regplug.errors import RegplugError
 from regplug.view import SessionView
 
@@ -283,8 +283,7 @@ def _wrapper_of(model: nn.Module) -> nn.Module | None:
 
     Looked for once, at the first step of a session whose model was bare when it was attached.
     """
-    modules = (c for c in gc.get_objects() if issubclass(type(c), nn.Module))
-    for candidate in modules:
+    for candidate in living(lambda kind: issubclass(kind, nn.Module)):
         if issubclass(type(candidate), _Ddp):
             inside = list(wrappers.layers(candidate))
         else:

@@ -37,6 +37,11 @@ JOB_SECONDS = 45.0
 GRACE_SECONDS = 3.0
 # The same after the other is done, which has just as much to do.
 BEHIND_SECONDS = 20.0
+NOT_STARTED = (
+    "the two processes in which the exam trains on ranks did not start, which is no fault of the "
+    'plugin\'s: {}. A script that examines needs `if __name__ == "__main__":` before that, since '
+    "each of them imports it anew"
+)
 
 
 class ProcessesError(RuntimeError):
@@ -168,9 +173,10 @@ class Processes(Ranks):
             else:
                 lines.append(f"rank {rank} {kind}: {answers[rank][1]}{where}")
         self.stop()
-        finish = what == "finish"
+        if what == "start":
+            raise ProcessesError(NOT_STARTED.format("; ".join(lines)), ended=True)
         raised = kinds == ["raised"] * RANKS
-        raise ProcessesError("; ".join(lines), raised=raised and finish, ended=ended and finish)
+        raise ProcessesError("; ".join(lines), raised=raised, ended=ended)
 
     def stop(self) -> None:
         """End the processes."""

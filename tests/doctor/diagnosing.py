@@ -46,11 +46,8 @@ def diagnosed(text, steps=20, scope=None):
     scope = {} if scope is None else scope
     scope["__name__"] = "__main__"
     gc.freeze()  # nothing of other tests is to be found, nor to be searched
-    try:
-        with Examiner(steps) as examiner:
-            exec(compile(START + LOOP + textwrap.dedent(text), "<script>", "exec"), scope)
-    finally:
-        gc.unfreeze()
+    with Examiner(steps) as examiner:
+        exec(compile(START + LOOP + textwrap.dedent(text), "<script>", "exec"), scope)
     reports = examiner.reports()
     assert [trouble for report in reports for trouble in report.unseen] == []
     return reports

@@ -14,8 +14,6 @@ from regplug.finding.naming import class_names, title
 @pytest.fixture(autouse=True)
 def alone():
     gc.freeze()  # optimizers of other tests
-    yield
-    gc.unfreeze()
 
 
 class Told:
