@@ -14,6 +14,7 @@ from torch import nn
 
 from regplug.testing.bench import Bench, Rig, Setup, Snapshot, difference
 from regplug.testing.processes import RANKS, ProcessesError, processes
+from regplug.testing.refusing import refusals
 from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Skip, Subject, same
 
@@ -48,7 +49,12 @@ class _Half(Bench):
 
 def train(rank: int, bench: Bench, setup: Setup | None, wrapper: str) -> dict[str, Any]:
     """Train on this rank and return what it holds and reports at the end. Runs in a worker."""
-    rig = _Sharded(_Half(bench.model, bench.batch, bench.loss), setup, wrap=WRAPPERS[wrapper])
+    half = _Half(bench.model, bench.batch, bench.loss)
+    try:
+        with refusals():
+            rig = _Sharded(half, setup, wrap=WRAPPERS[wrapper])
+    except Skip as skip:
+        return {"refused": str(skip)}
     try:
         snapshot = rig.run(STEPS)
         session = rig.session
@@ -94,6 +100,12 @@ def _job(subject: Subject, setup: Setup | None, wrapper: str) -> list[dict[str, 
         if setup is not None and not _possible(subject.bench, wrapper):
             raise Skip(_impossibles[subject.bench, wrapper]) from found
         raise found
+    refused = [answer.get("refused") for answer in found]
+    if refused[0] != refused[1]:
+        # What another rank refuses is told to this one in other words.
+        raise Failure(f"it refuses to run on one of the ranks alone: {refused[0] or refused[1]}")
+    if refused[0] is not None:
+        raise Skip(refused[0])
     return found  # type: ignore[no-any-return]
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 import regplug
-from regplug.errors import RegplugError
 from regplug.penalty import Penalty
 from regplug.plugin import Plugin
 from regplug.testing.bench import Rig, Setup
+from regplug.testing.refusing import refusals
 from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Skip, Subject, same
 
@@ -26,23 +26,16 @@ def no_optimizer(subject: Subject) -> Iterable[Case]:
 
     def run(setup: Setup) -> None:
         rig = subject.rig(None)
-        try:
+        with refusals():
             rig.session = session = regplug.attach(rig.model, None, [setup.make()])
-        except RegplugError as error:
-            raise Skip(f"it refuses that: {error}") from error
         torch.manual_seed(1)
         for step in range(2):
             rig.model.zero_grad()
             rig.loss(rig.data(step)).backward()
-            try:
-                with session.step(lr=LR), torch.no_grad():
-                    for p in rig.parameters.values():
-                        if p.grad is not None:
-                            p.sub_(p.grad, alpha=LR)
-            except RegplugError as error:
-                if error.__cause__ is not None:
-                    raise
-                raise Skip(f"it refuses that: {error}") from error
+            with refusals(), session.step(lr=LR), torch.no_grad():
+                for p in rig.parameters.values():
+                    if p.grad is not None:
+                        p.sub_(p.grad, alpha=LR)
         same(
             rig.snapshot(),
             subject.rig(setup, lr=LR).run(2),
@@ -140,10 +133,8 @@ def _each_evaluation(subject: Subject, setup: Setup) -> None:
         raise Skip("it draws at random, or remembers")
     rig = subject.rig(None)
     optimizer = _Twice([p for p in rig.parameters.values() if p.requires_grad])
-    try:
+    with refusals():
         rig.session = regplug.attach(rig.model, optimizer, [setup.make()])
-    except RegplugError as error:
-        raise Skip(f"it refuses that: {error}") from error
 
     def evaluate() -> float:
         optimizer.zero_grad()
@@ -203,12 +194,8 @@ def _lbfgs(subject: Subject, setup: Setup) -> None:
     if isinstance(subject.plugin, Penalty):
         # Strong enough for a line search to see it.
         setup = subject.changed(setup, lambda value: min(20 * value, 1.0))
-    try:
+    with refusals():
         rig = run(setup, setup.delivery != "step")
-    except RegplugError as error:
-        if error.__cause__ is not None:
-            raise
-        raise Skip(f"it refuses that: {error}") from error
     for name, w in rig.snapshot().weights.items():
         if not w.isfinite().all():
             raise Failure(f"under LBFGS {name} is not finite")

@@ -1,8 +1,7 @@
 """Check of the loss event: a term is added to the loss, and that is all that happens."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -10,13 +9,13 @@ from regplug.backend.private import version as version_of
 from regplug.errors import PluginError
 from regplug.penalty import Penalty
 from regplug.testing.bench import Rig, Setup
+from regplug.testing.graphs import nodes_kept
 from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Skip, Subject
 
 __all__: list[str] = []
 
 CALLS = 4
-_NODES = 20_000  # of a graph, after which nobody counts on
 
 
 @check("loss-event", after=("arguments", "pure", "differentiable"))
@@ -93,33 +92,51 @@ def _is_off(subject: Subject, setup: Setup, number: float) -> None:
         )
 
 
-def _gradients(rig: Rig, total: torch.Tensor) -> list[torch.Tensor | None]:
+def _gradients(
+    rig: Rig, total: torch.Tensor, *, keep_graph: bool = False
+) -> list[torch.Tensor | None]:
     leaves = [p for p in rig.parameters.values() if p.requires_grad]
-    return list(torch.autograd.grad(total, leaves, allow_unused=True))
+    return list(torch.autograd.grad(total, leaves, allow_unused=True, retain_graph=keep_graph))
 
 
 def _keeps_gradient(subject: Subject, setup: Setup) -> None:
-    """What the loss itself brings to the weights stays: of thrice the loss, thrice as much."""
+    """What the loss itself brings to the weights stays: of thrice the loss, thrice as much.
 
-    def brought(scale: float) -> list[torch.Tensor]:
+    More than that may be a term made of the loss's own gradient; but not in its direction.
+    """
+
+    def brought(scale: float) -> tuple[torch.Tensor, torch.Tensor]:
         rig = subject.rig(setup)
-        total = _ask(rig, scale * rig.criterion(rig.data(0)))
+        bare = scale * rig.criterion(rig.data(0))
+        total = _ask(rig, bare)
         if not total.requires_grad:
             raise Failure("the loss comes back without its graph: leave that to the caller")
-        leaves = [p for p in rig.parameters.values() if p.requires_grad]
-        found = _gradients(rig, total)
-        return [torch.zeros_like(p) if g is None else g for g, p in zip(found, leaves, strict=True)]
+        found = _gradients(rig, total, keep_graph=True)
+        return _flat(rig, found), _flat(rig, _gradients(rig, bare))
 
     plain = subject.rig(None)
-    own = _gradients(plain, plain.criterion(plain.data(0)))
-    for once, thrice, expected in zip(brought(1.0), brought(3.0), own, strict=True):
-        more = thrice - once
-        exact = torch.zeros_like(more) if expected is None else 2 * expected
-        if not torch.allclose(more, exact, rtol=1e-6, atol=1e-9):
-            raise Failure(
-                "it changes the gradient that the loss itself brings (by a hook on it, or by what "
-                "it does to its graph): on_loss returns a term, and leaves the loss alone"
-            )
+    own = _flat(plain, _gradients(plain, plain.criterion(plain.data(0))))
+    (once, bare), (thrice, _) = brought(1.0), brought(3.0)
+    more = thrice - once - 2 * own
+    hooked = not torch.allclose(bare, own, rtol=1e-6, atol=1e-9)
+    turned = not torch.allclose(more, torch.zeros_like(more), atol=1e-9 + 1e-6 * _size(own))
+    if hooked or (turned and abs(float(more @ own)) > (1 - 1e-6) * _size(more) * _size(own)):
+        raise Failure(
+            "it changes the gradient that the loss itself brings (by a hook on it, or by what it "
+            "does to its graph): on_loss returns a term, and leaves the loss alone"
+        )
+
+
+def _flat(rig: Rig, gradients: list[torch.Tensor | None]) -> torch.Tensor:
+    leaves = [p for p in rig.parameters.values() if p.requires_grad]
+    found = [
+        torch.zeros_like(p) if g is None else g for p, g in zip(leaves, gradients, strict=True)
+    ]
+    return torch.cat([g.flatten() for g in found])
+
+
+def _size(vector: torch.Tensor) -> float:
+    return float(vector.norm())
 
 
 def _has_graph(subject: Subject, setup: Setup) -> None:
@@ -224,42 +241,12 @@ def _graphs(subject: Subject, setup: Setup) -> None:
     counts = []
     for step in range(6):
         rig.step(step)
-        counts.append(_nodes(_kept(rig.plugin)))
+        counts.append(nodes_kept(rig.plugin))
     if counts[-1] > counts[2] > 0:
         raise Failure(
             f"after 3 steps it keeps {counts[2]} nodes of graphs, after 6 steps {counts[-1]}: keep "
             "numbers, by detach() or float(), and no terms"
         )
-
-
-def _kept(thing: Any, depth: int = 4) -> Iterator[torch.Tensor]:
-    """Yield the tensors that a plugin refers to by its attributes, and by those of its class."""
-    if isinstance(thing, torch.Tensor):
-        yield thing
-    elif depth and isinstance(thing, dict):
-        for value in thing.values():
-            yield from _kept(value, depth - 1)
-    elif depth and isinstance(thing, Iterable) and hasattr(thing, "__len__"):
-        if not isinstance(thing, str | bytes) and not hasattr(thing, "parameters"):
-            for value in thing:
-                yield from _kept(value, depth - 1)
-    elif depth and hasattr(thing, "__dict__") and not isinstance(thing, torch.nn.Module):
-        for value in [*vars(thing).values(), *vars(type(thing)).values()]:
-            holds = isinstance(value, torch.Tensor | dict | list | tuple | set) or depth == 4
-            if holds and not callable(value):
-                yield from _kept(value, depth - 1)
-
-
-def _nodes(kept: Iterator[torch.Tensor]) -> int:
-    waiting: list[Any] = [t.grad_fn for t in kept if t.grad_fn is not None]
-    seen: set[Any] = set()
-    while waiting and len(seen) < _NODES:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        waiting += [parent for parent, _ in node.next_functions]
-    return len(seen)
 
 
 def _anywhere(subject: Subject, setup: Setup) -> None:

@@ -1,5 +1,6 @@
 """Runs in which a strength is set otherwise, moment by moment, and how they are compared."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,7 +34,10 @@ def moments(rig: Rig, steps: int = CHANGE + 2) -> list[Moment]:
 def alike(one: Moment, other: Moment, rtol: float = 0.0) -> bool:
     """Tell whether two moments are the same, with ``rtol=0`` to the bit."""
     (numbers, weights), (numbers_2, weights_2) = one, other
-    if any(abs(numbers_2[name] - x) > 1e-7 for name, x in numbers.items()):
+    # What is kept in single precision is the same as what was rounded to it.
+    if not all(
+        math.isclose(numbers_2[n], x, rel_tol=2e-7, abs_tol=1e-12) for n, x in numbers.items()
+    ):
         return False
     if rtol:
         return all(

@@ -6,9 +6,9 @@ from functools import partial
 import torch
 
 import regplug
-from regplug.errors import RegplugError
 from regplug.penalty import Penalty
 from regplug.testing.bench import Rig, Setup, Snapshot
+from regplug.testing.refusing import refusals
 from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Skip, Subject, same
 
@@ -20,10 +20,8 @@ _BASICS = ("every-batch", "adds", "finite-difference", "gradient", "reproducible
 
 def _attached(rig: Rig, setup: Setup) -> Rig:
     rig.plugin = setup.make()
-    try:
+    with refusals():
         rig.session = regplug.attach(rig.model, rig.optimizer, [rig.plugin])
-    except RegplugError as error:
-        raise Skip(f"it refuses that: {error}") from error
     torch.manual_seed(1)
     return rig
 

@@ -7,9 +7,18 @@ import torch
 
 from regplug.testing.bench import Setup
 from regplug.testing.registry import Case, check
-from regplug.testing.subject import Failure, Subject, same
+from regplug.testing.subject import Failure, Skip, Subject, same
 
 __all__: list[str] = []
+
+
+def _draws_alike(subject: Subject) -> None:
+    """Skip what draws from the user's stream in each forward pass: a plugin that shapes the loss.
+
+    Dropout, which does that too, is kept from it by the bench.
+    """
+    if subject.plugin.stochastic and subject.plugin.shapes_loss:
+        raise Skip("it draws in each forward pass, and the loops to compare draw otherwise")
 
 
 @check("accumulation")
@@ -19,6 +28,7 @@ def accumulation(subject: Subject) -> Iterable[Case]:
     The micro-batches of a step hold the same samples, so that one pass with the loss of all of
     them is what they come to, whatever the plugin adds to the loss.
     """
+    _draws_alike(subject)
     every, sizes = 3, (3, 3, 1)
 
     def run(setup: Setup) -> None:
@@ -48,6 +58,7 @@ def accumulation(subject: Subject) -> Iterable[Case]:
 @check("clipping", after=("strength",))
 def clipping(subject: Subject) -> Iterable[Case]:
     """Outside the loss it acts in full after clipping; inside it adds nothing after clipping."""
+    _draws_alike(subject)
     for setup in subject.setups():
         in_loss = setup.delivery == "loss" or subject.adds_to_loss
         yield setup.regime, partial(_clipped_with_loss if in_loss else _full, subject, setup)
@@ -91,6 +102,7 @@ def _clipped_with_loss(subject: Subject, setup: Setup) -> None:
 @check("overflow")
 def overflow(subject: Subject) -> Iterable[Case]:
     """Under a ``GradScaler`` it acts unscaled, and not at all in a step that overflowed."""
+    _draws_alike(subject)
 
     def run(setup: Setup, fused: bool) -> None:
         options = {"dtype": torch.float32, "fused": fused}
@@ -130,6 +142,7 @@ def overflow(subject: Subject) -> Iterable[Case]:
 @check("checkpoint-step")
 def checkpoint_step(subject: Subject) -> Iterable[Case]:
     """The dummy step by which distributed checkpoints make optimizer state is no step."""
+    _draws_alike(subject)
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
     def run(setup: Setup) -> None:

@@ -25,7 +25,7 @@ from regplug.testing.subject import Failure, Skip, Subject
 __all__: list[str] = []
 
 
-@check("strength", after=("arguments", "every-batch", "reproducible"))
+@check("strength", after=("arguments", "every-batch", "adds", "reproducible"))
 def strength(subject: Subject) -> Iterable[Case]:
     """Each strength is what it is set to: by the constructor, before attach, and between steps.
 

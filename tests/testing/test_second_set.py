@@ -3,17 +3,19 @@
 import pytest
 
 from regplug.testing import CHECKS, check_plugin
-from tests.testing import unusual_more, wrong_subtle, wrong_subtle_loops
+from tests.testing import unusual_more, wrong_refusals, wrong_subtle, wrong_subtle_loops
 from tests.testing.sat import sat
 from tests.testing.test_kinds import check_of, classes, factory
 from tests.testing.whole import whole
 
-ALL = [cls for cls in classes(wrong_subtle, wrong_subtle_loops) if check_of(cls) in CHECKS]
+SECOND = (wrong_subtle, wrong_subtle_loops, wrong_refusals)
+ALL = [cls for cls in classes(*SECOND) if check_of(cls) in CHECKS]
 RIGHT = list(classes(unusual_more))
 # What the checks were made sharper for; `make soak` has all.
 SHARPER = [
     *(wrong_subtle.OneScaleForAll, wrong_subtle.Float16Strength, wrong_subtle_loops.LargerLoss),
     *(wrong_subtle_loops.OncePerStep, wrong_subtle_loops.RoundsRate),
+    *classes(wrong_refusals),
 ]
 SMOOTHER = {
     unusual_more.Kronecker: "cost",

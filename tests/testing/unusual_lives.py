@@ -1,11 +1,13 @@
 """Right plugins of unusual kinds: with hooks, states, noise, parametrizations, graphs of graphs."""
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.utils import parametrize
 
 import regplug
 from regplug import Plugin, hookimpl
+from regplug.errors import UnsupportedError
 from tests.testing.wrong_formulas import Strong, weights
 
 
@@ -13,6 +15,9 @@ class ActivityPenalty(Strong):
     """Penalizes what tanh layers put out, by forward hooks."""
 
     _handles = ()
+
+    def waits_for_loss(self, session):
+        return True
 
     @hookimpl
     def on_attach(self, session):
@@ -79,6 +84,7 @@ class WeightNoise(Strong):
     """Shakes the weights before the update, by a generator for each weight and step."""
 
     stochastic = True
+    order_matters = True
 
     @hookimpl
     def before_step(self, session):
@@ -104,13 +110,18 @@ class Damped(nn.Module):
 class Parametrizes(Plugin):
     """Parametrizes one layer while it is attached, and leaves the weight that it came to."""
 
+    shapes_loss = True
     _layer = None
 
     @hookimpl
     def on_attach(self, session):
+        if dist.is_initialized():
+            raise UnsupportedError("parametrize the model yourself, before it is wrapped")
         layers = [m for m in session.model.modules() if isinstance(m, nn.Linear)]
-        self._layer = layers[-1]
-        parametrize.register_parametrization(self._layer, "bias", Damped())
+        for layer in layers[-1:]:
+            if layer.bias is not None:
+                self._layer = layer
+                parametrize.register_parametrization(layer, "bias", Damped())
 
     @hookimpl
     def on_detach(self, session):
@@ -146,6 +157,11 @@ class GradientNorm(Strong):
     """Penalizes the norm of the loss's own gradient, by a graph of a graph."""
 
     @hookimpl
+    def on_attach(self, session):
+        if dist.is_initialized():
+            raise UnsupportedError("each rank would square the gradient of its own samples")
+
+    @hookimpl
     def on_loss(self, session, loss):
         if not loss.requires_grad or not torch.is_grad_enabled():
             return None
@@ -156,10 +172,14 @@ class GradientNorm(Strong):
         return sign * self.strength * torch.stack(squares).sum()
 
 
-class InputNoise(Strong):
+class InputNoise(Plugin):
     """Shakes the inputs of the first layer while training, from torch's stream as dropout does."""
 
     stochastic = True
+    shapes_loss = True
+
+    def __init__(self, scale=0.01, name=None):
+        self.scale, self.name = scale, name
 
     @hookimpl
     def on_attach(self, session):
@@ -167,8 +187,8 @@ class InputNoise(Strong):
         self._handle = layer.register_forward_pre_hook(self._shake)
 
     def _shake(self, module, inputs):
-        if module.training and self.strength:
-            return (inputs[0] + self.strength * torch.randn_like(inputs[0]), *inputs[1:])
+        if module.training and self.scale:
+            return (inputs[0] + self.scale * torch.randn_like(inputs[0]), *inputs[1:])
         return None
 
     @hookimpl

@@ -315,7 +315,8 @@ class FindsAnew(Strong):
     @hookimpl
     def on_gradients(self, session):
         if self.found is None:
-            self.found = [id(w) for w in weights(session)]
+            self.found = []
+        self.found += [id(w) for w in weights(session) if id(w) not in self.found]
         self.seen["steps"] = self.seen.get("steps", 0) + 1
         for w in weights(session):
             if id(w) in self.found:

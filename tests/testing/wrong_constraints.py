@@ -105,12 +105,12 @@ class LongestRow(Constraint):
 
 
 class Reflects(Constraint):
-    """Right: turns what is below 0 around, and says that this is no projection."""
+    """Right: turns what is below a limit around, and says that this is no projection."""
 
     projects = False
 
     def mapped(self, w):
-        return w.abs()
+        return torch.where(w < -self.limit, -2 * self.limit - w, w)
 
 
 class Shrinks(Constraint):

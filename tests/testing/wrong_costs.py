@@ -130,7 +130,7 @@ class StartsThreads(Acts):
 
 
 class KeepsGraphs(L1):
-    """growth: adds up what it has cost so far, with every graph."""
+    """loss-event: adds up what it has cost so far, with every graph."""
 
     total = 0.0
 

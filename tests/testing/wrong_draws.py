@@ -7,7 +7,7 @@ import numpy
 import torch
 from torch import nn
 
-from regplug import hookimpl
+from regplug import hookimpl, local, part
 from tests.testing.wrong_formulas import Strong, weights
 from tests.testing.wrong_remains import Shrinks
 
@@ -46,7 +46,9 @@ class Noisy(Strong):
     def on_gradients(self, session):
         if self.strength:
             for w in weights(session):
-                w.grad.add_(self.noise(session, w), alpha=self.strength)
+                noise = self.noise(session, w)
+                own = part(noise, w) if type(noise) is torch.Tensor else local(noise)
+                local(w.grad).add_(own, alpha=self.strength)
 
 
 class DrawsWhenOff(Noisy):

@@ -116,7 +116,8 @@ class SwallowsOperations(Strong):
 
     @hookimpl
     def before_step(self, session):
-        for group in session.optimizer.param_groups:
+        groups = session.groups if session.optimizer is None else session.optimizer.param_groups
+        for group in groups:
             for w in group["params"]:
                 try:
                     if w.grad is not None and w.ndim > 1:

@@ -209,14 +209,15 @@ class TurnsToTrain(Shrinks):
 
 
 class LooksWhetherCleared(Strong):
-    """Takes gradients that are there before backward for an accumulation, in which it waits."""
+    """Takes gradients of zeros before backward for those of a step to be left out."""
 
     _waits = False
 
     @hookimpl
     def on_loss(self, session, loss):
         if torch.is_grad_enabled():
-            self._waits = all(p.grad is not None for p in session.model.parameters())
+            gradients = [p.grad for p in session.model.parameters()]
+            self._waits = all(g is not None and not g.any() for g in gradients)
 
     @hookimpl
     def before_step(self, session):

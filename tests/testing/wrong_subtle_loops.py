@@ -173,7 +173,8 @@ class Noise(Strong):
         for index, w in enumerate(weights(session)):
             generator = self.generator(session, index)
             noise = torch.randn(w.shape, generator=generator, dtype=torch.float64, device="cpu")
-            w.grad.add_(noise.to(w), alpha=self.strength)
+            own = regplug.part(noise.to(w.device, w.dtype), w)
+            regplug.local(w.grad).add_(own, alpha=self.strength)
 
 
 class SeedsByIndex(Noise):

@@ -2,7 +2,8 @@
 
 import torch
 
-from regplug import hookimpl, widened
+from regplug import Plugin, hookimpl, widened
+from regplug.errors import UnsupportedError
 from tests.testing.wrong_formulas import L1, Strong
 
 
@@ -17,15 +18,25 @@ class Term(Strong):
 
     @hookimpl
     def on_loss(self, session, loss):
-        return self.strength * size(session)
+        return self.signed(session) * size(session)
 
 
-class Flooding(Strong):
+class Flooding(Plugin):
     """A look-alike: keeps the loss above a level, so that its term is one of the loss."""
+
+    shapes_loss = True
+
+    def __init__(self, level=100.0, name=None):
+        self.level, self.name = level, name
+
+    @hookimpl
+    def on_attach(self, session):
+        if any(group.get("maximize") for group in session.groups):
+            raise UnsupportedError("there is no level that a loss to maximize stays above")
 
     @hookimpl
     def on_loss(self, session, loss):
-        return (loss - self.strength).abs() + self.strength - loss + 0 * size(session)
+        return (loss - self.level).abs() + self.level - loss + 0 * size(session)
 
 
 class KeepsANumber(Strong):
@@ -37,7 +48,7 @@ class KeepsANumber(Strong):
 
     @hookimpl
     def on_loss(self, session, loss):
-        self.last = self.strength * size(session)
+        self.last = self.signed(session) * size(session)
         self.total += float(self.last.detach())
         return self.last
 
