@@ -1,7 +1,9 @@
 """Checks of whether a plugin does anything at all, and lets its process live."""
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -39,11 +41,13 @@ def choose_bench(subject: Subject) -> None:
     for bench in (usual, *grown):
         subject.sits_on(bench)
         try:
-            subject.rig(subject.given(None)).detach()
-            subject.look_back()
+            rig = subject.rig(subject.given(None))
         except (SelectionError, PluginError) as error:
             refusal = refusal or error
             continue
+        with suppress(Exception):  # found by the first check
+            rig.detach()
+        subject.look_back()
         fitting = fitting or bench
         if _at_once(subject):
             return
@@ -67,7 +71,10 @@ def _at_once(subject: Subject) -> bool:
 
 @check(RUNS)
 def runs(subject: Subject) -> Iterable[Case]:
-    """Attached to a plain loop it trains, tells its metrics and detaches, and the process lives."""
+    """Attached to a plain loop it trains, tells its metrics and detaches, and the process lives.
+
+    It lives, and the step ends, also where the loss is nan.
+    """
 
     def run(setup: Setup) -> None:
         rig = subject.rig(setup)
@@ -78,6 +85,16 @@ def runs(subject: Subject) -> Iterable[Case]:
 
     for setup in subject.setups():
         yield setup.regime, partial(run, setup)
+        yield f"no numbers, {setup.regime}", partial(_lives, subject, setup)
+
+
+def _lives(subject: Subject, setup: Setup) -> None:
+    """A loss that is no number may end in an error, and in weights that are none, but it ends."""
+    rig = subject.rig(setup)
+    with suppress(Exception):
+        for step in range(2):
+            rig.backward(step, math.nan)
+            rig.optimizer.step()
 
 
 # What torch says of faults that come to light in a backward pass, and what each is a sign of.

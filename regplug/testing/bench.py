@@ -190,6 +190,7 @@ class Rig:
                 module.eval()
         self.forward = self.model if wrap is None else wrap(self.model)
         self.parameters = dict(self.model.named_parameters())
+        self._modules = {m: {*vars(m), *dir(type(m))} for m in self.model.modules()}
         self.optimizer = torch.optim.SGD(
             [p for name, p in self.parameters.items() if owned is None or owned(name)],
             **{"lr": 0.02, **options},
@@ -263,10 +264,12 @@ class Rig:
     def snapshot(self) -> Snapshot:
         """Return copies of the weights and of the modules' numbers."""
         weights = {name: whole(p).detach().clone() for name, p in self.parameters.items()}
+        # What is noted on a module that has no such attribute makes no difference to it.
         numbers = {
             f"{path}.{name}".lstrip("."): value
             for path, module in self.model.named_modules()
             for name, value in rates(module)
+            if name in self._modules.get(module, (name,))
         }
         return Snapshot(weights, numbers)
 

@@ -49,14 +49,14 @@ def _of_model(subject: Subject, setup: Setup) -> None:
                 outputs.append(model(found.data(0)))
         if not torch.equal(*outputs):
             raise Failure("a copy of the model computes something else than the model")
+        if subject.adds_to_loss:
+            # What a hook on the copy takes of the copy's own training may be in the next loss.
+            return
         optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
         twin(found.data(0)).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
         torch.set_rng_state(random)
-    if subject.adds_to_loss:
-        # What a hook on the copy makes of the copy's own forward pass may be in the next loss.
-        return
     same(
         found.snapshot(),
         subject.rig(setup).run(4),
@@ -68,12 +68,15 @@ def _of_model(subject: Subject, setup: Setup) -> None:
 
 def _of_plugin(subject: Subject, setup: Setup) -> None:
     try:
-        twin = copy.deepcopy(setup.make())
+        original = setup.make()
+        twin = copy.deepcopy(original)
     except Exception as error:
         raise Failure(
             f"it can't be copied: {type(error).__name__}: {error}; an instance holds what its "
             "__init__ was given, and makes the rest in on_attach"
         ) from error
+    if twin is original:
+        raise Failure("its copy is itself: let __deepcopy__ make another, or do without")
     found = subject.rig(Setup(lambda: twin, setup.delivery, setup.values)).run(3)
     same(found, subject.rig(setup).run(3), "a copy of it acts otherwise", rtol=1e-9, atol=1e-12)
 

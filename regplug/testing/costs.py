@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import regplug
 from regplug.errors import RegplugError
+from regplug.testing.auditing import audited
 from regplug.testing.bench import Setup
 from regplug.testing.places import is_own
 from regplug.testing.registry import Case, check
@@ -29,6 +30,7 @@ _BYTES = "bytes outside of torch"
 MOST = TIMES**1.5
 EARLY, LATE = 4, 44
 _NOISE = 20_000  # bytes that Python takes in one step and not in another
+MANY = 16  # tensors, of which all pairs are more than a few lines
 
 
 class Stack(nn.Module):
@@ -41,9 +43,9 @@ class Stack(nn.Module):
         self.drop = nn.Dropout(0.0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the mean of what all layers make of ``x``, shape ``(N, columns)``."""
-        outs = [layer(x).mean() for layer in self.layers]
-        mean: torch.Tensor = self.drop(self.act(torch.stack(outs))).mean()
+        """Return the mean of what all layers make of ``x``, shape ``(N, columns)``, by sample."""
+        outs = [layer(x).mean(1) for layer in self.layers]
+        mean: torch.Tensor = self.drop(self.act(torch.stack(outs, 1))).mean(1, keepdim=True)
         return mean
 
 
@@ -65,7 +67,7 @@ class _Loop:
     def backward(self) -> None:
         """Compute the gradients of a step."""
         self.optimizer.zero_grad()
-        loss = self.model(self.x)
+        loss = self.model(self.x).mean()
         (loss if self.session is None else self.session.loss(loss)).backward()
 
     def step(self) -> None:
@@ -185,7 +187,11 @@ def cost(subject: Subject) -> Iterable[Case]:
 
     def steps() -> None:
         loop = _Loop(setup, ROWS, COLUMNS, LAYERS)
-        loop.run(EARLY - 1)
+        loop.run(EARLY - 2)
+        with audited() as waits:
+            loop.step()
+        if waits:
+            raise Failure(f"in a step {waits[0]}, for which the device waits: do it in a thread")
         early = _work(loop)
         loop.run(LATE - EARLY - 1)
         for unit, count in _work(loop).items():
@@ -194,7 +200,32 @@ def cost(subject: Subject) -> Iterable[Case]:
                     f"step {LATE} takes {count} {unit}, where step {EARLY} took {early[unit]}"
                 )
 
+    def pairs() -> None:
+        """Of loops in Python over all pairs of tensors little is seen with few of them."""
+        some, more = (_extra(setup, 1, 2, n)["lines of Python"] for n in (MANY, TIMES * MANY))
+        if more > MOST * max(some, 200):
+            raise Failure(
+                f"with {TIMES} times as many tensors a step takes {more / some:.0f} times as many "
+                f"lines of Python ({more} instead of {some}): look up by a dict what belongs to a "
+                "weight, and go through all weights once"
+            )
+
+    def elements() -> None:
+        """Rows may be gone through one by one in Python, but not all elements, or pairs of rows."""
+        some, more = (
+            _extra(setup, ROWS * each, COLUMNS * each, LAYERS)["lines of Python"]
+            for each in (1, TIMES)
+        )
+        if more > TIMES**1.6 * max(some, 200):
+            raise Failure(
+                f"with {TIMES**2} times as many weights in each tensor a step takes "
+                f"{more / max(some, 1):.0f} times as many lines of Python ({more} instead of "
+                f"{some}): leave it to torch to go through elements"
+            )
+
     yield f"more weights, {setup.regime}", sizes
+    yield f"larger tensors, {setup.regime}", elements
+    yield f"more tensors, {setup.regime}", pairs
     yield f"more steps, {setup.regime}", steps
 
 

@@ -16,7 +16,10 @@ __all__: list[str] = []
 
 @check("untouched", after=("where",))
 def untouched(subject: Subject) -> Iterable[Case]:
-    """Frozen, gradientless, foreign and unselected weights stay; a tied weight counts once."""
+    """Frozen, gradientless, foreign and unselected weights stay; a tied weight counts once.
+
+    Gradients are there after a step, as without it: a loop may look at them, or accumulate more.
+    """
     for setup in subject.setups():
         yield f"frozen, {setup.regime}", partial(_frozen, subject, setup)
         yield f"no gradient, {setup.regime}", partial(_gradientless, subject, setup)
@@ -24,6 +27,7 @@ def untouched(subject: Subject) -> Iterable[Case]:
         if isinstance(subject.plugin, Penalty):
             yield f"unselected, {setup.regime}", partial(_unselected, subject, setup)
         yield f"tied, {setup.regime}", partial(_tied, subject, setup)
+        yield f"gradients, {setup.regime}", partial(_gradients, subject, setup)
 
 
 def _attached(subject: Subject, setup: Setup, **options: object) -> Rig:
@@ -84,6 +88,18 @@ def _unselected(subject: Subject, setup: Setup) -> None:
             raise Failure(f"it changed {other}, although where={name!r}")
     if torch.equal(found.weights[name], plain.weights[name]):
         raise Failure(f"it left {name} alone, although where={name!r} selects it")
+
+
+def _gradients(subject: Subject, setup: Setup) -> None:
+    found, plain = subject.rig(setup), subject.rig(None)
+    for rig in (found, plain):
+        rig.step(0)
+    for name, p in plain.parameters.items():
+        if p.grad is not None and found.parameters[name].grad is None:
+            raise Failure(
+                f"after the step {name} has no gradient any more: the loop clears it, and may look "
+                "at it before"
+            )
 
 
 def _tied(subject: Subject, setup: Setup) -> None:

@@ -26,7 +26,7 @@ _WAY_OUT = (
 )
 
 
-@check("device", after=("every-batch", "dtype", "reproducible", "surroundings"))
+@check("device", after=("every-batch", "dtype", "surroundings", "state"))
 def device(subject: Subject) -> Iterable[Case]:
     """It works where the weights are: on another device, and whatever torch's defaults are.
 

@@ -7,9 +7,12 @@ import os
 import sys
 import threading
 import tracemalloc
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+
+import torch
 
 from regplug.testing.bench import Rig, Setup
 from regplug.testing.garbage import only_new_objects
@@ -24,7 +27,13 @@ WARM_UP = 12
 # values, ends growing.
 WINDOWS = (16, 32, 64, 256, 1024)
 # Growth for each step that counts: less is what caches do.
-LEAST = {"objects": 0.75, "bytes of memory": 24, "open files": 0.75, "threads": 0.75}
+LEAST = {
+    "objects": 0.75,
+    "bytes of memory": 24,
+    "numbers in its tensors": 0.75,
+    "open files": 0.75,
+    "threads": 0.75,
+}
 
 
 @check("growth", after=("cost", "leak"))
@@ -37,11 +46,11 @@ def growth(subject: Subject) -> Iterable[Case]:
 
     def grows(rig: Rig) -> None:
         _run(rig, WARM_UP)
-        before, total = _measured(), 0
+        before, total = _measured(rig), 0
         first, suspects = before, set(before)
         for steps in WINDOWS:
             _run(rig, steps)
-            now = _measured()
+            now = _measured(rig)
             total += steps
             suspects = {w for w in suspects if now[w] - before[w] >= LEAST[w] * steps}
             before = now
@@ -56,14 +65,29 @@ def growth(subject: Subject) -> Iterable[Case]:
     yield setup.regime, partial(run, setup)
 
 
+def _kept(rig: Rig) -> int:
+    """Return how many numbers are in tensors that the plugin keeps, alone and in collections."""
+
+    def numbers(thing: object, depth: int) -> int:
+        if isinstance(thing, torch.Tensor):
+            return thing.numel()
+        if isinstance(thing, dict):
+            thing = list(thing.values())
+        if isinstance(thing, list | tuple | deque) and depth:
+            return sum(numbers(part, depth - 1) for part in thing)
+        return 0
+
+    return numbers(vars(rig.plugin), 3)
+
+
 def _run(rig: Rig, steps: int) -> None:
     for step in range(steps):
         rig.step(step % 4)
     gc.collect()
 
 
-def _measured() -> dict[str, int]:
-    found = {"objects": sys.getallocatedblocks()}
+def _measured(rig: Rig) -> dict[str, int]:
+    found = {"objects": sys.getallocatedblocks(), "numbers in its tensors": _kept(rig)}
     if (used := _allocated()) is not None:
         found["bytes of memory"] = used()
     files, threads = Path("/dev/fd"), Path("/proc/self/task")

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from functools import partial
 
 import torch
+from torch import nn
 
 from regplug.errors import SpecError
 from regplug.penalty import Penalty
@@ -35,13 +36,20 @@ def _changed(found: Snapshot, plain: Snapshot) -> bool:
     )
 
 
+def _shrunk(model: nn.Module) -> None:
+    """Start from other weights than the model before."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.7)
+
+
 def _second(subject: Subject, setup: Setup) -> None:
     first = subject.rig(setup)
     first.run(2)
     first.detach()
     assert first.plugin is not None
     left = first.snapshot()
-    second = subject.rig(None)
+    second = subject.rig(None, edit=_shrunk)
     second.attach(first.plugin)
     torch.manual_seed(1)
     found = second.run(3)
@@ -53,7 +61,7 @@ def _second(subject: Subject, setup: Setup) -> None:
         rtol=0,
         atol=0,
     )
-    fresh, plain = subject.rig(setup).run(3), subject.rig(None).run(3)
+    fresh, plain = (subject.rig(each, edit=_shrunk).run(3) for each in (setup, None))
     if _changed(fresh, plain) and not _changed(found, plain):
         raise Failure(
             "attached to a second model, it does nothing: let on_attach find everything anew"

@@ -14,6 +14,7 @@ from regplug.testing.subject import Failure, Skip, Subject, same
 
 __all__: list[str] = []
 
+_TRAINING = "what draws at random does so while module.training is set, and not in evaluation"
 _BASICS = ("every-batch", "adds", "finite-difference", "gradient", "reproducible")
 
 
@@ -75,12 +76,32 @@ def interludes(subject: Subject) -> Iterable[Case]:
 
     Validation between steps (in ``eval()`` and under ``no_grad`` or ``inference_mode``, with the
     loss event and without) changes no bit, and gradients that are zeroed instead of cleared, and a
-    step under ``no_grad``, change nothing.
+    step under ``no_grad``, change nothing. An evaluation says the same when it is made again, and
+    draws no random number.
     """
     for setup in subject.setups():
+        yield f"evaluation, {setup.regime}", partial(_evaluated, subject, setup)
         for how in ("no_grad", "inference_mode"):
             yield f"validation, {how}, {setup.regime}", partial(_validated, subject, setup, how)
         yield f"zeroed gradients, {setup.regime}", partial(_zeroed, subject, setup)
+
+
+def _evaluated(subject: Subject, setup: Setup) -> None:
+    found, plain = subject.rig(setup, calm=False), subject.rig(None, calm=False)
+    said = []
+    for rig in (found, plain):
+        rig.step(0)
+        rig.model.eval()
+        torch.manual_seed(8)
+        with torch.no_grad():
+            losses = [rig.criterion(rig.data(1)) for _ in range(2)]
+        said.append((not torch.equal(*losses), torch.rand(()).item()))
+        rig.detach()
+    (varies, drawn), (varies_too, usual) = said
+    if varies and not varies_too:
+        raise Failure(f"in eval() the model says something else each time: {_TRAINING}")
+    if drawn != usual and not varies_too:
+        raise Failure(f"in eval() it draws from torch's random numbers: {_TRAINING}")
 
 
 def _validated(subject: Subject, setup: Setup, how: str) -> None:

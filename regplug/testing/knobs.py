@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -111,6 +112,23 @@ def _put_numpy(before: Any) -> None:
         numpy.seterr(**before[0])
 
 
+def _children() -> set[str]:
+    """Return the processes that this one has started, where the system tells."""
+    found = Path("/proc/self/task").glob("*/children")
+    return {number for file in found for number in file.read_text(encoding="ascii").split()}
+
+
+def _alarm() -> bool:
+    """Whether the process will be woken, or ended, by a signal some time from now."""
+    return any(signal.getitimer(t)[0] for t in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL))
+
+
+def _set_alarm(on: bool) -> None:
+    if not on:
+        for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL):
+            signal.setitimer(timer, 0)
+
+
 def _threads(number: int) -> None:
     # In a copy of a process that has threads of OpenMP, more than one would wait for ever.
     if number == 1 or multiprocessing.parent_process() is None:
@@ -156,6 +174,8 @@ KNOBS: dict[str, Knob] = {
     "sys.meta_path": _list(sys.meta_path),
     "sys.path_hooks": _list(sys.path_hooks),
     "the signal handlers": (_signals, _put_signals),
+    "whether an alarm is set (signal.alarm)": (_alarm, _set_alarm),
+    "the processes that this one has started": (_children, None),
     "the loggers": (_loggers, _put_loggers),
     "logging.disable": (lambda: logging.root.manager.disable, logging.disable),
     "sys.excepthook": _backend(sys, "excepthook"),
@@ -183,6 +203,7 @@ SETTLED_LATER = (
     "the warning filters",
     "the number of torch's threads",
     "gradient mode",
+    "the processes that this one has started",
 )
 
 USUAL: dict[str, Any] = {
@@ -219,7 +240,7 @@ def readings() -> dict[str, Any]:
     found = {}
     for name, (read, _) in KNOBS.items():
         # What this torch does not let be read, it does not let be changed by mistake either.
-        with suppress(AttributeError, RuntimeError, TypeError):
+        with suppress(AttributeError, RuntimeError, TypeError, OSError):
             found[name] = read()
     return found
 

@@ -1,6 +1,6 @@
 """Checks of loops of other kinds: by hand, with ``session.step``, and with closures."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -129,8 +129,6 @@ class _Twice(torch.optim.Optimizer):
 
 
 def _each_evaluation(subject: Subject, setup: Setup) -> None:
-    if subject.remembers:
-        raise Skip("it draws at random, or remembers")
     rig = subject.rig(None)
     optimizer = _Twice([p for p in rig.parameters.values() if p.requires_grad])
     with refusals():
@@ -143,6 +141,15 @@ def _each_evaluation(subject: Subject, setup: Setup) -> None:
         return loss  # type: ignore[return-value]
 
     optimizer.step(evaluate)
+    if subject.remembers:
+        once = subject.rig(setup)
+        once.step(0)
+        if _counted(rig) != _counted(once):
+            raise Failure(
+                "it counts evaluations of the closure as steps, as the whole numbers of its state "
+                "show: several of them make one step; go by session.steps, or count in after_step"
+            )
+        raise Skip("it draws at random, or remembers")
     first, second = optimizer.seen
     for one, other in zip(first, second, strict=True):
         if not torch.allclose(one, other, rtol=1e-9, atol=1e-12):
@@ -151,6 +158,20 @@ def _each_evaluation(subject: Subject, setup: Setup) -> None:
                 "of one alone: a line search compares them, so act in each, and count no steps "
                 "there"
             )
+
+
+def _counted(rig: Rig) -> list[int]:
+    """Return the whole numbers in what its plugins remember."""
+
+    def numbers(thing: Any) -> list[int]:
+        if isinstance(thing, Mapping):
+            thing = list(thing.values())
+        if isinstance(thing, list | tuple):
+            return [number for part in thing for number in numbers(part)]
+        return [thing] if type(thing) is int else []
+
+    assert rig.session is not None
+    return numbers(rig.session.state_dict()["plugins"])
 
 
 def _leaves_weights(subject: Subject, setup: Setup) -> None:

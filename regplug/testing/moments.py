@@ -36,7 +36,8 @@ def alike(one: Moment, other: Moment, rtol: float = 0.0) -> bool:
     (numbers, weights), (numbers_2, weights_2) = one, other
     # What is kept in single precision is the same as what was rounded to it.
     if not all(
-        math.isclose(numbers_2[n], x, rel_tol=2e-7, abs_tol=1e-12) for n, x in numbers.items()
+        math.isclose(numbers_2.get(n, math.nan), x, rel_tol=2e-7, abs_tol=1e-12)
+        for n, x in numbers.items()
     ):
         return False
     if rtol:

@@ -106,8 +106,9 @@ class Processes(Ranks):
 
     def start(self) -> None:
         """Start the processes without waiting until they are ready."""
-        if self._processes:
+        if self._processes and all(process.is_alive() for process in self._processes):
             return
+        self.stop()  # one has died between two jobs, of what a plugin has left there
         self._store = dist.TCPStore(  # type: ignore[attr-defined]
             "127.0.0.1", 0, is_master=True, wait_for_workers=False
         )
@@ -127,16 +128,27 @@ class Processes(Ranks):
         self._ready = False
 
     def run_job(self, job: bytes) -> list[Any]:
+        self._get_ready()
+        try:
+            self._send(job)
+        except OSError:
+            self.stop()
+            self._get_ready()
+            self._send(job)
+        answers = self._answers(JOB_SECONDS)
+        self._require(answers, "finish")
+        return [answers[rank][1] for rank in range(RANKS)]
+
+    def _get_ready(self) -> None:
         self.start()
         if not self._ready:
             answers = self._answers(START_SECONDS)
             self._require(answers, "start")
             self._ready = True
+
+    def _send(self, job: bytes) -> None:
         for pipe in self._pipes:
             pipe.send((sys.path, job, JOB_SECONDS))
-        answers = self._answers(JOB_SECONDS)
-        self._require(answers, "finish")
-        return [answers[rank][1] for rank in range(RANKS)]
 
     def _answers(self, seconds: float) -> dict[int, tuple[str, Any]]:
         deadline = time.monotonic() + seconds

@@ -1,5 +1,7 @@
 """Check of what a plugin leaves behind outside its own loop: in the process."""
 
+import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -57,14 +59,28 @@ def _settings(values: Mapping[str, Any]) -> Iterator[None]:
         set_back(before)
 
 
+def _see_end(started: list[threading.Thread]) -> None:
+    """Give threads that began at attach, and were told to end, a second for it."""
+    until = time.monotonic() + 1.0
+    for thread in started:
+        thread.join(max(0.0, until - time.monotonic()))
+        if thread.is_alive():
+            raise Failure(
+                f"after detach() the thread {thread.name} goes on: let on_detach end it, and wait "
+                "for it by join()"
+            )
+
+
 def _around(subject: Subject, values: Mapping[str, Any]) -> None:
     setup = subject.given(subject.deliveries[0])
     rig = subject.rig(None)
     with _settings(values):
         before = Surroundings(rig.model, rig.optimizer)
+        threads = threading.enumerate()
         try:
             rig.plugin = setup.make()
             rig.session = regplug.attach(rig.model, rig.optimizer, [rig.plugin])
+            started = [t for t in threading.enumerate() if t not in threads]
             try:
                 rig.run(2)
                 rig.session.metrics()
@@ -73,5 +89,6 @@ def _around(subject: Subject, values: Mapping[str, Any]) -> None:
                 rig.detach()
             if (changed := before.changed()) is not None:
                 raise Failure(f"after detach() {changed}{_WAY_OUT}")
+            _see_end(started)
         finally:
             before.put_back()

@@ -21,6 +21,17 @@ __all__: list[str] = []
 
 STEPS = 6
 _OWN = "draw from a torch.Generator of the plugin's own"
+# What was done before each number that the user draws.
+_MOMENTS = (
+    "attaching",
+    *(f"step {i}" for i in range(3)),
+    "asking for metrics, description and state",
+    "detaching",
+)
+_SAYS_SO = (
+    "; if it draws in the forward pass, as dropout does, it says stochastic = True and "
+    "shapes_loss = True"
+)
 
 
 def _seed(number: int) -> None:
@@ -52,6 +63,7 @@ def _lived(subject: Subject, setup: Setup | None, seed: int) -> list[dict[str, A
         rig.session.metrics()
         rig.session.describe()
         rig.session.state_dict()
+    drawn.append(_drawn())
     rig.detach()
     return [*drawn, _drawn()]
 
@@ -62,8 +74,9 @@ def streams(subject: Subject) -> Iterable[Case]:
 
     What the loop draws from torch, ``random`` and numpy after attaching, between steps and after
     detaching is what it draws without the plugin, and never the same under two seeds. Only a plugin
-    that says ``stochastic = True`` may draw from torch's stream, and only while it is not turned
-    off. The masks of dropout vary from step to step as they do without it.
+    that says ``stochastic = True`` and ``shapes_loss = True`` may draw from torch's stream, and
+    only while it is not turned off. The masks of dropout vary from step to step as they do without
+    it.
     """
     for setup in subject.setups():
         yield f"not seeded, {setup.regime}", partial(_not_seeded, subject, setup)
@@ -73,8 +86,7 @@ def streams(subject: Subject) -> Iterable[Case]:
 
 def _not_seeded(subject: Subject, setup: Setup) -> None:
     one, other = _lived(subject, setup, 11), _lived(subject, setup, 12)
-    moments = ["attaching", *(f"step {i}" for i in range(3)), "detaching"]
-    for moment, a, b in zip(moments, one, other, strict=True):
+    for moment, a, b in zip(_MOMENTS, one, other, strict=True):
         for stream, number in a.items():
             if number == b[stream]:
                 raise Failure(
@@ -84,21 +96,20 @@ def _not_seeded(subject: Subject, setup: Setup) -> None:
 
 
 def _left_alone(subject: Subject, setup: Setup) -> None:
-    may_draw = subject.plugin.stochastic
+    may_draw = subject.plugin.stochastic and subject.plugin.shapes_loss
     plain = _lived(subject, None, 13)
     runs = [(setup, ["Python's", "numpy's"] if may_draw else list(plain[0]), "")]
     if may_draw and subject.off:
         turned_off = replace(setup, values=subject.off)
         runs.append((turned_off, list(plain[0]), "turned off, "))
     for each, watched, how in runs:
-        for moment, (a, b) in enumerate(zip(_lived(subject, each, 13), plain, strict=True)):
+        for moment, a, b in zip(_MOMENTS, _lived(subject, each, 13), plain, strict=True):
             for stream in watched:
                 if stream in b and a[stream] != b[stream]:
-                    when = "attaching" if moment == 0 else f"{min(moment, 3)} steps"
                     raise Failure(
-                        f"{how}after {when} {stream} random numbers are not those of a run without "
-                        f"it, so that data and dropout are others: {_OWN}"
-                        + ("" if may_draw else "; if it draws, it says so by stochastic = True")
+                        f"{how}after {moment} {stream} random numbers are not those of a "
+                        f"run without it, so that data and dropout are others: {_OWN}"
+                        + ("" if may_draw or stream != "torch's" else _SAYS_SO)
                     )
 
 

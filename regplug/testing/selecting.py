@@ -95,12 +95,27 @@ def _alone(subject: Subject, rig: Rig, selection: str, belongs: Callable[[str], 
         changed -= plain.weights.keys()
     for name in sorted(changed):
         if not belongs(name):
-            raise Failure(f"with where={selection} it changed {name}: use where, and nothing else")
+            raise Failure(
+                f"with where={selection} it changed {name}: use where, and nothing else"
+                + _also(subject)
+            )
     if not changed and isinstance(subject.plugin, Penalty):
         raise Failure(f"with where={selection} it left alone what that selects")
 
 
+def _also(subject: Subject) -> str:
+    """Return what else a term of the loss may say."""
+    if not subject.adds_to_loss:
+        return ""
+    return (
+        "; a term that is about some weights or layers, and trains others as well, says "
+        "shapes_loss = True"
+    )
+
+
 def _but_one(subject: Subject, recipe: Recipe, setup: Setup) -> None:
+    if subject.plugin.shapes_loss:
+        raise Skip("it trains others than it is about")
     name, *others = _touched(subject, setup)
     if not others:
         raise Skip("it acts on one weight here")
@@ -109,7 +124,7 @@ def _but_one(subject: Subject, recipe: Recipe, setup: Setup) -> None:
     found, plain = rig.move().run(1), subject.rig(None).move().run(1)
     changed = _changed(found, plain)
     if name in changed:
-        raise Failure(f"with where={selection!r} it changed {name}")
+        raise Failure(f"with where={selection!r} it changed {name}{_also(subject)}")
     if not changed and isinstance(subject.plugin, Penalty):
         raise Failure(f"with where={selection!r} it changed nothing")
 

@@ -147,7 +147,8 @@ def learning_rate(subject: Subject) -> Iterable[Case]:
     """It goes by the learning rate of the step, whatever kind of number that is.
 
     A rate that a scheduler has changed counts from the very step on, a tensor is as good as a
-    float, and with a rate of 0 everything stays finite, and a penalty leaves the weights alone.
+    float, also where it is filled anew, and with a rate of 0 everything stays finite, a penalty
+    leaves the weights alone, and others do no more than at next to 0.
     """
     for setup in subject.setups():
         yield f"changed, {setup.regime}", partial(_changed, subject, setup)
@@ -208,8 +209,26 @@ def _tensor(subject: Subject, setup: Setup) -> None:
     found = _attached(subject.rig(None, lr=rate, foreach=False), setup).run(2)
     expected = subject.rig(setup, lr=SLOW, foreach=False).run(2)
     same(found, expected, "where the learning rate is a tensor it acts otherwise", rtol=1e-6)
-    if not isinstance(rate, torch.Tensor) or float(rate) != SLOW:
+    if float(rate) != SLOW:
         raise Failure("it changed the tensor that is the learning rate")
+    # As schedulers set it.
+    rigs = [
+        _attached(subject.rig(None, lr=rate, foreach=False), setup),
+        subject.rig(setup, lr=SLOW),
+    ]
+    for step, now in enumerate((SLOW, SLOW, FAST, SLOW / 2)):
+        rate.fill_(now)
+        rigs[1].optimizer.param_groups[0]["lr"] = now
+        for rig in rigs:
+            torch.manual_seed(2 + step)
+            rig.step(step)
+    same(
+        rigs[0].snapshot(),
+        rigs[1].snapshot(),
+        "where the learning rate is a tensor that is filled anew between steps, as schedulers do, "
+        "it acts otherwise: keep no float of it, and do not ask whether it is the same object",
+        rtol=1e-6,
+    )
 
 
 def _zero(subject: Subject, setup: Setup) -> None:
@@ -228,3 +247,26 @@ def _zero(subject: Subject, setup: Setup) -> None:
         rtol = 0.0 if subject.plugin.separable else 1e-12
         words = "with a learning rate of 0 it changes the weights"
         same(found, before, words, rtol=rtol, atol=rtol)
+    else:
+        _near_zero(subject, setup)
+
+
+def _near_zero(subject: Subject, setup: Setup) -> None:
+    """Compare what it does at a learning rate of 0 with what it does at the smallest ones."""
+
+    def effect(rate: float) -> dict[str, torch.Tensor]:
+        found = _attached(subject.rig(None, lr=rate), setup)
+        before = found.snapshot().weights
+        return {name: w - before[name] for name, w in found.run(1).weights.items()}
+
+    at_zero, near = effect(0.0), effect(1e-12)
+    largest = max((float(e.abs().max()) for e in near.values() if e.numel()), default=0.0)
+    for name, e in at_zero.items():
+        # To do less is right where a step is none; and a weight that lies on a bound may cross it.
+        gaps = (e - near[name]).abs() * (e.abs() > near[name].abs())
+        if gaps.numel() and float((gaps > 1e-9 + 1e-2 * largest).double().mean()) > 0.3:
+            raise Failure(
+                f"with a learning rate of 0 it moves {name} by {float(gaps.max()):.3g} otherwise "
+                "than with one of 1e-12: 0 is a rate like any other, as in a warm-up, and not the "
+                "lack of one"
+            )

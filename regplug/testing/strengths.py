@@ -86,7 +86,9 @@ def _set(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
             "thousandth: what is divided by its own size, as the step of Adam is, has lost its "
             "strength; bring λ in afterwards"
         )
-    if attribute.off == 0 and not _is_share(attribute, one, other):
+    # A rate by which something is drawn at random moves a draw now and then only.
+    by_chance = subject.plugin.stochastic and attribute.high <= 1
+    if attribute.off == 0 and not (by_chance or _is_share(attribute, one, other)):
         little = moments(subject.rig(setup.but(**{attribute.name: first * 1.00001})))
         if all(alike(a, b) for a, b in zip(one, little, strict=True)):
             raise Failure(

@@ -3,25 +3,41 @@
 import pytest
 
 from regplug.testing import CHECKS, check_plugin
-from tests.testing import unusual_more, wrong_refusals, wrong_subtle, wrong_subtle_loops
+from tests.testing import (
+    unusual_more,
+    unusual_terms,
+    wrong_habits,
+    wrong_refusals,
+    wrong_subtle,
+    wrong_subtle_loops,
+)
 from tests.testing.sat import sat
 from tests.testing.test_kinds import check_of, classes, factory
 from tests.testing.whole import whole
 
-SECOND = (wrong_subtle, wrong_subtle_loops, wrong_refusals)
+SECOND = (wrong_subtle, wrong_subtle_loops, wrong_refusals, wrong_habits)
 ALL = [cls for cls in classes(*SECOND) if check_of(cls) in CHECKS]
-RIGHT = list(classes(unusual_more))
+RIGHT = [*classes(unusual_more, unusual_terms), wrong_habits.Decay]
 # What the checks were made sharper for; `make soak` has all.
 SHARPER = [
     *(wrong_subtle.OneScaleForAll, wrong_subtle.Float16Strength, wrong_subtle_loops.LargerLoss),
     *(wrong_subtle_loops.OncePerStep, wrong_subtle_loops.RoundsRate),
     *classes(wrong_refusals),
+    *(cls for cls in classes(wrong_habits) if check_of(cls) not in ("A look-alike", "collective")),
 ]
 SMOOTHER = {
     unusual_more.Kronecker: "cost",
     unusual_more.PrunesShare: "strength",
     unusual_more.StandardizesRows: "projection",
     unusual_more.ClipsElements: "adds",
+    unusual_terms.Outputs: "cost",
+    unusual_terms.TakesByClosure: "copies",
+    unusual_terms.NotesItsTerm: "schedule",
+    unusual_terms.RunsTwice: "state",
+    unusual_terms.GradientOf: "where",
+    unusual_terms.DropsGradients: "strength",
+    unusual_terms.LargestByHalf: "learning-rate",
+    wrong_habits.Decay: "learning-rate",
 }
 
 

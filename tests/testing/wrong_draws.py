@@ -52,7 +52,9 @@ class Noisy(Strong):
 
 
 class DrawsWhenOff(Noisy):
-    """Draws from torch's stream also where it is turned off."""
+    """Draws from torch's stream, as it says, but also where it is turned off."""
+
+    shapes_loss = True
 
     @hookimpl
     def on_gradients(self, session):
