@@ -95,6 +95,8 @@ def _lives(subject: Subject, setup: Setup) -> None:
         for step in range(2):
             rig.backward(step, math.nan)
             rig.optimizer.step()
+    with suppress(Exception):
+        rig.detach()
 
 
 # What torch says of faults that come to light in a backward pass, and what each is a sign of.

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 __all__ = ["audited"]
 
@@ -40,7 +41,7 @@ def audited() -> Iterator[list[str]]:
     done: list[str] = []
     sleep = time.sleep
 
-    def sleeps(seconds: float) -> None:
+    def sleeps(seconds: Any) -> None:
         done.append("it sleeps (time.sleep)")
         sleep(seconds)
 

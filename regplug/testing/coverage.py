@@ -94,6 +94,7 @@ def _gradients(subject: Subject, setup: Setup) -> None:
     found, plain = subject.rig(setup), subject.rig(None)
     for rig in (found, plain):
         rig.step(0)
+    found.detach()
     for name, p in plain.parameters.items():
         if p.grad is not None and found.parameters[name].grad is None:
             raise Failure(

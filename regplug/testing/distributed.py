@@ -139,11 +139,11 @@ def _like_plain(subject: Subject, setup: Setup, wrapper: str) -> None:
         raise Failure(f"{STEPS} steps were counted as {answer['steps']}")
     expected = subject.rig(setup).run(STEPS)
     if not subject.plugin.stochastic:
-        found = _snapshot(answer)
-        if subject.adds_to_loss and difference(found, expected) is not None:
+        ended = _snapshot(answer)
+        if subject.adds_to_loss and difference(ended, expected) is not None:
             # Of what is no mean over samples, as a variance, each rank has its own part's.
             expected = _by_parts(subject, setup)
-        same(found, expected, "it acts otherwise than in one process")
+        same(ended, expected, "it acts otherwise than in one process")
         return
     without, alone = subject.rig(None).run(STEPS), _job(subject, None, wrapper)[0]
     found, usual = _spread(_snapshot(answer), _snapshot(alone)), _spread(expected, without)

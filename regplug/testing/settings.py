@@ -229,6 +229,8 @@ def _tensor(subject: Subject, setup: Setup) -> None:
         "it acts otherwise: keep no float of it, and do not ask whether it is the same object",
         rtol=1e-6,
     )
+    for rig in rigs:
+        rig.detach()
 
 
 def _zero(subject: Subject, setup: Setup) -> None:
@@ -257,7 +259,9 @@ def _near_zero(subject: Subject, setup: Setup) -> None:
     def effect(rate: float) -> dict[str, torch.Tensor]:
         found = _attached(subject.rig(None, lr=rate), setup)
         before = found.snapshot().weights
-        return {name: w - before[name] for name, w in found.run(1).weights.items()}
+        after = found.run(1).weights
+        found.detach()
+        return {name: w - before[name] for name, w in after.items()}
 
     at_zero, near = effect(0.0), effect(1e-12)
     largest = max((float(e.abs().max()) for e in near.values() if e.numel()), default=0.0)

@@ -100,7 +100,7 @@ WRONG = {
 }
 
 RIGHT = [
-    *(draws.OwnGenerator, draws.UsersStream, draws.Forks),
+    *(draws.OwnGenerator, draws.Forks),
     *(settings.Signed, settings.ByOwnRate, settings.RelativeToFirstRate),
     *(tales.TargetInPlace, tales.CpuScalar, tales.ThroughCpu, tales.TellsNorm),
 ]

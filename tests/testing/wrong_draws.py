@@ -172,7 +172,7 @@ class OwnGenerator(Noisy):
 
 
 class UsersStream(Noisy):
-    """Right: says that it draws at random, and draws from torch's stream while it is on."""
+    """Says that it draws at random, and draws from torch's stream between two batches."""
 
     def noise(self, session, w):
         return torch.randn_like(w)
