@@ -1,4 +1,4 @@
-"""What only private names tell of a process: what runs at its end, which modes are entered."""
+"""What torch and Python hardly tell of a process: its modes, its default device, what ends it."""
 
 import atexit
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["exit_callbacks", "modes_entered"]
+__all__ = ["default_device", "exit_callbacks", "modes_entered"]
 
 _COUNT = "_ncallbacks"
 _MODES = ("_len_torch_function_stack", "_len_torch_dispatch_stack")
@@ -31,3 +31,14 @@ def modes_entered() -> tuple[int | None, ...]:
     core: Any = getattr(torch, "_C", None)
     counts = [getattr(core, name, None) for name in _MODES]
     return tuple(None if count is None else int(count()) for count in counts)
+
+
+def default_device() -> str:
+    """Return where torch makes tensors now.
+
+    Asked of a tensor: torch 2.6 fails to say it once a default was taken back.
+
+    >>> default_device()
+    'cpu'
+    """
+    return str(torch.empty(0).device)

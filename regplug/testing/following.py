@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from regplug import schedules
-from regplug.adaptive import Adaptive
+from regplug.bases.adaptive import Adaptive
 from regplug.errors import RegplugError
 from regplug.penalty import Penalty
 from regplug.plugin import Scheduled
