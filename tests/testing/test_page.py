@@ -50,7 +50,7 @@ def test_its_code_runs(capsys):
         r"^```python\n(.*?)^```$", FILE.read_text("utf-8"), re.DOTALL | re.MULTILINE
     ):
         exec(compile(block, "docs/exam.md", "exec"), {"__name__": "page"})
-    assert "l1(1e-3): 9 passed" in capsys.readouterr().out
+    assert "l1(1e-3): 12 passed" in capsys.readouterr().out
 
 
 if __name__ == "__main__":
