@@ -205,8 +205,9 @@ def cost(subject: Subject) -> Iterable[Case]:
         some, more = (_extra(setup, 1, 2, n)["lines of Python"] for n in (MANY, TIMES * MANY))
         if more > MOST * max(some, 200):
             raise Failure(
-                f"with {TIMES} times as many tensors a step takes {more / max(some, 1):.0f} times as "
-                f"many lines of Python ({more} instead of {some}): look up by a dict what belongs to a "
+                f"with {TIMES} times as many tensors a step takes "
+                f"{more / max(some, 1):.0f} times as many lines of Python ({more} instead of "
+                f"{some}): look up by a dict what belongs to a "
                 "weight, and go through all weights once"
             )
 
