@@ -41,10 +41,10 @@ class Stack(nn.Module):
         self.drop = nn.Dropout(0.0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the mean of what all layers make of ``x``, shape ``(N, columns)``."""
-        outs = [layer(x).mean() for layer in self.layers]
-        mean: torch.Tensor = self.drop(self.act(torch.stack(outs))).mean()
-        return mean
+        """Return the means of what all layers make of ``x``, of shape ``(N, 1)``."""
+        outs = [layer(x).mean(1) for layer in self.layers]
+        means: torch.Tensor = self.drop(self.act(torch.stack(outs, 1))).mean(1, keepdim=True)
+        return means
 
 
 class _Loop:
@@ -65,7 +65,7 @@ class _Loop:
     def backward(self) -> None:
         """Compute the gradients of a step."""
         self.optimizer.zero_grad()
-        loss = self.model(self.x)
+        loss = self.model(self.x).mean()
         (loss if self.session is None else self.session.loss(loss)).backward()
 
     def step(self) -> None:

@@ -15,9 +15,12 @@ __all__: list[str] = []
 # A quarter of the largest float32: what is larger may as well overflow.
 _LARGEST = torch.finfo(torch.float32).max / 4
 
-# 1e15 is as large as weights of float32 may be for their squares to be finite, in which torch's own
-# norms are summed.
-_SCALES = (1e-40, 1e-30, 1e-10, 1e-4, 1.0, 20.0, 100.0, 1e4, 1e15)
+# From the smallest normal numbers, for less than these is 0 on many devices, to what float32 has
+# finite squares of, in which torch's own norms are summed.
+_SCALES = (1e-37, 1e-30, 1e-10, 1e-4, 1.0, 20.0, 100.0, 1e4, 1e15)
+
+# Here a sum over elements may be infinite, but there is no reason for it to be nan.
+_BEYOND = 1e25
 
 
 @check("extremes", after=("differentiable", "pure", "gradient", "finite-difference", "dtype"))
@@ -25,8 +28,9 @@ def extremes(subject: Subject) -> Iterable[Case]:
     """Value, gradient and proximal point are finite at every finite weight, and agree there.
 
     At zeros, at a row of zeros, where all weights or two rows are equal, in one row, one column and
-    a single element; from 1e-40 to 1e15 in float32. A value that overflows in float64 too, or that
-    float32 can't hold, is no fault. Away from kinks, a gradient that is stated is also autograd's.
+    a single element; from 1e-37 to 1e15 in float32, and a separable one is nan at no size. A value
+    that overflows in float64 too, or that float32 can't hold, is no fault. Away from kinks, a
+    gradient that is stated is also autograd's.
     """
     penalty = subject.penalty
     for words, make in _PLACES.items():
@@ -35,6 +39,9 @@ def extremes(subject: Subject) -> Iterable[Case]:
         words = f"weights of about {scale:g}"
         run = partial(_finite, penalty, words, partial(_random, scale))
         yield words, torch.no_grad()(run)
+    if penalty.separable:
+        words = f"weights of about {_BEYOND:g}"
+        yield words, torch.no_grad()(partial(_no_nan, penalty, words))
     yield "float32 as float64", torch.no_grad()(partial(_as_wide, penalty))
     if type(penalty).gradient is not Penalty.gradient:
         yield "stated gradient", torch.no_grad()(partial(_agrees, penalty))
@@ -124,6 +131,17 @@ def _finite(penalty: Penalty, words: str, make: Callable[[], torch.Tensor]) -> N
             "root nor logarithm of it (add a small ε, or state the gradient), and let nothing grow "
             "on the way that cancels in the end"
         )
+
+
+def _no_nan(penalty: Penalty, words: str) -> None:
+    wide = _random(_BEYOND)
+    for what in ("value", "gradient"):
+        found, exact = (getattr(penalty, what)(w) for w in (wide.float(), wide))
+        if bool(found.isnan().any()) and _size(exact) < _LARGEST:
+            raise Failure(
+                f"with {words} {what}(w) is nan, though nothing there is above {_size(exact):.4g}: "
+                "it is ∞/∞, ∞ − ∞ or 0·∞ on the way; write it so that nothing overflows"
+            )
 
 
 def _as_wide(penalty: Penalty) -> None:

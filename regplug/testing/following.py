@@ -7,8 +7,8 @@ import torch
 
 from regplug import schedules
 from regplug.adaptive import Adaptive
+from regplug.delivered import Delivered
 from regplug.errors import RegplugError
-from regplug.penalty import Penalty
 from regplug.plugin import Scheduled
 from regplug.testing.arguments import odd_numbers
 from regplug.testing.bench import Setup
@@ -103,7 +103,7 @@ def _ahead(
 
     What puts weights somewhere after a step does that for the next one, and may go by its value.
     """
-    if isinstance(subject.plugin, Penalty) or not subject.implements("after_step"):
+    if isinstance(subject.plugin, Delivered) or not subject.implements("after_step"):
         return 0
     if any(subject.implements(hook) for hook in ("on_loss", "on_gradients", "before_step")):
         return 0
@@ -118,7 +118,7 @@ def _changes(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
     found = _with_change(subject, setup, attribute)
     ahead = _ahead(subject, constant, lambda: found)
     _follows(constant, found, attribute.name, first, second, ahead)
-    if isinstance(subject.plugin, Penalty):
+    if isinstance(subject.plugin, Delivered):
         rig = subject.rig(setup.but(**{attribute.name: first})).move()
         for step in range(CHANGE):
             rig.step(step)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import regplug
-from regplug.penalty import Penalty
+from regplug.delivered import Delivered
 from regplug.plugin import Plugin
 from regplug.testing.bench import Rig, Setup
 from regplug.testing.refusing import refusals
@@ -191,7 +191,7 @@ def _lbfgs(subject: Subject, setup: Setup) -> None:
             optimizer.step(evaluate)
         return rig
 
-    if isinstance(subject.plugin, Penalty):
+    if isinstance(subject.plugin, Delivered):
         # Strong enough for a line search to see it.
         setup = subject.changed(setup, lambda value: min(20 * value, 1.0))
     with refusals():
@@ -199,7 +199,7 @@ def _lbfgs(subject: Subject, setup: Setup) -> None:
     for name, w in rig.snapshot().weights.items():
         if not w.isfinite().all():
             raise Failure(f"under LBFGS {name} is not finite")
-    if isinstance(subject.plugin, Penalty) and setup.delivery == "step":
+    if isinstance(subject.plugin, Delivered) and setup.delivery == "step":
         if "loss" not in subject.deliveries:
             raise Skip("it can't be delivered in the loss, to compare")
         in_loss = run(Setup(setup.source, "loss", setup.values), True)

@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from regplug.penalty import Penalty
+from regplug.delivered import Delivered
 from regplug.plugin import Scheduled
 from regplug.testing.arguments import odd_numbers
 from regplug.testing.bench import Setup
@@ -25,7 +25,7 @@ from regplug.testing.subject import Failure, Skip, Subject
 __all__: list[str] = []
 
 
-@check("strength", after=("arguments", "every-batch", "adds", "reproducible"))
+@check("strength", after=("arguments", "gradient", "every-batch", "adds", "reproducible"))
 def strength(subject: Subject) -> Iterable[Case]:
     """Each strength is what it is set to: by the constructor, before attach, and between steps.
 
@@ -35,7 +35,7 @@ def strength(subject: Subject) -> Iterable[Case]:
     for attribute in subject.scheduled.values():
         for setup in subject.setups():
             regime = f"{attribute.name}, {setup.regime}"
-            is_penalty = isinstance(subject.plugin, Penalty) and attribute.name == "strength"
+            is_penalty = isinstance(subject.plugin, Delivered) and attribute.name == "strength"
             if is_penalty and setup.delivery in ("step", "loss"):
                 yield f"{regime}, linear", partial(_linear, subject, setup)
             yield f"{regime}, set", partial(_set, subject, setup, attribute)
