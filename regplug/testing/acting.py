@@ -71,6 +71,7 @@ def runs(subject: Subject) -> Iterable[Case]:
 
     def run(setup: Setup) -> None:
         rig = subject.rig(setup)
+        torch.set_grad_enabled(True)  # whether it is turned off for good is the next question
         _train(rig)
         assert rig.session is not None
         rig.session.metrics()

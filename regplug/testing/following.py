@@ -1,5 +1,6 @@
 """Check of schedules: each is followed step by step."""
 
+import copy
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -23,7 +24,7 @@ from regplug.testing.moments import (
 )
 from regplug.testing.recipe import scheduled_name
 from regplug.testing.registry import Case, check
-from regplug.testing.subject import Failure, Skip, Subject
+from regplug.testing.subject import Failure, Skip, Subject, same
 
 __all__: list[str] = []
 
@@ -32,6 +33,7 @@ __all__: list[str] = []
 def schedule(subject: Subject) -> Iterable[Case]:
     """A schedule is followed in each step: not frozen, and neither a step early nor a step late.
 
+    A step is one of the session: with several backward passes, and in a resumed run too.
     What does nothing but move weights after a step may go by the value of the step that comes.
     Up to the step in which it changes the run is that of the constant, in that step it is not. Off
     means the bits of a loop without the plugin, in just the steps that say so, also at the start.
@@ -44,6 +46,8 @@ def schedule(subject: Subject) -> Iterable[Case]:
             yield f"{regime}, changes", partial(_changes, subject, setup, attribute)
             if attribute.off is not None:
                 yield f"{regime}, off and on", partial(_off_and_on, subject, setup, attribute)
+            yield f"{regime}, several passes", partial(_passes, subject, setup, attribute)
+            yield f"{regime}, resumed", partial(_resumed, subject, setup, attribute)
     known = set(subject.scheduled)
     for argument, value in _numbers(subject).items():
         if not {argument, scheduled_name(argument)} & known:
@@ -158,6 +162,58 @@ def _off_and_on(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
             )
 
 
+def _going(subject: Subject, setup: Setup, attribute: Scheduled) -> Setup:
+    """Return a setup with another number in each step."""
+    first, second = odd_numbers(subject, attribute)
+    return setup.but(**{attribute.name: schedules.linear(first, second, steps=8)})
+
+
+def _passes(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
+    if subject.plugin.stochastic:
+        raise Skip("it draws at random in each pass")
+    going = _going(subject, setup, attribute)
+    several, single = subject.rig(going).move(), subject.rig(going).move()
+    for step in range(3):
+        several.optimizer.zero_grad()
+        with torch.no_grad():
+            several.loss(several.data(step))
+        for _ in range(2):
+            (several.loss(several.data(step)) / 2).backward()
+        several.optimizer.step()
+        single.step(step)
+    same(
+        several.snapshot(),
+        single.snapshot(),
+        f"with two backward passes for each step, and a look at the loss before them, it does not "
+        f"follow a schedule of {attribute.name} as with one: go by session.steps, and by no count "
+        "of your own",
+    )
+
+
+def _resumed(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
+    going = _going(subject, setup, attribute)
+    straight = subject.rig(going)
+    straight.run(3)
+    assert straight.session is not None
+    resumed = subject.rig(going)
+    assert resumed.session is not None
+    resumed.session.load_state_dict(copy.deepcopy(straight.session.state_dict()))
+    with torch.no_grad():
+        for name, p in resumed.parameters.items():
+            p.copy_(straight.parameters[name])
+    random = torch.get_rng_state()
+    for rig in (straight, resumed):
+        torch.set_rng_state(random)
+        for step in range(3, 6):
+            rig.step(step)
+    same(
+        resumed.snapshot(),
+        straight.snapshot(),
+        f"a resumed run does not go on with a schedule of {attribute.name} where it was: go by "
+        "session.steps, which the session saves",
+    )
+
+
 def _first(subject: Subject) -> Moment:
     return moment(subject.rig(None).move(), 0)
 
@@ -168,17 +224,26 @@ def _argument(subject: Subject, argument: str, value: float) -> None:
     def run(given: object) -> list[Moment]:
         return moments(subject.rig(Setup(subject.recipe.but(**{argument: given}))))
 
+    def forgotten(given: float) -> bool:
+        try:
+            return all(alike(a, b) for a, b in zip(constant, run(given), strict=True))
+        except (RegplugError, TypeError, ValueError, AttributeError):
+            return False
+
     other = value / 2
     try:
         constant, halved = run(value), run(other)
     except (RegplugError, TypeError, ValueError, AttributeError) as error:
         raise Skip(f"{argument} can't be {other:g}") from error
     if all(alike(a, b) for a, b in zip(constant, halved, strict=True)):
-        if argument != "strength" or _same_as_plain(subject, constant):
+        # What comes first is the strength, whatever its name.
+        first = argument in ("strength", *subject.recipe.parameters[:1])
+        if not first or _same_as_plain(subject, constant) or not forgotten(2 * value):
             raise Skip(f"{argument} makes no difference here")
         raise Failure(
-            f"strength={value:g} and strength={other:g} do the same, to the bit: it is taken and "
-            "forgotten; say strength = regplug.Scheduled() in the class, and set it in __init__"
+            f"{argument}={value:g} and {argument}={other:g} do the same, to the bit: it is taken "
+            f"and forgotten; say {argument} = regplug.Scheduled() in the class, and set it in "
+            "__init__"
         )
     try:
         found = run(schedules.piecewise({0: value, CHANGE: other}))

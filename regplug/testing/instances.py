@@ -9,7 +9,7 @@ from torch import nn
 
 from regplug.delivered import Delivered
 from regplug.errors import SpecError
-from regplug.testing.bench import Rig, Setup, Snapshot, difference
+from regplug.testing.bench import Bench, Rig, Sample, Setup, Snapshot, difference
 from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Skip, Subject, same
 
@@ -26,6 +26,7 @@ def attach_again(subject: Subject) -> Iterable[Case]:
     """
     for setup in subject.setups():
         yield f"one after another, {setup.regime}", partial(_second, subject, setup)
+        yield f"one of another size after it, {setup.regime}", partial(_other_size, subject, setup)
         yield f"two at a time, {setup.regime}", partial(_by_turns, subject, setup)
         if isinstance(subject.plugin, Delivered) and setup.delivery in ("step", "loss"):
             yield f"two on one model, {setup.regime}", partial(_together, subject, setup)
@@ -70,6 +71,31 @@ def _second(subject: Subject, setup: Setup) -> None:
         rtol=1e-9,
         atol=1e-12,
     )
+
+
+def _other_size(subject: Subject, setup: Setup) -> None:
+    """What is kept of the first model's weights does not even fit the second."""
+    if subject.bench.model is not Sample:
+        raise Skip("the model is another than the exam's usual one")
+    narrow = Bench(partial(Sample, width=5), subject.bench.batch, subject.bench.loss)
+    other = Subject(subject.source, narrow, subject.values)
+    first = subject.rig(setup)
+    first.run(2)
+    first.detach()
+    assert first.plugin is not None
+    second = other.rig(None)
+    try:
+        second.attach(first.plugin)
+        second.run(2)
+    except Exception as error:
+        try:
+            other.rig(setup).run(2)
+        except Exception as alone:
+            raise Skip(f"a new one fails there too: {alone}") from error
+        raise Failure(
+            f"attached to a second model, of other sizes, it fails: {error}; let on_attach find "
+            "everything anew, and on_detach let go of it"
+        ) from error
 
 
 def _by_turns(subject: Subject, setup: Setup) -> None:

@@ -20,7 +20,7 @@ __all__: list[str] = []
 _BASICS = ("every-batch", "adds", "finite-difference", "gradient", "reproducible")
 
 
-@check("late-weights", after=(*_BASICS, "untouched", "groups"))
+@check("late-weights", after=(*_BASICS, "untouched", "groups", "restore"))
 def late_weights(subject: Subject) -> Iterable[Case]:
     """A weight that is unfrozen on the way, or comes in a group of its own, is acted upon then."""
     for setup in subject.setups():

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
+
 import regplug
 from regplug.testing.knobs import KNOBS, ODD, USUAL, readings, set_back
 from regplug.testing.registry import Case, check
@@ -65,6 +67,8 @@ def _around(subject: Subject, values: Mapping[str, Any]) -> None:
         try:
             rig.plugin = setup.make()
             rig.session = regplug.attach(rig.model, rig.optimizer, [rig.plugin])
+            if not torch.is_grad_enabled():
+                raise Failure(f"attached, it leaves gradient mode off{_WAY_OUT}")
             try:
                 rig.run(2)
                 rig.session.metrics()
