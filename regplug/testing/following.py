@@ -196,6 +196,7 @@ def _resumed(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
     straight.run(3)
     assert straight.session is not None
     resumed = subject.rig(going)
+    resumed.optimizer.load_state_dict(copy.deepcopy(straight.optimizer.state_dict()))
     assert resumed.session is not None
     resumed.session.load_state_dict(copy.deepcopy(straight.session.state_dict()))
     with torch.no_grad():

@@ -77,6 +77,8 @@ def _other_size(subject: Subject, setup: Setup) -> None:
     """What is kept of the first model's weights does not even fit the second."""
     if subject.bench.model is not Sample:
         raise Skip("the model is another than the exam's usual one")
+    if subject.implements("on_state") and not subject.implements("on_attach"):
+        raise Skip("it goes on from what it remembers")
     narrow = Bench(partial(Sample, width=5), subject.bench.batch, subject.bench.loss)
     other = Subject(subject.source, narrow, subject.values)
     first = subject.rig(setup)

@@ -20,7 +20,7 @@ LR = 0.02
 _BASICS = ("every-batch", "adds", "finite-difference", "gradient", "reproducible")
 
 
-@check("no-optimizer", after=_BASICS)
+@check("no-optimizer", after=(*_BASICS, "restore"))
 def no_optimizer(subject: Subject) -> Iterable[Case]:
     """In a loop by hand, ``with session.step(lr=…)``, it does what it does with SGD."""
 
@@ -76,7 +76,7 @@ class _Looks(Plugin):
         self._look("after_step", session)
 
 
-@check("closure", after=(*_BASICS, "clipping", "delivery", "checkpoint-step"))
+@check("closure", after=(*_BASICS, "clipping", "delivery", "checkpoint-step", "restore"))
 def closure(subject: Subject) -> Iterable[Case]:
     """With ``optimizer.step(closure)`` it does what it does without, and suits a line search.
 

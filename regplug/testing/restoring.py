@@ -189,13 +189,13 @@ def _keeps_changes(subject: Subject, setup: Setup) -> None:
     momentum = {
         p: state["momentum_buffer"].clone() for p, state in rig.optimizer.state.items() if state
     }
-    before = rig.snapshot().weights
+    baked, before = _memory_of_parametrized(rig), rig.snapshot().weights
     gradients = {
         name: (p.grad, None if p.grad is None else p.grad.clone())
         for name, p in rig.parameters.items()
     }
     rig.session.detach()
-    _trained(rig, before, gradients)
+    _trained(rig, before, gradients, baked)
     others = module.register_forward_hook(lambda module, inputs, output: None)
     kept = {
         "the learning rate that a scheduler has set": group is rig.optimizer.param_groups[0]
@@ -220,9 +220,13 @@ def _keeps_changes(subject: Subject, setup: Setup) -> None:
             )
 
 
-def _trained(rig: Rig, weights: dict[str, torch.Tensor], gradients: dict[str, Any]) -> None:
-    """What training has brought about is the user's, too."""
+def _trained(
+    rig: Rig, weights: dict[str, torch.Tensor], gradients: dict[str, Any], baked: set[str]
+) -> None:
+    """What training has brought about stays, but where torch bakes something into a weight."""
     for name, p in rig.parameters.items():
+        if f"{name}: memory" in baked:
+            continue
         if not torch.equal(p.detach(), weights[name]):
             raise Failure(
                 f"detach() changes {name}: what was trained stays; what is to be put back is what "

@@ -28,7 +28,7 @@ from regplug.testing.subject import Failure, Skip, Subject
 __all__: list[str] = []
 
 
-@check("strength", after=("arguments", "gradient", "every-batch", "adds", "reproducible"))
+@check("strength", after=("arguments", "gradient", "where", "every-batch", "adds", "reproducible"))
 def strength(subject: Subject) -> Iterable[Case]:
     """Each strength is what it is set to: by the constructor, before attach, and between steps.
 
