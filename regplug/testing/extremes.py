@@ -15,9 +15,9 @@ __all__: list[str] = []
 # A quarter of the largest float32: what is larger may as well overflow.
 _LARGEST = torch.finfo(torch.float32).max / 4
 
-# From the smallest normal numbers, for less than these is 0 on many devices, to what float32 has
-# finite squares of, in which torch's own norms are summed.
-_SCALES = (1e-37, 1e-30, 1e-10, 1e-4, 1.0, 20.0, 100.0, 1e4, 1e15)
+# 1e15 is as large as weights of float32 may be for their squares to be finite, in which torch's own
+# norms are summed.
+_SCALES = (1e-40, 1e-30, 1e-10, 1e-4, 1.0, 20.0, 100.0, 1e4, 1e15)
 
 # Here a sum over elements may be infinite, but there is no reason for it to be nan.
 _BEYOND = 1e25
@@ -28,7 +28,7 @@ def extremes(subject: Subject) -> Iterable[Case]:
     """Value, gradient and proximal point are finite at every finite weight, and agree there.
 
     At zeros, at a row of zeros, where all weights or two rows are equal, in one row, one column and
-    a single element; from 1e-37 to 1e15 in float32, and a separable one is nan at no size. A value
+    a single element; from 1e-40 to 1e15 in float32, and a separable one is nan at no size. A value
     that overflows in float64 too, or that float32 can't hold, is no fault. Away from kinks, a
     gradient that is stated is also autograd's.
     """

@@ -28,6 +28,18 @@ from regplug.testing.subject import Failure, Skip, Subject, same
 
 __all__: list[str] = []
 
+# What the strength of a plugin is called, if it is not called that.
+_STRENGTHS = (
+    "strength",
+    "alpha",
+    "lam",
+    "lambda_",
+    "coefficient",
+    "rate",
+    "weight_decay",
+    "factor",
+)
+
 
 @check("schedule", after=("arguments", "strength", "delivery"))
 def schedule(subject: Subject) -> Iterable[Case]:
@@ -237,9 +249,13 @@ def _argument(subject: Subject, argument: str, value: float) -> None:
     except (RegplugError, TypeError, ValueError, AttributeError) as error:
         raise Skip(f"{argument} can't be {other:g}") from error
     if all(alike(a, b) for a, b in zip(constant, halved, strict=True)):
-        # What comes first is the strength, whatever its name.
-        first = argument in ("strength", *subject.recipe.parameters[:1])
-        if not first or _same_as_plain(subject, constant) or not forgotten(2 * value):
+        # A penalty has its strength first, whatever the name.
+        first = subject.recipe.parameters[:1] if isinstance(subject.plugin, Delivered) else ()
+        if (
+            argument not in (*_STRENGTHS, *first)
+            or _same_as_plain(subject, constant)
+            or not forgotten(2 * value)
+        ):
             raise Skip(f"{argument} makes no difference here")
         raise Failure(
             f"{argument}={value:g} and {argument}={other:g} do the same, to the bit: it is taken "

@@ -82,13 +82,12 @@ def _again(words: str, formula: Formula) -> None:
 def _in_the_same_memory(words: str, formula: Formula) -> None:
     for w in weights_away_from_zero():
         other = 0.7 * w.flip(0)
-        expected = formula(other.clone()).clone()
+        right = [(numbers, formula(numbers.clone()).clone()) for numbers in (w, other)]
         held = w.clone()
         # Each step changes weights where they are, and some ways of that leave no trace.
-        for becomes in (held.copy_, held.data.copy_):
-            becomes(w)
-            formula(held)
-            becomes(other)
+        changes = [(becomes, *pair) for becomes in (held.copy_, held.data.copy_) for pair in right]
+        for becomes, numbers, expected in changes:
+            becomes(numbers)
             if not torch.allclose(formula(held), expected, rtol=1e-9, atol=0, equal_nan=True):
                 raise Failure(
                     f"{words} is still that of the weights that were in the same memory before: "

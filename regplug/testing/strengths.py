@@ -6,9 +6,10 @@ from functools import partial
 import torch
 
 from regplug.adaptive import Adaptive
+from regplug.backend.marks import is_hook
 from regplug.delivered import Delivered
 from regplug.errors import RegplugError
-from regplug.plugin import Scheduled
+from regplug.plugin import Plugin, Scheduled
 from regplug.selective import Selective
 from regplug.testing.arguments import odd_numbers
 from regplug.testing.bench import Setup
@@ -26,6 +27,8 @@ from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Skip, Subject
 
 __all__: list[str] = []
+
+_ACTING = ("on_loss", "on_gradients", "before_step", "after_step")
 
 
 @check("strength", after=("arguments", "gradient", "where", "every-batch", "adds", "reproducible"))
@@ -158,8 +161,19 @@ def _set_later(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
 def _is_for_parts(subject: Subject, attribute: Scheduled) -> bool:
     """Tell whether it says that it takes patterns, and nothing that it is told already is one."""
     adapts = isinstance(subject.plugin, Adaptive) and attribute.name in subject.plugin.adapts
-    selective = isinstance(subject.plugin, Selective) and subject.plugin.by_pattern
-    return selective and not adapts and not subject.plugin.mappings
+    return _says_by_pattern(subject.plugin) and not adapts and not subject.plugin.mappings
+
+
+def _says_by_pattern(plugin: Plugin) -> bool:
+    """Tell whether the class says it for the hooks that it has: not for those of a subclass."""
+    if not (isinstance(plugin, Selective) and plugin.by_pattern):
+        return False
+    for cls in type(plugin).__mro__:
+        if "by_pattern" in vars(cls):
+            return True
+        if any(is_hook(vars(cls).get(hook)) for hook in _ACTING):
+            return False
+    return False
 
 
 def _by_pattern(subject: Subject, setup: Setup, attribute: Scheduled) -> None:

@@ -3,25 +3,44 @@
 import pytest
 
 from regplug.testing import CHECKS, check_plugin
-from tests.testing import unusual_more, wrong_refusals, wrong_subtle, wrong_subtle_loops
+from tests.testing import (
+    unusual_more,
+    unusual_third,
+    wrong_held,
+    wrong_left,
+    wrong_refusals,
+    wrong_subtle,
+    wrong_subtle_loops,
+)
 from tests.testing.sat import sat
 from tests.testing.test_kinds import check_of, classes, factory
 from tests.testing.whole import whole
 
-SECOND = (wrong_subtle, wrong_subtle_loops, wrong_refusals)
+SECOND = (wrong_subtle, wrong_subtle_loops, wrong_refusals, wrong_held, wrong_left)
 ALL = [cls for cls in classes(*SECOND) if check_of(cls) in CHECKS]
-RIGHT = list(classes(unusual_more))
+RIGHT = list(classes(unusual_more, unusual_third))
 # What the checks were made sharper for; `make soak` has all.
 SHARPER = [
     *(wrong_subtle.OneScaleForAll, wrong_subtle.Float16Strength, wrong_subtle_loops.LargerLoss),
     *(wrong_subtle_loops.OncePerStep, wrong_subtle_loops.RoundsRate),
     *classes(wrong_refusals),
+    *(wrong_held.RenamesItself, wrong_held.ForgetsDeliveryOfSeveral, wrong_held.OwnPatterns),
+    *(wrong_held.AnchorsOfAll, wrong_held.AnchorsOfTheFirst, wrong_held.GradientByVersion),
+    *(wrong_held.Saturates, wrong_held.ShrinksByRatio, wrong_held.AlphaForgotten),
+    *(wrong_held.CountsSinceAttach, wrong_held.CountsLosses, wrong_held.NoParts),
+    *(wrong_left.GradientModeStaysOn, wrong_left.DetachesTheLoss, wrong_left.OptimizersMemory),
+    *(wrong_left.ClearsGradients, wrong_left.MakesGradients, wrong_left.WeightsOfAttach),
 ]
 SMOOTHER = {
     unusual_more.Kronecker: "cost",
     unusual_more.PrunesShare: "strength",
     unusual_more.StandardizesRows: "projection",
     unusual_more.ClipsElements: "adds",
+    unusual_third.Bridge: "attach-again",
+    unusual_third.LogSum: "proximal",
+    unusual_third.Simplex: "where",
+    unusual_third.AlikeNeighbours: "untouched",
+    unusual_third.Tempered: "restore",
 }
 
 
