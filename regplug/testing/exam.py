@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from regplug.backend.words import nearest
-from regplug.errors import PluginError, SpecError
+from regplug.errors import PluginError, SpecError, UnsupportedError
 from regplug.testing import (  # noqa: F401 - each registers its checks
     acting,
     arguments,
@@ -101,8 +101,8 @@ def check_plugin(
 
     Raises:
         SpecError: an id is unknown, or a spec is wrong.
-        RegplugError: the plugin can't be made, or refuses the model. What breaks the contract of
-            hooks, or stumbles, fails the check ``runs``.
+        RegplugError: the plugin can't be made, or there is nothing in the model for it. What breaks
+            the contract of hooks, stumbles, or refuses a plain loop, fails the check ``runs``.
 
     >>> report = check_plugin("l1(1e-3)", checks=["gradient", "proximal"])
     >>> report.passed
@@ -161,7 +161,7 @@ class _Exam:
         wanted = list(self._wanted)
         try:
             self._sit_down()
-        except (Ended, PluginError) as error:
+        except (Ended, PluginError, UnsupportedError) as error:
             # Nobody asked, and yet there is nothing else to say.
             wanted = [check for check in wanted if check.id != RUNS]
             self._causes[RUNS] = RUNS

@@ -7,8 +7,10 @@ from functools import partial
 import torch
 
 from regplug.penalty import Penalty
+from regplug.testing.bench import Rig, Setup
+from regplug.testing.refusing import refusals
 from regplug.testing.registry import Case, check
-from regplug.testing.subject import Failure, Subject
+from regplug.testing.subject import Failure, Skip, Subject
 
 __all__: list[str] = []
 
@@ -30,8 +32,14 @@ def extremes(subject: Subject) -> Iterable[Case]:
     At zeros, at a row of zeros, where all weights or two rows are equal, in one row, one column and
     a single element; from 1e-40 to 1e15 in float32, and a separable one is nan at no size. A value
     that overflows in float64 too, or that float32 can't hold, is no fault. Away from kinks, a
-    gradient that is stated is also autograd's.
+    gradient that is stated is also autograd's. What is no ``Penalty`` makes a step from such
+    weights, after which all is finite that is so without it.
     """
+    if not isinstance(subject.plugin, Penalty):
+        for setup in subject.setups():
+            for words, fill in _LOOPS.items():
+                yield f"{words}, {setup.regime}", partial(_trains, subject, setup, words, fill)
+        return
     penalty = subject.penalty
     for words, make in _PLACES.items():
         yield words, torch.no_grad()(partial(_finite, penalty, words, make))
@@ -194,3 +202,51 @@ def _agrees(penalty: Penalty) -> None:
                 f"at {words} gradient(w) differs by up to {gap:.3g} from autograd of value(w), "
                 f"which is up to {scale:.3g}"
             )
+
+
+def _rows_of_zeros(w: torch.Tensor) -> None:
+    if w.ndim and len(w) > 1:
+        w[:1] = 0
+
+
+_LOOPS: dict[str, Callable[[torch.Tensor], object]] = {
+    "a step from zeros": lambda w: w.zero_(),
+    "a step from a row of zeros": _rows_of_zeros,
+    "a step from weights that are all equal": lambda w: w.fill_(0.7),
+    "a step from weights of about 1e-30": lambda w: w.mul_(1e-30),
+}
+
+
+def _stepped(
+    subject: Subject, setup: Setup | None, fill: Callable[[torch.Tensor], object], rate: float
+) -> Rig:
+    rig = subject.rig(setup, dtype=torch.float32, lr=rate)
+    with torch.no_grad():
+        for p in rig.parameters.values():
+            fill(p)
+    rig.step(0)
+    return rig
+
+
+def _trains(
+    subject: Subject, setup: Setup, words: str, fill: Callable[[torch.Tensor], object]
+) -> None:
+    for rate in (0.02, 0.0):  # at 0 the weights that it sees after the step are these, too
+        without = _stepped(subject, None, fill, rate).snapshot().weights
+        try:
+            with refusals():
+                rig = _stepped(subject, setup, fill, rate)
+        except Skip:
+            if rate:
+                raise
+            return  # it goes by a share of the rate, of which there is none
+        for name, w in rig.snapshot().weights.items():
+            if bool(without[name].isfinite().all()) and not bool(w.isfinite().all()):
+                raise Failure(
+                    f"after {words} {name} is not finite: divide by nothing that may be 0, and "
+                    "take neither root nor logarithm of it"
+                )
+        assert rig.session is not None
+        for key, value in rig.session.metrics().items():
+            if not math.isfinite(value):
+                raise Failure(f"after {words} the metric {key} is {value}")

@@ -1,6 +1,5 @@
 """Check of schedules: each is followed step by step."""
 
-import copy
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -13,6 +12,7 @@ from regplug.errors import RegplugError
 from regplug.plugin import Scheduled
 from regplug.testing.arguments import odd_numbers
 from regplug.testing.bench import Setup
+from regplug.testing.counting import passes, resumed
 from regplug.testing.moments import (
     CHANGE,
     READ,
@@ -24,7 +24,7 @@ from regplug.testing.moments import (
 )
 from regplug.testing.recipe import scheduled_name
 from regplug.testing.registry import Case, check
-from regplug.testing.subject import Failure, Skip, Subject, same
+from regplug.testing.subject import Failure, Skip, Subject
 
 __all__: list[str] = []
 
@@ -58,8 +58,8 @@ def schedule(subject: Subject) -> Iterable[Case]:
             yield f"{regime}, changes", partial(_changes, subject, setup, attribute)
             if attribute.off is not None:
                 yield f"{regime}, off and on", partial(_off_and_on, subject, setup, attribute)
-            yield f"{regime}, several passes", partial(_passes, subject, setup, attribute)
-            yield f"{regime}, resumed", partial(_resumed, subject, setup, attribute)
+            yield f"{regime}, several passes", partial(passes, subject, setup, attribute)
+            yield f"{regime}, resumed", partial(resumed, subject, setup, attribute)
     known = set(subject.scheduled)
     for argument, value in _numbers(subject).items():
         if not {argument, scheduled_name(argument)} & known:
@@ -172,59 +172,6 @@ def _off_and_on(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
                 f"{attribute.name} is {first:g} in step {step} after {off:g} before, and it does "
                 "nothing: being off at one time must not turn it off for good"
             )
-
-
-def _going(subject: Subject, setup: Setup, attribute: Scheduled) -> Setup:
-    """Return a setup with another number in each step."""
-    first, second = odd_numbers(subject, attribute)
-    return setup.but(**{attribute.name: schedules.linear(first, second, steps=8)})
-
-
-def _passes(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
-    if subject.plugin.stochastic:
-        raise Skip("it draws at random in each pass")
-    going = _going(subject, setup, attribute)
-    several, single = subject.rig(going).move(), subject.rig(going).move()
-    for step in range(3):
-        several.optimizer.zero_grad()
-        with torch.no_grad():
-            several.loss(several.data(step))
-        for _ in range(2):
-            (several.loss(several.data(step)) / 2).backward()
-        several.optimizer.step()
-        single.step(step)
-    same(
-        several.snapshot(),
-        single.snapshot(),
-        f"with two backward passes for each step, and a look at the loss before them, it does not "
-        f"follow a schedule of {attribute.name} as with one: go by session.steps, and by no count "
-        "of your own",
-    )
-
-
-def _resumed(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
-    going = _going(subject, setup, attribute)
-    straight = subject.rig(going)
-    straight.run(3)
-    assert straight.session is not None
-    resumed = subject.rig(going)
-    resumed.optimizer.load_state_dict(copy.deepcopy(straight.optimizer.state_dict()))
-    assert resumed.session is not None
-    resumed.session.load_state_dict(copy.deepcopy(straight.session.state_dict()))
-    with torch.no_grad():
-        for name, p in resumed.parameters.items():
-            p.copy_(straight.parameters[name])
-    random = torch.get_rng_state()
-    for rig in (straight, resumed):
-        torch.set_rng_state(random)
-        for step in range(3, 6):
-            rig.step(step)
-    same(
-        resumed.snapshot(),
-        straight.snapshot(),
-        f"a resumed run does not go on with a schedule of {attribute.name} where it was: go by "
-        "session.steps, which the session saves",
-    )
 
 
 def _first(subject: Subject) -> Moment:

@@ -6,6 +6,7 @@ from regplug.testing import CHECKS, check_plugin
 from tests.testing import (
     unusual_more,
     unusual_third,
+    wrong_at_zero,
     wrong_held,
     wrong_left,
     wrong_refusals,
@@ -16,7 +17,7 @@ from tests.testing.sat import sat
 from tests.testing.test_kinds import check_of, classes, factory
 from tests.testing.whole import whole
 
-SECOND = (wrong_subtle, wrong_subtle_loops, wrong_refusals, wrong_held, wrong_left)
+SECOND = (wrong_subtle, wrong_subtle_loops, wrong_refusals, wrong_held, wrong_left, wrong_at_zero)
 ALL = [cls for cls in classes(*SECOND) if check_of(cls) in CHECKS]
 RIGHT = list(classes(unusual_more, unusual_third))
 # What the checks were made sharper for; `make soak` has all.
@@ -29,6 +30,7 @@ SHARPER = [
     *(wrong_held.Saturates, wrong_held.ShrinksByRatio, wrong_held.AlphaForgotten),
     *(wrong_held.CountsSinceAttach, wrong_held.CountsLosses, wrong_held.NoParts),
     *(wrong_left.GradientModeStaysOn, wrong_left.DetachesTheLoss, wrong_left.OptimizersMemory),
+    *classes(wrong_at_zero),
     *(wrong_left.ClearsGradients, wrong_left.MakesGradients, wrong_left.WeightsOfAttach),
 ]
 SMOOTHER = {
@@ -60,6 +62,13 @@ def test_what_was_a_false_alarm_passes(cls, check):
     report = sat(factory(cls), [check])
     assert report.passed, str(report)
     assert report.of("passed")
+
+
+def test_a_hook_that_is_not_marked_is_told_by_a_report():
+    report = check_plugin(wrong_left.Unmarked, checks=["runs", "acts"])
+    assert report.failed_checks() == {"runs"}, str(report)
+    assert "before_step is a hook but is not marked" in report.cause.message
+    assert {result.outcome for result in report.results} == {"failed", "not judged"}
 
 
 @pytest.mark.parametrize(
