@@ -36,7 +36,6 @@ _STRENGTHS = (
     "lambda_",
     "coefficient",
     "rate",
-    "weight_decay",
     "factor",
 )
 
