@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from regplug import errors, schedules, sessions
-    from regplug.adaptive import Adaptive
     from regplug.backend import lent
     from regplug.backend.blocks import scratch
     from regplug.backend.captured import refuse_capture
@@ -23,9 +22,11 @@ if TYPE_CHECKING:
     from regplug.backend.precision import HALVES, widened
     from regplug.backend.shards import full, like, local, part
     from regplug.backend.sums import Sum, summed, total
+    from regplug.bases.adaptive import Adaptive
+    from regplug.bases.joint import JointPenalty
+    from regplug.bases.selective import Selective
     from regplug.delivery.terms import zeros
     from regplug.hookspecs import hookimpl, hookspec
-    from regplug.joint import JointPenalty
     from regplug.kernels.elementwise import Elementwise
     from regplug.kernels.iterated import iterated
     from regplug.kernels.rows import RowKernel
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from regplug.selection.coverage import Coverage
     from regplug.selection.patterns import Patterns
     from regplug.selection.where import Selection
-    from regplug.selective import Selective
     from regplug.session.attach import attach
     from regplug.session.session import Session
     from regplug.view import SessionView
@@ -86,17 +86,17 @@ __version__ = "0.2.0"
 # no session, and a command that lists what is installed needs neither.
 _HOMES = {
     "HALVES": "regplug.backend.precision",
-    "Adaptive": "regplug.adaptive",
+    "Adaptive": "regplug.bases.adaptive",
     "Coverage": "regplug.selection.coverage",
     "Elementwise": "regplug.kernels.elementwise",
-    "JointPenalty": "regplug.joint",
+    "JointPenalty": "regplug.bases.joint",
     "Layout": "regplug.backend.layouts",
     "Patterns": "regplug.selection.patterns",
     "Penalty": "regplug.penalty",
     "Plugin": "regplug.plugin",
     "Scheduled": "regplug.plugin",
     "Selection": "regplug.selection.where",
-    "Selective": "regplug.selective",
+    "Selective": "regplug.bases.selective",
     "Session": "regplug.session.session",
     "SessionView": "regplug.view",
     "Sum": "regplug.backend.sums",

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from regplug.delivered import DELIVERIES, Delivered
+from regplug.bases.delivered import DELIVERIES, Delivered
 from regplug.errors import PluginError, SpecError
 from regplug.kernels import foreach, formulas
 from regplug.kernels.formulas import by_autograd, is_written

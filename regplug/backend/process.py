@@ -1,4 +1,4 @@
-"""What only private names tell of a process: what runs at its end, which modes are entered."""
+"""What torch and Python hardly tell of a process: its modes, its default device, what ends it."""
 
 import atexit
 from collections.abc import Callable
@@ -6,7 +6,13 @@ from typing import Any
 
 import torch
 
-__all__ = ["autograd_has_threads", "exit_callbacks", "modes_entered", "saved_tensors_hooks"]
+__all__ = [
+    "autograd_has_threads",
+    "default_device",
+    "exit_callbacks",
+    "modes_entered",
+    "saved_tensors_hooks",
+]
 
 _COUNT = "_ncallbacks"
 _MODES = ("_len_torch_function_stack", "_len_torch_dispatch_stack")
@@ -54,3 +60,14 @@ def saved_tensors_hooks() -> tuple[Any, ...] | None:
     except (AttributeError, TypeError):
         return None
     return found
+
+
+def default_device() -> str:
+    """Return where torch makes tensors now.
+
+    Asked of a tensor: torch 2.6 fails to say it once a default was taken back.
+
+    >>> default_device()
+    'cpu'
+    """
+    return str(torch.empty(0).device)

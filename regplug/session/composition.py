@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from itertools import combinations
 
-from regplug.delivered import Delivered
+from regplug.bases.delivered import Delivered
 from regplug.errors import UnsupportedError
 from regplug.plugin import Plugin
 from regplug.view import SessionView

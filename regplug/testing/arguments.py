@@ -6,10 +6,10 @@ from functools import partial
 from typing import Any
 
 from regplug import schedules
-from regplug.delivered import DELIVERIES, Delivered
+from regplug.bases.delivered import DELIVERIES, Delivered
+from regplug.bases.selective import Selective
 from regplug.errors import RegplugError
 from regplug.plugin import Plugin, Scheduled
-from regplug.selective import Selective
 from regplug.testing.recipe import Recipe, scheduled_name
 from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Skip, Subject

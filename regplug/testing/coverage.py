@@ -5,9 +5,9 @@ from functools import partial
 
 import torch
 
-from regplug.delivered import Delivered
+from regplug.bases.delivered import Delivered
+from regplug.bases.joint import JointPenalty
 from regplug.errors import SelectionError
-from regplug.joint import JointPenalty
 from regplug.testing.bench import Rig, Sample, Setup
 from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Skip, Subject, same

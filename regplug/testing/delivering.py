@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from regplug.delivered import Delivered
+from regplug.bases.delivered import Delivered
 from regplug.penalty import Penalty
 from regplug.testing.bench import Rig, Sample, Setup
 from regplug.testing.registry import Case, check

@@ -10,6 +10,7 @@ from torch import nn
 import regplug
 from regplug.backend.elsewhere import Elsewhere, elsewhere, is_available
 from regplug.backend.private_modules import put_parameter
+from regplug.backend.process import default_device
 from regplug.errors import RegplugError
 from regplug.penalty import Penalty
 from regplug.testing.bench import Rig, Setup, Snapshot
@@ -170,7 +171,7 @@ def _default(put: Callable[[object], object], value: object, usual: object) -> I
 
 
 def _default_device(subject: Subject, setup: Setup) -> None:
-    if str(torch.get_default_device()) != "cpu":
+    if default_device() != "cpu":
         raise Skip("there is another default device already")
     expected = _run(subject, setup, torch.Tensor.cpu)
     rig = subject.rig(None)

@@ -9,9 +9,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import regplug
-from regplug.delivered import Delivered
+from regplug.bases.delivered import Delivered
+from regplug.bases.joint import JointPenalty
 from regplug.errors import PluginError, RegplugError
-from regplug.joint import JointPenalty
 from regplug.penalty import Penalty
 from regplug.testing.bench import Rig, Setup
 from regplug.testing.registry import Case, check

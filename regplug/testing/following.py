@@ -6,8 +6,8 @@ from functools import partial
 import torch
 
 from regplug import schedules
-from regplug.adaptive import Adaptive
-from regplug.delivered import Delivered
+from regplug.bases.adaptive import Adaptive
+from regplug.bases.delivered import Delivered
 from regplug.errors import RegplugError
 from regplug.plugin import Scheduled
 from regplug.testing.arguments import odd_numbers

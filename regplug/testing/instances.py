@@ -7,7 +7,7 @@ from operator import mul
 import torch
 from torch import nn
 
-from regplug.delivered import Delivered
+from regplug.bases.delivered import Delivered
 from regplug.errors import SpecError
 from regplug.testing.bench import Bench, Rig, Sample, Setup, Snapshot, difference
 from regplug.testing.registry import Case, check

@@ -18,6 +18,7 @@ import torch
 
 from regplug.backend.process import (
     autograd_has_threads,
+    default_device,
     exit_callbacks,
     modes_entered,
     saved_tensors_hooks,
@@ -124,7 +125,7 @@ def _threads(number: int) -> None:
 
 KNOBS: dict[str, Knob] = {
     "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
-    "torch's default device": (lambda: str(torch.get_default_device()), _default_device),
+    "torch's default device": (default_device, _default_device),
     "gradient mode": (torch.is_grad_enabled, torch.set_grad_enabled),
     "inference mode": (torch.is_inference_mode_enabled, None),
     "torch's modes": (modes_entered, None),

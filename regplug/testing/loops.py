@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import regplug
-from regplug.delivered import Delivered
+from regplug.bases.delivered import Delivered
 from regplug.plugin import Plugin
 from regplug.testing.bench import Rig, Setup
 from regplug.testing.refusing import refusals

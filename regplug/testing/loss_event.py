@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from regplug.backend.private import version as version_of
-from regplug.delivered import Delivered
+from regplug.bases.delivered import Delivered
 from regplug.errors import PluginError
 from regplug.testing.bench import Rig, Setup
 from regplug.testing.graphs import nodes_kept

@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from regplug.delivered import Delivered
+from regplug.bases.delivered import Delivered
 from regplug.testing.bench import Setup
 from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Skip, Subject

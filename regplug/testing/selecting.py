@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from regplug.delivered import Delivered
+from regplug.bases.delivered import Delivered
 from regplug.errors import RegplugError, SelectionError
 from regplug.testing.bench import Rig, Setup, Snapshot
 from regplug.testing.recipe import Recipe

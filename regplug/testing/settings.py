@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 import regplug
-from regplug.delivered import Delivered
+from regplug.bases.delivered import Delivered
 from regplug.testing.bench import Rig, Setup, Snapshot
 from regplug.testing.refusing import refusals
 from regplug.testing.registry import Case, check

@@ -5,12 +5,12 @@ from functools import partial
 
 import torch
 
-from regplug.adaptive import Adaptive
 from regplug.backend.marks import is_hook
-from regplug.delivered import Delivered
+from regplug.bases.adaptive import Adaptive
+from regplug.bases.delivered import Delivered
+from regplug.bases.selective import Selective
 from regplug.errors import RegplugError
 from regplug.plugin import Plugin, Scheduled
-from regplug.selective import Selective
 from regplug.testing.arguments import odd_numbers
 from regplug.testing.bench import Setup
 from regplug.testing.moments import (

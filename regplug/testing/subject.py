@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from regplug.backend.marks import is_hook
-from regplug.delivered import Delivered
+from regplug.bases.delivered import Delivered
+from regplug.bases.joint import JointPenalty
 from regplug.errors import PluginError, RegplugError
-from regplug.joint import JointPenalty
 from regplug.penalty import Penalty
 from regplug.plugin import Plugin, Scheduled
 from regplug.testing.bench import Bench, Rig, Setup, Snapshot, difference

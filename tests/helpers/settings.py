@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from regplug.backend.process import modes_entered
+from regplug.backend.process import default_device, modes_entered
 
 __all__ = ["settings"]
 
@@ -14,7 +14,7 @@ def settings() -> dict[str, Any]:
     """Return what holds for all of this process, as far as another test could stumble over it."""
     found = {
         "default dtype": torch.get_default_dtype(),
-        "default device": torch.get_default_device(),
+        "default device": default_device(),
         "gradient mode": torch.is_grad_enabled(),
         "modes": modes_entered(),
         "deterministic": torch.get_deterministic_debug_mode(),

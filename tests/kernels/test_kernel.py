@@ -168,7 +168,7 @@ def test_deliveries_and_kernels_know_of_no_penalty():
                 assert node.module not in (
                     "regplug",
                     "regplug.penalty",
-                    "regplug.delivered",
+                    "regplug.bases.delivered",
                     "regplug.plugin",
                 ), file
 

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from regplug.backend import wrappers
 from regplug.backend.marks import is_hook
-from regplug.delivered import Delivered
+from regplug.bases.delivered import Delivered
 from regplug.discovery.catalog import load
 from regplug.errors import RegplugError, SelectionError, SpecError, UnsupportedError
 from regplug.plugin import Plugin

@@ -8,7 +8,7 @@ import torch
 from regplug.backend.groups import sign
 from regplug.backend.precision import widened
 from regplug.backend.shards import full, local, part
-from regplug.delivered import Delivered
+from regplug.bases.delivered import Delivered
 from regplug.delivery import jointly
 from regplug.delivery.refused import refuse_sparse_gradients
 from regplug.errors import PluginError, RegplugError, SelectionError, SpecError, UnsupportedError

@@ -12,6 +12,7 @@ import torch
 from regplug.backend.copied import reduced_without
 from regplug.backend.groups import sign
 from regplug.backend.marks import is_own
+from regplug.bases.selective import Selective
 from regplug.delivery import at_step, terms
 from regplug.delivery.executed import executed_by
 from regplug.delivery.parted import Parted
@@ -29,7 +30,6 @@ from regplug.kernels.kernel import Kernel
 from regplug.kernels.pieces import NO_LAYOUTS
 from regplug.plugin import Scheduled
 from regplug.selection.coverage import Coverage
-from regplug.selective import Selective
 from regplug.view import SessionView, Update
 
 __all__ = ["DELIVERIES", "Delivered"]
