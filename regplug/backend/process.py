@@ -6,10 +6,26 @@ from typing import Any
 
 import torch
 
-__all__ = ["default_device", "exit_callbacks", "modes_entered"]
+__all__ = [
+    "autograd_has_threads",
+    "default_device",
+    "exit_callbacks",
+    "modes_entered",
+    "saved_tensors_hooks",
+]
 
 _COUNT = "_ncallbacks"
 _MODES = ("_len_torch_function_stack", "_len_torch_dispatch_stack")
+
+
+def autograd_has_threads() -> bool | None:
+    """Return whether backward passes may use threads of their own, None where unknown.
+
+    >>> autograd_has_threads() in (True, None)
+    True
+    """
+    asked: Callable[[], bool] | None = getattr(torch._C, "_is_multithreading_enabled", None)
+    return None if asked is None else asked()
 
 
 def exit_callbacks() -> int | None:
@@ -31,6 +47,19 @@ def modes_entered() -> tuple[int | None, ...]:
     core: Any = getattr(torch, "_C", None)
     counts = [getattr(core, name, None) for name in _MODES]
     return tuple(None if count is None else int(count()) for count in counts)
+
+
+def saved_tensors_hooks() -> tuple[Any, ...] | None:
+    """Return the hooks that are called for every tensor that autograd saves, None without any.
+
+    >>> saved_tensors_hooks() is None
+    True
+    """
+    try:
+        found: tuple[Any, ...] | None = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    except (AttributeError, TypeError):
+        return None
+    return found
 
 
 def default_device() -> str:

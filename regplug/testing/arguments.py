@@ -6,10 +6,9 @@ from functools import partial
 from typing import Any
 
 from regplug import schedules
-from regplug.bases.delivered import DELIVERIES
+from regplug.bases.delivered import DELIVERIES, Delivered
 from regplug.bases.selective import Selective
 from regplug.errors import RegplugError
-from regplug.penalty import Penalty
 from regplug.plugin import Plugin, Scheduled
 from regplug.testing.recipe import Recipe, scheduled_name
 from regplug.testing.registry import Case, check
@@ -42,7 +41,7 @@ def arguments(subject: Subject) -> Iterable[Case]:
 
 
 def _has(subject: Subject, argument: str) -> bool:
-    return isinstance(subject.plugin, Selective if argument == "where" else Penalty)
+    return isinstance(subject.plugin, Selective if argument == "where" else Delivered)
 
 
 def _scheduled(subject: Subject, recipe: Recipe) -> Iterable[tuple[Scheduled, str]]:
@@ -81,6 +80,16 @@ def _open(recipe: Recipe, argument: str, value: object) -> Plugin:
 def _name(subject: Subject, recipe: Recipe) -> None:
     plugin = _open(recipe, "name", "of_the_exam")
     _compare(plugin, "name", "of_the_exam", "name='of_the_exam'")
+    rig = subject.rig(None)
+    try:
+        rig.attach(plugin)
+    except RegplugError as error:
+        raise Skip(f"it can't be attached with another name: {error}") from error
+    if plugin.name != "of_the_exam":
+        raise Failure(
+            f"made with name='of_the_exam', it is called {plugin.name!r} once it is attached: "
+            "on_attach leaves alone what the constructor was given"
+        )
 
 
 def _where(subject: Subject, recipe: Recipe) -> None:
@@ -89,7 +98,6 @@ def _where(subject: Subject, recipe: Recipe) -> None:
 
 
 def _delivery(subject: Subject, recipe: Recipe) -> None:
-    has_operator = type(subject.plugin).proximal is not Penalty.proximal  # type: ignore[attr-defined]
     for delivery in DELIVERIES:
         try:
             plugin = recipe.but(delivery=delivery)()
@@ -99,7 +107,7 @@ def _delivery(subject: Subject, recipe: Recipe) -> None:
             if isinstance(error, RegplugError):
                 continue
             raise Failure(f"its constructor takes delivery, and then fails: {error}") from error
-        if delivery == "proximal" and not has_operator:
+        if delivery == "proximal" and not subject.has_operator:
             raise Failure(
                 "made with delivery='proximal' it says nothing, though it has no proximal operator:"
                 f" {_FORGOTTEN}"
@@ -170,9 +178,9 @@ def _left_alone(subject: Subject, recipe: Recipe) -> None:
     rig = subject.rig(None)
     try:
         rig.attach(recipe.but(**given)())
-    except RegplugError as error:
-        raise Skip(f"it can't be attached with {given}: {error}") from error
-    rig.run(2)
+        rig.run(2)
+    except RegplugError as error:  # what it makes of where is a question of its own
+        raise Skip(f"it can't be attached, or trained, with {given}: {error}") from error
     rig.detach()
     for argument, value in given.items():
         if repr(value) != repr(before[argument]):

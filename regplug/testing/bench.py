@@ -48,22 +48,23 @@ class Sample(nn.Module):
     Args:
         tied: whether the weight that is used twice has two names, or its module is used twice.
         unused: whether there is a layer that the forward pass leaves out.
+        width: of the layers.
     """
 
-    def __init__(self, *, tied: bool = True, unused: bool = False) -> None:
+    def __init__(self, *, tied: bool = True, unused: bool = False, width: int = 7) -> None:
         super().__init__()
-        self.inner = nn.Linear(6, 7)
-        self.norm = nn.LayerNorm(7)
+        self.inner = nn.Linear(6, width)
+        self.norm = nn.LayerNorm(width)
         self.squash = nn.Tanh()
         self.drop = nn.Dropout(0.35)
         self.path = StochasticDepth(0.15)
-        self.one = nn.Linear(7, 7, bias=False)
+        self.one = nn.Linear(width, width, bias=False)
         if tied:
-            self.two = nn.Linear(7, 7, bias=False)
+            self.two = nn.Linear(width, width, bias=False)
             self.two.weight = self.one.weight
-        self.head = nn.Linear(7, 1)
+        self.head = nn.Linear(width, 1)
         if unused:
-            self.unused = nn.Linear(7, 3)
+            self.unused = nn.Linear(width, 3)
         generator = torch.Generator().manual_seed(3)
         with torch.no_grad():
             for parameter in (*self.inner.parameters(), self.one.weight, *self.head.parameters()):
@@ -75,7 +76,7 @@ class Sample(nn.Module):
         return out
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """Return what the head sees, of shape ``(N, 7)``."""
+        """Return what the head sees, of shape ``(N, width)``."""
         x = self.drop(self.squash(self.norm(self.inner(x))))
         x = x + self.path(self.squash(self.one(x)))
         again = self.two if hasattr(self, "two") else self.one

@@ -43,10 +43,10 @@ class Stack(nn.Module):
         self.drop = nn.Dropout(0.0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the mean of what all layers make of ``x``, shape ``(N, columns)``, by sample."""
+        """Return the means of what all layers make of ``x``, of shape ``(N, 1)``."""
         outs = [layer(x).mean(1) for layer in self.layers]
-        mean: torch.Tensor = self.drop(self.act(torch.stack(outs, 1))).mean(1, keepdim=True)
-        return mean
+        means: torch.Tensor = self.drop(self.act(torch.stack(outs, 1))).mean(1, keepdim=True)
+        return means
 
 
 class _Loop:

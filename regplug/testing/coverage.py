@@ -5,8 +5,9 @@ from functools import partial
 
 import torch
 
+from regplug.bases.delivered import Delivered
+from regplug.bases.joint import JointPenalty
 from regplug.errors import SelectionError
-from regplug.penalty import Penalty
 from regplug.testing.bench import Rig, Sample, Setup
 from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Skip, Subject, same
@@ -24,7 +25,7 @@ def untouched(subject: Subject) -> Iterable[Case]:
         yield f"frozen, {setup.regime}", partial(_frozen, subject, setup)
         yield f"no gradient, {setup.regime}", partial(_gradientless, subject, setup)
         yield f"another optimizer's, {setup.regime}", partial(_foreign, subject, setup)
-        if isinstance(subject.plugin, Penalty):
+        if isinstance(subject.plugin, Delivered):
             yield f"unselected, {setup.regime}", partial(_unselected, subject, setup)
         yield f"tied, {setup.regime}", partial(_tied, subject, setup)
         yield f"gradients, {setup.regime}", partial(_gradients, subject, setup)
@@ -106,6 +107,8 @@ def _gradients(subject: Subject, setup: Setup) -> None:
 def _tied(subject: Subject, setup: Setup) -> None:
     if subject.bench.model is not Sample:
         raise Skip("the model is another than the exam's usual one")
+    if isinstance(subject.plugin, JointPenalty):
+        raise Skip("a weight of two modules may be in the groups of both")
     if _hooked(subject, setup):
         raise Skip("it watches modules, and one that is called twice is not two modules")
     without = type(subject.bench)(
@@ -162,7 +165,7 @@ def adds(subject: Subject) -> Iterable[Case]:
         for i in changed:
             if torch.equal(after[i], more_after[i]):
                 raise Failure("it overwrites the gradient of the data instead of adding to it")
-            if isinstance(subject.plugin, Penalty) and not torch.allclose(
+            if isinstance(subject.plugin, Delivered) and not torch.allclose(
                 after[i] - before[i], more_after[i] - more_before[i], rtol=1e-6, atol=1e-9
             ):
                 raise Failure("what it adds depends on the gradient that was there")

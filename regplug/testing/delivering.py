@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 
+from regplug.bases.delivered import Delivered
 from regplug.errors import PluginError
 from regplug.penalty import Penalty
 from regplug.testing.bench import Rig, Sample, Setup
@@ -25,7 +26,7 @@ def delivery(subject: Subject) -> Iterable[Case]:
     operator: gradients are left alone, and the update's result is mapped by ``proximal(w, lr)``.
     ``"auto"`` is one of the first two, by what the loop does.
     """
-    if not isinstance(subject.plugin, Penalty):
+    if not isinstance(subject.plugin, Delivered):
         raise Skip("it is no Penalty, so there is no delivery to choose")
     for setup in subject.setups():
         yield setup.regime, partial(_acts_there, subject, setup)
@@ -98,8 +99,7 @@ def _acts_there(subject: Subject, setup: Setup) -> None:
 def _mapped(subject: Subject, setup: Setup, rig: Rig, plain: Rig) -> None:
     """Compare with the operator, called on what the optimizer made of the weights."""
     penalty = setup.make()
-    assert isinstance(penalty, Penalty)
-    if not _is_plain(subject, penalty):
+    if not isinstance(penalty, Penalty) or not _is_plain(subject, penalty):
         return
     step = rig.optimizer.param_groups[0]["lr"]
     for name in subject.touched(setup):
@@ -129,8 +129,7 @@ def _alike(subject: Subject) -> None:
             f"one of {other:.6g}: both should be λ·gradient(w)"
         )
     penalty = setups["step"].make()
-    assert isinstance(penalty, Penalty)
-    if not _is_plain(subject, penalty):
+    if not isinstance(penalty, Penalty) or not _is_plain(subject, penalty):
         return
     start = subject.rig(None).move().parameters
     for name in subject.touched(setups["step"]):

@@ -197,7 +197,7 @@ def ddp(subject: Subject) -> Iterable[Case]:
         yield setup.regime, partial(_like_plain, subject, setup, "ddp")
 
 
-@check("fsdp2", distributed=True, after=("collective", "separable"))
+@check("fsdp2", distributed=True, after=("collective", "separable", "restore", "ddp"))
 def fsdp2(subject: Subject) -> Iterable[Case]:
     """On weights that ``fully_shard`` splits unevenly it does what it does in one process."""
     for setup in subject.setups():

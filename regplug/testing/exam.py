@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from regplug.backend.words import nearest
-from regplug.errors import SpecError
+from regplug.errors import PluginError, SpecError, UnsupportedError
 from regplug.testing import (  # noqa: F401 - each registers its checks
     acting,
     arguments,
@@ -101,7 +101,8 @@ def check_plugin(
 
     Raises:
         SpecError: an id is unknown, or a spec is wrong.
-        RegplugError: the plugin can't be made, or can't be attached to the model.
+        RegplugError: the plugin can't be made, or there is nothing in the model for it. What breaks
+            the contract of hooks, stumbles, or refuses a plain loop, fails the check ``runs``.
 
     >>> report = check_plugin("l1(1e-3)", checks=["gradient", "proximal"])
     >>> report.passed
@@ -160,7 +161,7 @@ class _Exam:
         wanted = list(self._wanted)
         try:
             self._sit_down()
-        except Ended as error:
+        except (Ended, PluginError, UnsupportedError) as error:
             # Nobody asked, and yet there is nothing else to say.
             wanted = [check for check in wanted if check.id != RUNS]
             self._causes[RUNS] = RUNS

@@ -7,8 +7,10 @@ from functools import partial
 import torch
 
 from regplug.penalty import Penalty
+from regplug.testing.bench import Rig, Setup
+from regplug.testing.refusing import refusals
 from regplug.testing.registry import Case, check
-from regplug.testing.subject import Failure, Subject
+from regplug.testing.subject import Failure, Skip, Subject
 
 __all__: list[str] = []
 
@@ -19,15 +21,25 @@ _LARGEST = torch.finfo(torch.float32).max / 4
 # norms are summed.
 _SCALES = (1e-40, 1e-30, 1e-10, 1e-4, 1.0, 20.0, 100.0, 1e4, 1e15)
 
+# Here a sum over elements may be infinite, but there is no reason for it to be nan.
+_BEYOND = 1e25
+
 
 @check("extremes", after=("differentiable", "pure", "gradient", "finite-difference", "dtype"))
 def extremes(subject: Subject) -> Iterable[Case]:
     """Value, gradient and proximal point are finite at every finite weight, and agree there.
 
     At zeros, at a row of zeros, where all weights or two rows are equal, in one row, one column and
-    a single element; from 1e-40 to 1e15 in float32. A value that overflows in float64 too, or that
-    float32 can't hold, is no fault. Away from kinks, a gradient that is stated is also autograd's.
+    a single element; from 1e-40 to 1e15 in float32, and a separable one is nan at no size. A value
+    that overflows in float64 too, or that float32 can't hold, is no fault. Away from kinks, a
+    gradient that is stated is also autograd's. What is no ``Penalty`` makes a step from such
+    weights, after which all is finite that is so without it.
     """
+    if not isinstance(subject.plugin, Penalty):
+        for setup in subject.setups():
+            for words, fill in _LOOPS.items():
+                yield f"{words}, {setup.regime}", partial(_trains, subject, setup, words, fill)
+        return
     penalty = subject.penalty
     for words, make in _PLACES.items():
         yield words, torch.no_grad()(partial(_finite, penalty, words, make))
@@ -35,6 +47,9 @@ def extremes(subject: Subject) -> Iterable[Case]:
         words = f"weights of about {scale:g}"
         run = partial(_finite, penalty, words, partial(_random, scale))
         yield words, torch.no_grad()(run)
+    if penalty.separable:
+        words = f"weights of about {_BEYOND:g}"
+        yield words, torch.no_grad()(partial(_no_nan, penalty, words))
     yield "float32 as float64", torch.no_grad()(partial(_as_wide, penalty))
     if type(penalty).gradient is not Penalty.gradient:
         yield "stated gradient", torch.no_grad()(partial(_agrees, penalty))
@@ -126,6 +141,17 @@ def _finite(penalty: Penalty, words: str, make: Callable[[], torch.Tensor]) -> N
         )
 
 
+def _no_nan(penalty: Penalty, words: str) -> None:
+    wide = _random(_BEYOND)
+    for what in ("value", "gradient"):
+        found, exact = (getattr(penalty, what)(w) for w in (wide.float(), wide))
+        if bool(found.isnan().any()) and _size(exact) < _LARGEST:
+            raise Failure(
+                f"with {words} {what}(w) is nan, though nothing there is above {_size(exact):.4g}: "
+                "it is ∞/∞, ∞ − ∞ or 0·∞ on the way; write it so that nothing overflows"
+            )
+
+
 def _as_wide(penalty: Penalty) -> None:
     for scale in (0.1, 1.0, 10.0):
         w = _random(scale).float()
@@ -176,3 +202,51 @@ def _agrees(penalty: Penalty) -> None:
                 f"at {words} gradient(w) differs by up to {gap:.3g} from autograd of value(w), "
                 f"which is up to {scale:.3g}"
             )
+
+
+def _rows_of_zeros(w: torch.Tensor) -> None:
+    if w.ndim and len(w) > 1:
+        w[:1] = 0
+
+
+_LOOPS: dict[str, Callable[[torch.Tensor], object]] = {
+    "a step from zeros": lambda w: w.zero_(),
+    "a step from a row of zeros": _rows_of_zeros,
+    "a step from weights that are all equal": lambda w: w.fill_(0.7),
+    "a step from weights of about 1e-30": lambda w: w.mul_(1e-30),
+}
+
+
+def _stepped(
+    subject: Subject, setup: Setup | None, fill: Callable[[torch.Tensor], object], rate: float
+) -> Rig:
+    rig = subject.rig(setup, dtype=torch.float32, lr=rate)
+    with torch.no_grad():
+        for p in rig.parameters.values():
+            fill(p)
+    rig.step(0)
+    return rig
+
+
+def _trains(
+    subject: Subject, setup: Setup, words: str, fill: Callable[[torch.Tensor], object]
+) -> None:
+    for rate in (0.02, 0.0):  # at 0 the weights that it sees after the step are these, too
+        without = _stepped(subject, None, fill, rate).snapshot().weights
+        try:
+            with refusals():
+                rig = _stepped(subject, setup, fill, rate)
+        except Skip:
+            if rate:
+                raise
+            return  # it goes by a share of the rate, of which there is none
+        for name, w in rig.snapshot().weights.items():
+            if bool(without[name].isfinite().all()) and not bool(w.isfinite().all()):
+                raise Failure(
+                    f"after {words} {name} is not finite: divide by nothing that may be 0, and "
+                    "take neither root nor logarithm of it"
+                )
+        assert rig.session is not None
+        for key, value in rig.session.metrics().items():
+            if not math.isfinite(value):
+                raise Failure(f"after {words} the metric {key} is {value}")

@@ -9,6 +9,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import regplug
+from regplug.bases.delivered import Delivered
+from regplug.bases.joint import JointPenalty
 from regplug.errors import PluginError, RegplugError
 from regplug.penalty import Penalty
 from regplug.testing.bench import Rig, Setup
@@ -33,7 +35,7 @@ def attribution(subject: Subject) -> Iterable[Case]:
         if subject.implements(hook):
             yield hook, partial(_in_hook, subject, setup, hook)
             for each in subject.setups():
-                if isinstance(subject.plugin, Penalty) and not _acts_in(subject, each, hook):
+                if isinstance(subject.plugin, Delivered) and not _acts_in(subject, each, hook):
                     continue
                 regime = f"an operation of {hook}, {each.regime}"
                 yield regime, partial(_operation, subject, each, hook)
@@ -41,7 +43,8 @@ def attribution(subject: Subject) -> Iterable[Case]:
 
 def _acts_in(subject: Subject, setup: Setup, hook: str) -> bool:
     """Whether a penalty's formula is called in this event, or a hook of its own."""
-    if getattr(type(subject.plugin), hook) is not getattr(Penalty, hook):
+    base = JointPenalty if isinstance(subject.plugin, JointPenalty) else Penalty
+    if getattr(type(subject.plugin), hook) is not getattr(base, hook):
         return True
     return (setup.delivery, hook) in {("step", "on_gradients"), ("proximal", "after_step")}
 

@@ -7,11 +7,12 @@ import torch
 
 from regplug import schedules
 from regplug.bases.adaptive import Adaptive
+from regplug.bases.delivered import Delivered
 from regplug.errors import RegplugError
-from regplug.penalty import Penalty
 from regplug.plugin import Scheduled
 from regplug.testing.arguments import odd_numbers
 from regplug.testing.bench import Setup
+from regplug.testing.counting import passes, resumed
 from regplug.testing.moments import (
     CHANGE,
     READ,
@@ -27,11 +28,23 @@ from regplug.testing.subject import Failure, Skip, Subject
 
 __all__: list[str] = []
 
+# What the strength of a plugin is called, if it is not called that.
+_STRENGTHS = (
+    "strength",
+    "alpha",
+    "lam",
+    "lambda_",
+    "coefficient",
+    "rate",
+    "factor",
+)
+
 
 @check("schedule", after=("arguments", "strength", "delivery"))
 def schedule(subject: Subject) -> Iterable[Case]:
     """A schedule is followed in each step: not frozen, and neither a step early nor a step late.
 
+    A step is one of the session: with several backward passes, and in a resumed run too.
     What does nothing but move weights after a step may go by the value of the step that comes.
     Up to the step in which it changes the run is that of the constant, in that step it is not. Off
     means the bits of a loop without the plugin, in just the steps that say so, also at the start.
@@ -44,6 +57,8 @@ def schedule(subject: Subject) -> Iterable[Case]:
             yield f"{regime}, changes", partial(_changes, subject, setup, attribute)
             if attribute.off is not None:
                 yield f"{regime}, off and on", partial(_off_and_on, subject, setup, attribute)
+            yield f"{regime}, several passes", partial(passes, subject, setup, attribute)
+            yield f"{regime}, resumed", partial(resumed, subject, setup, attribute)
     known = set(subject.scheduled)
     for argument, value in _numbers(subject).items():
         if not {argument, scheduled_name(argument)} & known:
@@ -103,7 +118,7 @@ def _ahead(
 
     What puts weights somewhere after a step does that for the next one, and may go by its value.
     """
-    if isinstance(subject.plugin, Penalty) or not subject.implements("after_step"):
+    if isinstance(subject.plugin, Delivered) or not subject.implements("after_step"):
         return 0
     if any(subject.implements(hook) for hook in ("on_loss", "on_gradients", "before_step")):
         return 0
@@ -118,7 +133,7 @@ def _changes(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
     found = _with_change(subject, setup, attribute)
     ahead = _ahead(subject, constant, lambda: found)
     _follows(constant, found, attribute.name, first, second, ahead)
-    if isinstance(subject.plugin, Penalty):
+    if isinstance(subject.plugin, Delivered):
         rig = subject.rig(setup.but(**{attribute.name: first})).move()
         for step in range(CHANGE):
             rig.step(step)
@@ -168,17 +183,30 @@ def _argument(subject: Subject, argument: str, value: float) -> None:
     def run(given: object) -> list[Moment]:
         return moments(subject.rig(Setup(subject.recipe.but(**{argument: given}))))
 
+    def forgotten(given: float) -> bool:
+        try:
+            return all(alike(a, b) for a, b in zip(constant, run(given), strict=True))
+        except (RegplugError, TypeError, ValueError, AttributeError):
+            return False
+
     other = value / 2
     try:
         constant, halved = run(value), run(other)
     except (RegplugError, TypeError, ValueError, AttributeError) as error:
         raise Skip(f"{argument} can't be {other:g}") from error
     if all(alike(a, b) for a, b in zip(constant, halved, strict=True)):
-        if argument != "strength" or _same_as_plain(subject, constant):
+        # A penalty has its strength first, whatever the name.
+        first = subject.recipe.parameters[:1] if isinstance(subject.plugin, Delivered) else ()
+        if (
+            argument not in (*_STRENGTHS, *first)
+            or _same_as_plain(subject, constant)
+            or not forgotten(2 * value)
+        ):
             raise Skip(f"{argument} makes no difference here")
         raise Failure(
-            f"strength={value:g} and strength={other:g} do the same, to the bit: it is taken and "
-            "forgotten; say strength = regplug.Scheduled() in the class, and set it in __init__"
+            f"{argument}={value:g} and {argument}={other:g} do the same, to the bit: it is taken "
+            f"and forgotten; say {argument} = regplug.Scheduled() in the class, and set it in "
+            "__init__"
         )
     try:
         found = run(schedules.piecewise({0: value, CHANGE: other}))

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable
 from functools import partial
+from operator import mul
 
 import torch
 from torch import nn
 
+from regplug.bases.delivered import Delivered
 from regplug.errors import SpecError
-from regplug.penalty import Penalty
-from regplug.testing.bench import Rig, Setup, Snapshot, difference
+from regplug.testing.bench import Bench, Rig, Sample, Setup, Snapshot, difference
 from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Skip, Subject, same
 
@@ -25,8 +26,9 @@ def attach_again(subject: Subject) -> Iterable[Case]:
     """
     for setup in subject.setups():
         yield f"one after another, {setup.regime}", partial(_second, subject, setup)
+        yield f"one of another size after it, {setup.regime}", partial(_other_size, subject, setup)
         yield f"two at a time, {setup.regime}", partial(_by_turns, subject, setup)
-        if isinstance(subject.plugin, Penalty) and setup.delivery in ("step", "loss"):
+        if isinstance(subject.plugin, Delivered) and setup.delivery in ("step", "loss"):
             yield f"two on one model, {setup.regime}", partial(_together, subject, setup)
 
 
@@ -78,6 +80,33 @@ def _second(subject: Subject, setup: Setup) -> None:
     )
 
 
+def _other_size(subject: Subject, setup: Setup) -> None:
+    """What is kept of the first model's weights does not even fit the second."""
+    if subject.bench.model is not Sample:
+        raise Skip("the model is another than the exam's usual one")
+    if subject.implements("on_state") and not subject.implements("on_attach"):
+        raise Skip("it goes on from what it remembers")
+    narrow = Bench(partial(Sample, width=5), subject.bench.batch, subject.bench.loss)
+    other = Subject(subject.source, narrow, subject.values)
+    first = subject.rig(setup)
+    first.run(2)
+    first.detach()
+    assert first.plugin is not None
+    second = other.rig(None)
+    try:
+        second.attach(first.plugin)
+        second.run(2)
+    except Exception as error:
+        try:
+            other.rig(setup).run(2)
+        except Exception as alone:
+            raise Skip(f"a new one fails there too: {alone}") from error
+        raise Failure(
+            f"attached to a second model, of other sizes, it fails: {error}; let on_attach find "
+            "everything anew, and on_detach let go of it"
+        ) from error
+
+
 def _by_turns(subject: Subject, setup: Setup) -> None:
     others = {}
     mapped = subject.plugin.mappings
@@ -86,13 +115,14 @@ def _by_turns(subject: Subject, setup: Setup) -> None:
     for name, attribute in subject.scheduled.items():
         half = halved[name] if name in mapped else max(setup.values[name] / 2, attribute.low)
         others[name] = half
-    setups = [setup, setup.but(**others)]
-    alone = [subject.rig(each).run(3) for each in setups]
-    once_more = subject.rig(setups[0]).run(3)
+    # With weights of its own each, from which it may measure.
+    setups = [(setup, None), (setup.but(**others), _other_weights)]
+    alone = [subject.rig(each, edit=edit).run(3) for each, edit in setups]
+    once_more = subject.rig(setup).run(3)
     if difference(once_more, alone[0], rtol=0, atol=0) is not None:
         raise Skip("alone it is not the same twice either")
     try:
-        rigs = [_Turn(subject.rig(each)) for each in setups]
+        rigs = [_Turn(subject.rig(each, edit=edit)) for each, edit in setups]
         for step in range(3):
             for turn in rigs:
                 turn.step(step)
@@ -111,9 +141,15 @@ def _by_turns(subject: Subject, setup: Setup) -> None:
         )
 
 
+def _other_weights(model: nn.Module) -> None:
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(0.8)
+
+
 def _together(subject: Subject, setup: Setup) -> None:
     """What two bring to a gradient is the sum of what each brings."""
-    strengths = [{k: f * x for k, x in subject.plugin.strengths().items()} for f in (1.0, 0.6)]
+    strengths = [subject.changed(setup, partial(mul, f)).values for f in (1.0, 0.6)]
     one, other = (
         setup.but(**values, name=name)
         for name, values in zip(("first", "second"), strengths, strict=True)

@@ -8,9 +8,12 @@ import torch
 from torch import nn
 
 from regplug.errors import SelectionError
+from regplug.hookspecs import hookimpl
+from regplug.plugin import Plugin
 from regplug.testing.bench import Setup
 from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Skip, Subject, same
+from regplug.view import SessionView
 
 __all__: list[str] = []
 
@@ -18,7 +21,7 @@ _TRAINING = "what draws at random does so while module.training is set, and not 
 _BASICS = ("every-batch", "adds", "finite-difference", "gradient", "reproducible")
 
 
-@check("late-weights", after=(*_BASICS, "untouched", "groups"))
+@check("late-weights", after=(*_BASICS, "untouched", "groups", "restore"))
 def late_weights(subject: Subject) -> Iterable[Case]:
     """A weight that is unfrozen on the way, or comes in a group of its own, is acted upon then."""
     for setup in subject.setups():
@@ -145,9 +148,58 @@ def _zeroed(subject: Subject, setup: Setup) -> None:
 
 @check("modes", after=("surroundings",))
 def modes(subject: Subject) -> Iterable[Case]:
-    """A step leaves the modes of all modules, and gradient mode, as they are."""
+    """A step leaves the modes of all modules, and gradient mode, as they are.
+
+    Also within a step, for the plugins that are called after it.
+    """
     for setup in subject.setups():
         yield setup.regime, partial(_modes, subject, setup)
+        yield f"within a step, {setup.regime}", partial(_within, subject, setup)
+
+
+class _Watch(Plugin):
+    """Sees with what gradient mode it is called."""
+
+    changes_weights = False
+    reads_gradients = False
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, bool]] = []
+
+    def _see(self, event: str) -> None:
+        self.seen.append((event, torch.is_grad_enabled()))
+
+    @hookimpl
+    def on_loss(self, session: SessionView) -> None:
+        self._see("on_loss")
+
+    @hookimpl
+    def on_gradients(self, session: SessionView) -> None:
+        self._see("on_gradients")
+
+    @hookimpl
+    def before_step(self, session: SessionView) -> None:
+        self._see("before_step")
+
+    @hookimpl
+    def after_step(self, session: SessionView) -> None:
+        self._see("after_step")
+
+
+def _within(subject: Subject, setup: Setup) -> None:
+    watch, alone = _Watch(), _Watch()
+    subject.rig(setup, others=(watch,)).run(2)
+    plain = subject.rig(None)
+    plain.attach(alone)
+    plain.run(2)
+    expected = dict(alone.seen)
+    for event, on in watch.seen:
+        if on != expected[event]:
+            torch.set_grad_enabled(True)
+            raise Failure(
+                f"after its {event} gradient mode is {'on' if on else 'off'} for the plugins that "
+                "come next: set it for a block only, with torch.enable_grad() or torch.no_grad()"
+            )
 
 
 def _modes(subject: Subject, setup: Setup) -> None:

@@ -17,7 +17,13 @@ from typing import Any
 
 import torch
 
-from regplug.backend.process import default_device, exit_callbacks, modes_entered
+from regplug.backend.process import (
+    autograd_has_threads,
+    default_device,
+    exit_callbacks,
+    modes_entered,
+    saved_tensors_hooks,
+)
 
 __all__ = ["KNOBS", "ODD", "SETTLED_LATER", "USUAL", "Knob", "readings", "set_back"]
 
@@ -141,6 +147,8 @@ KNOBS: dict[str, Knob] = {
     "gradient mode": (torch.is_grad_enabled, torch.set_grad_enabled),
     "inference mode": (torch.is_inference_mode_enabled, None),
     "torch's modes": (modes_entered, None),
+    "the hooks of all tensors that autograd saves": (saved_tensors_hooks, None),
+    "autograd's threads": (autograd_has_threads, torch.autograd.set_multithreading_enabled),
     "anomaly detection": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
     "torch.use_deterministic_algorithms": (torch.get_deterministic_debug_mode, _deterministic),
     "the precision of matrix products": (
@@ -151,6 +159,22 @@ KNOBS: dict[str, Knob] = {
     "torch.backends.cudnn.benchmark": _backend(torch.backends.cudnn, "benchmark"),
     "torch.backends.cudnn.deterministic": _backend(torch.backends.cudnn, "deterministic"),
     "torch.backends.mkldnn.enabled": _backend(torch.backends.mkldnn, "enabled"),
+    "flash attention": (
+        torch.backends.cuda.flash_sdp_enabled,
+        torch.backends.cuda.enable_flash_sdp,
+    ),
+    "attention that saves memory": (
+        torch.backends.cuda.mem_efficient_sdp_enabled,
+        torch.backends.cuda.enable_mem_efficient_sdp,
+    ),
+    "what torch.load takes for safe": (
+        lambda: len(torch.serialization.get_safe_globals()),
+        None,
+    ),
+    "how processes share tensors": (
+        torch.multiprocessing.get_sharing_strategy,
+        torch.multiprocessing.set_sharing_strategy,
+    ),
     "the number of torch's threads": (torch.get_num_threads, _threads),
     "the flushing of denormal numbers": (_flushes, torch.set_flush_denormal),
     "autocast on CPUs": (
@@ -186,6 +210,8 @@ KNOBS: dict[str, Knob] = {
     "the limit of recursion": (sys.getrecursionlimit, sys.setrecursionlimit),
     "sys.settrace": (sys.gettrace, sys.settrace),
     "sys.setprofile": (sys.getprofile, sys.setprofile),
+    "sys.setswitchinterval": (sys.getswitchinterval, sys.setswitchinterval),
+    "threading.stack_size": (threading.stack_size, threading.stack_size),
     "threading.excepthook": _backend(threading, "excepthook"),
     "the garbage collector": (gc.isenabled, lambda on: gc.enable() if on else gc.disable()),
     "the garbage collector's thresholds": (gc.get_threshold, lambda t: gc.set_threshold(*t)),

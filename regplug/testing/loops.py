@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import regplug
-from regplug.penalty import Penalty
+from regplug.bases.delivered import Delivered
 from regplug.plugin import Plugin
 from regplug.testing.bench import Rig, Setup
 from regplug.testing.refusing import refusals
@@ -20,7 +20,7 @@ LR = 0.02
 _BASICS = ("every-batch", "adds", "finite-difference", "gradient", "reproducible")
 
 
-@check("no-optimizer", after=_BASICS)
+@check("no-optimizer", after=(*_BASICS, "restore"))
 def no_optimizer(subject: Subject) -> Iterable[Case]:
     """In a loop by hand, ``with session.step(lr=…)``, it does what it does with SGD."""
 
@@ -76,7 +76,7 @@ class _Looks(Plugin):
         self._look("after_step", session)
 
 
-@check("closure", after=(*_BASICS, "clipping", "delivery", "checkpoint-step"))
+@check("closure", after=(*_BASICS, "clipping", "delivery", "checkpoint-step", "restore"))
 def closure(subject: Subject) -> Iterable[Case]:
     """With ``optimizer.step(closure)`` it does what it does without, and suits a line search.
 
@@ -212,7 +212,7 @@ def _lbfgs(subject: Subject, setup: Setup) -> None:
             optimizer.step(evaluate)
         return rig
 
-    if isinstance(subject.plugin, Penalty):
+    if isinstance(subject.plugin, Delivered):
         # Strong enough for a line search to see it.
         setup = subject.changed(setup, lambda value: min(20 * value, 1.0))
     with refusals():
@@ -220,7 +220,7 @@ def _lbfgs(subject: Subject, setup: Setup) -> None:
     for name, w in rig.snapshot().weights.items():
         if not w.isfinite().all():
             raise Failure(f"under LBFGS {name} is not finite")
-    if isinstance(subject.plugin, Penalty) and setup.delivery == "step":
+    if isinstance(subject.plugin, Delivered) and setup.delivery == "step":
         if "loss" not in subject.deliveries:
             raise Skip("it can't be delivered in the loss, to compare")
         in_loss = run(Setup(setup.source, "loss", setup.values), True)

@@ -6,8 +6,8 @@ from functools import partial
 import torch
 
 from regplug.backend.private import version as version_of
+from regplug.bases.delivered import Delivered
 from regplug.errors import PluginError
-from regplug.penalty import Penalty
 from regplug.testing.bench import Rig, Setup
 from regplug.testing.graphs import nodes_kept
 from regplug.testing.registry import Case, check
@@ -32,12 +32,12 @@ def loss_event(subject: Subject) -> Iterable[Case]:
     deliveries = [d for d in subject.deliveries if d in (None, "loss")]
     for delivery in deliveries or subject.deliveries[:1]:
         setup = subject.loud(delivery)
-        yield "the term", partial(_term, subject, setup)
         yield "the loss stays", partial(_stays, subject, setup)
+        yield "the term", partial(_term, subject, setup)
         yield "dtype", partial(_dtype, subject, setup)
         yield "again and again", partial(_again, subject, setup)
         yield "graphs", partial(_graphs, subject, setup)
-        if isinstance(subject.plugin, Penalty):
+        if isinstance(subject.plugin, Delivered):
             yield "no_grad and eval", partial(_anywhere, subject, setup)
 
 
@@ -70,7 +70,7 @@ def _term(subject: Subject, setup: Setup) -> None:
             "the term alone, the session adds it"
         )
     _is_off(subject, setup, numbers[1])
-    if isinstance(subject.plugin, Penalty) and max(terms) - min(terms) > 1e-9 * max(numbers):
+    if isinstance(subject.plugin, Delivered) and max(terms) - min(terms) > 1e-9 * max(numbers):
         raise Failure(
             f"its term is {terms[0]:.6g} with a loss of {numbers[0]:g} and {terms[-1]:.6g} with one"
             f" of {numbers[-1]:g}: a penalty is λ·value of the weights, whatever the loss"
@@ -170,6 +170,11 @@ def _stays(subject: Subject, setup: Setup) -> None:
         raise Failure(
             f"it changes the caller's loss in place, from {float(number):.6g} to "
             f"{float(loss.detach()):.6g}: return the term, and the session adds it to a new tensor"
+        )
+    if not loss.requires_grad:
+        raise Failure(
+            "it takes the caller's loss off its graph, as detach_() does: what is to be looked at "
+            "only is loss.detach()"
         )
     for name, p in rig.parameters.items():
         if not torch.equal(p.detach(), before[name]):

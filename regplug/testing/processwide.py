@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
+
 import regplug
 from regplug.testing.knobs import KNOBS, ODD, USUAL, readings, set_back
 from regplug.testing.registry import Case, check
@@ -81,6 +83,8 @@ def _around(subject: Subject, values: Mapping[str, Any]) -> None:
             rig.plugin = setup.make()
             rig.session = regplug.attach(rig.model, rig.optimizer, [rig.plugin])
             started = [t for t in threading.enumerate() if t not in threads]
+            if not torch.is_grad_enabled():
+                raise Failure(f"attached, it leaves gradient mode off{_WAY_OUT}")
             try:
                 rig.run(2)
                 rig.session.metrics()

@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from regplug.penalty import Penalty
+from regplug.bases.delivered import Delivered
 from regplug.testing.bench import Setup
 from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Skip, Subject
@@ -85,7 +85,7 @@ def projection(subject: Subject) -> Iterable[Case]:
     plugin = subject.plugin
     if plugin.projects is False:
         raise Skip("it says that it is no projection")
-    if isinstance(plugin, Penalty) or subject.remembers or not subject.implements("after_step"):
+    if isinstance(plugin, Delivered) or subject.remembers or not subject.implements("after_step"):
         raise Skip("it puts no weights anywhere after the step, or not to the same place each time")
     for setup in subject.setups():
         yield f"again, {setup.regime}", partial(_again, subject, setup)

@@ -19,8 +19,9 @@ Formula = Callable[[torch.Tensor], torch.Tensor]
 def pure(subject: Subject) -> Iterable[Case]:
     """The formula is a function of w: it changes no weight, and says the same each time.
 
-    Called again, on another instance, with gradients recorded or not, after other weights: the same
-    bits. The value and the gradient are those without λ, so no strength changes them.
+    Called again, on another instance, with gradients recorded or not, after other weights, also in
+    the same memory: the same bits. The value and the gradient are those without λ, so no strength
+    changes them.
     """
     penalty = subject.penalty
     formulas: dict[str, Formula] = {"value(w)": penalty.value, "gradient(w)": penalty.gradient}
@@ -29,6 +30,7 @@ def pure(subject: Subject) -> Iterable[Case]:
     for words, formula in formulas.items():
         yield words, partial(_changes_nothing, words, formula)
         yield f"{words} again", partial(_again, words, formula)
+        yield f"{words} in the same memory", partial(_in_the_same_memory, words, formula)
     if type(penalty).gradients is not Penalty.gradients:
         yield "gradients", partial(_lists, penalty, "gradients")
     if type(penalty).add_gradients is not Penalty.add_gradients:
@@ -74,6 +76,24 @@ def _again(words: str, formula: Formula) -> None:
             )
         if not torch.allclose(one, with_graph, rtol=1e-9, atol=0, equal_nan=True):
             raise Failure(f"{words} is another one where gradients are recorded")
+
+
+@torch.no_grad()
+def _in_the_same_memory(words: str, formula: Formula) -> None:
+    for w in weights_away_from_zero():
+        other = 0.7 * w.flip(0)
+        right = [(numbers, formula(numbers.clone()).clone()) for numbers in (w, other)]
+        held = w.clone()
+        # Each step changes weights where they are, and some ways of that leave no trace.
+        changes = [(becomes, *pair) for becomes in (held.copy_, held.data.copy_) for pair in right]
+        for becomes, numbers, expected in changes:
+            becomes(numbers)
+            if not torch.allclose(formula(held), expected, rtol=1e-9, atol=0, equal_nan=True):
+                raise Failure(
+                    f"{words} is still that of the weights that were in the same memory before: "
+                    "keep nothing of a weight from one call to the next, neither by its address "
+                    "nor by its id"
+                )
 
 
 def _lists(penalty: Penalty, name: str) -> None:

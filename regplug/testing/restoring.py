@@ -101,6 +101,12 @@ def restore(subject: Subject) -> Iterable[Case]:
         rig, plugin = bare(subject, setup)
         before = structure(rig)
         rig.session = regplug.attach(rig.model, rig.optimizer, [plugin])
+        for name, p in rig.parameters.items():
+            if p.grad is not None:
+                raise Failure(
+                    f"attached, it gives a gradient to {name}, which takes part in steps with it: "
+                    "gradients are the loop's"
+                )
         moved = _memory_of_parametrized(rig)
         rig.run(2)
         _same_memory(rig, before, moved)
@@ -183,7 +189,13 @@ def _keeps_changes(subject: Subject, setup: Setup) -> None:
     momentum = {
         p: state["momentum_buffer"].clone() for p, state in rig.optimizer.state.items() if state
     }
+    baked, before = _memory_of_parametrized(rig), rig.snapshot().weights
+    gradients = {
+        name: (p.grad, None if p.grad is None else p.grad.clone())
+        for name, p in rig.parameters.items()
+    }
     rig.session.detach()
+    _trained(rig, before, gradients, baked)
     others = module.register_forward_hook(lambda module, inputs, output: None)
     kept = {
         "the learning rate that a scheduler has set": group is rig.optimizer.param_groups[0]
@@ -206,6 +218,23 @@ def _keeps_changes(subject: Subject, setup: Setup) -> None:
                 f"detach() has undone what the user did while it was attached: {what} is gone; "
                 "put back single things that the plugin has changed, not a copy of everything"
             )
+
+
+def _trained(
+    rig: Rig, weights: dict[str, torch.Tensor], gradients: dict[str, Any], baked: set[str]
+) -> None:
+    """What training has brought about stays, but where torch bakes something into a weight."""
+    for name, p in rig.parameters.items():
+        if f"{name}: memory" in baked:
+            continue
+        if not torch.equal(p.detach(), weights[name]):
+            raise Failure(
+                f"detach() changes {name}: what was trained stays; what is to be put back is what "
+                "the plugin has changed beside the weights"
+            )
+        held, copied = gradients[name]
+        if p.grad is not held or (held is not None and not torch.equal(held, copied)):
+            raise Failure(f"detach() changes the gradient of {name}, which is the loop's")
 
 
 def _goes_on(subject: Subject, setup: Setup) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from regplug.errors import RegplugError
-from regplug.penalty import Penalty
+from regplug.bases.delivered import Delivered
+from regplug.errors import RegplugError, SelectionError
 from regplug.testing.bench import Rig, Setup, Snapshot
 from regplug.testing.recipe import Recipe
 from regplug.testing.registry import Case, check
@@ -16,12 +16,12 @@ from regplug.testing.subject import Failure, Skip, Subject
 __all__: list[str] = []
 
 
-@check("where", after=("arguments",))
+@check("where", after=("arguments", "acts"))
 def where(subject: Subject) -> Iterable[Case]:
     """The constructor's ``where`` decides what it acts on, in each delivery and in each spelling.
 
     One name, a list with an exclusion, and a callable: what they select changes, the rest keeps its
-    bits. A selection that fits nothing is refused when it is attached.
+    bits. A selection that fits nothing is refused, when it is attached or in the first step.
     """
     recipe = subject.recipe
     if "where" not in recipe.parameters:
@@ -40,12 +40,13 @@ def _fits_nothing(subject: Subject, recipe: Recipe) -> None:
     rig = subject.rig(None)
     try:
         rig.attach(recipe.but(where="no_such_name_in_the_exam.*")())
+        rig.step(0)  # session.updates says so where on_attach has not
     except (RegplugError, ValueError, LookupError):
         return
     rig.detach()
     raise Failure(
-        "where='no_such_name_in_the_exam.*' selects nothing, and yet it is attached without a word:"
-        " use where (session.coverage of a Selection raises where nothing fits)"
+        "where='no_such_name_in_the_exam.*' selects nothing, and yet it trains without a word: use "
+        "where (session.coverage and session.updates of a Selection raise where nothing fits)"
     )
 
 
@@ -99,7 +100,7 @@ def _alone(subject: Subject, rig: Rig, selection: str, belongs: Callable[[str], 
                 f"with where={selection} it changed {name}: use where, and nothing else"
                 + _also(subject)
             )
-    if not changed and isinstance(subject.plugin, Penalty):
+    if not changed and isinstance(subject.plugin, Delivered):
         raise Failure(f"with where={selection} it left alone what that selects")
 
 
@@ -125,7 +126,7 @@ def _but_one(subject: Subject, recipe: Recipe, setup: Setup) -> None:
     changed = _changed(found, plain)
     if name in changed:
         raise Failure(f"with where={selection!r} it changed {name}{_also(subject)}")
-    if not changed and isinstance(subject.plugin, Penalty):
+    if not changed and isinstance(subject.plugin, Delivered):
         raise Failure(f"with where={selection!r} it changed nothing")
 
 
@@ -147,9 +148,9 @@ def _modules(subject: Subject, recipe: Recipe, setup: Setup) -> None:
             continue
         try:
             rig = _attached(subject, recipe, setup, path)
-        except Skip:
+            found.append((path, rig.move().run(1)))
+        except (Skip, SelectionError):
             continue
-        found.append((path, rig.move().run(1)))
         if len(found) == 2:
             break
     if len(found) < 2:

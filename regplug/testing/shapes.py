@@ -41,7 +41,7 @@ _LAYERS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@check("shapes", after=("differentiable", "gradient", "extremes", "strength", "delivery"))
+@check("shapes", after=("differentiable", "gradient", "extremes", "where", "strength", "delivery"))
 def shapes(subject: Subject) -> Iterable[Case]:
     """What arrives at the weight of any layer is λ times the gradient of value(w) by autograd.
 

@@ -99,7 +99,7 @@ def _clipped_with_loss(subject: Subject, setup: Setup) -> None:
                 raise Failure(f"delivered in the loss, it adds to the gradient of {name} again")
 
 
-@check("overflow")
+@check("overflow", after=("gradient",))
 def overflow(subject: Subject) -> Iterable[Case]:
     """Under a ``GradScaler`` it acts unscaled, and not at all in a step that overflowed."""
     _draws_alike(subject)

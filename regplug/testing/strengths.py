@@ -5,8 +5,12 @@ from functools import partial
 
 import torch
 
-from regplug.penalty import Penalty
-from regplug.plugin import Scheduled
+from regplug.backend.marks import is_hook
+from regplug.bases.adaptive import Adaptive
+from regplug.bases.delivered import Delivered
+from regplug.bases.selective import Selective
+from regplug.errors import RegplugError
+from regplug.plugin import Plugin, Scheduled
 from regplug.testing.arguments import odd_numbers
 from regplug.testing.bench import Setup
 from regplug.testing.moments import (
@@ -24,22 +28,27 @@ from regplug.testing.subject import Failure, Skip, Subject
 
 __all__: list[str] = []
 
+_ACTING = ("on_loss", "on_gradients", "before_step", "after_step")
 
-@check("strength", after=("arguments", "every-batch", "adds", "reproducible"))
+
+@check("strength", after=("arguments", "gradient", "where", "every-batch", "adds", "reproducible"))
 def strength(subject: Subject) -> Iterable[Case]:
     """Each strength is what it is set to: by the constructor, before attach, and between steps.
 
     A penalty is linear in it: 2λ and λ·0.3712 bring 2 and 0.3712 times the gradient. For other
-    plugins another number makes another run, in which what is set is what counts.
+    plugins another number makes another run, in which what is set is what counts. What says
+    ``by_pattern = True`` does to each weight what its own strength says.
     """
     for attribute in subject.scheduled.values():
         for setup in subject.setups():
             regime = f"{attribute.name}, {setup.regime}"
-            is_penalty = isinstance(subject.plugin, Penalty) and attribute.name == "strength"
+            is_penalty = isinstance(subject.plugin, Delivered) and attribute.name == "strength"
             if is_penalty and setup.delivery in ("step", "loss"):
                 yield f"{regime}, linear", partial(_linear, subject, setup)
             yield f"{regime}, set", partial(_set, subject, setup, attribute)
             yield f"{regime}, set later", partial(_set_later, subject, setup, attribute)
+            if _is_for_parts(subject, attribute):
+                yield f"{regime}, by pattern", partial(_by_pattern, subject, setup, attribute)
 
 
 def _linear(subject: Subject, setup: Setup) -> None:
@@ -149,3 +158,49 @@ def _set_later(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
             f"{attribute.name} set from {first:g} to {second:g} between two steps changes nothing: "
             + READ.format(name=attribute.name)
         )
+
+
+def _is_for_parts(subject: Subject, attribute: Scheduled) -> bool:
+    """Tell whether it says that it takes patterns, and nothing that it is told already is one."""
+    adapts = isinstance(subject.plugin, Adaptive) and attribute.name in subject.plugin.adapts
+    return _says_by_pattern(subject.plugin) and not adapts and not subject.plugin.mappings
+
+
+def _says_by_pattern(plugin: Plugin) -> bool:
+    """Tell whether the class says it for the hooks that it has: not for those of a subclass."""
+    if not (isinstance(plugin, Selective) and plugin.by_pattern):
+        return False
+    for cls in type(plugin).__mro__:
+        if "by_pattern" in vars(cls):
+            return True
+        if any(is_hook(vars(cls).get(hook)) for hook in _ACTING):
+            return False
+    return False
+
+
+def _by_pattern(subject: Subject, setup: Setup, attribute: Scheduled) -> None:
+    one, *others = subject.touched(setup)
+    if not others:
+        raise Skip("it acts on one weight here")
+    first, second = odd_numbers(subject, attribute)
+
+    def left(value: object, where: str | None = None) -> dict[str, torch.Tensor]:
+        made = setup.but(**{attribute.name: value})
+        rig = subject.rig(made if where is None else made.but(where=where)).move()
+        return rig.run(1).weights
+
+    alike, unlike = left(first), left(second)
+    if not torch.allclose(left(first, one)[one], alike[one], rtol=1e-9, atol=1e-12):
+        raise Skip("what it does to one weight depends on the others")
+    try:
+        found = left({one: first, "*": second})
+    except RegplugError as error:
+        raise Failure(f"it says by_pattern = True, and then refuses a mapping: {error}") from error
+    for name, w in found.items():
+        number, expected = (first, alike) if name == one else (second, unlike)
+        if not torch.allclose(w, expected[name], rtol=1e-7, atol=1e-10):
+            raise Failure(
+                f"with {attribute.name} = {{{one!r}: {first:g}, '*': {second:g}}} it does not do to"
+                f" {name} what it does with {number:g}: go through by_part(session), and read "
+                f"self.{attribute.name} within that loop; or say by_pattern = False"
+            )

@@ -18,12 +18,14 @@ def structure(rig: Rig) -> dict[str, Any]:
     for path, module in rig.model.named_modules():
         at = path or "the model"
         found[f"{at}: class"] = type(module)
-        found[f"{at}: attributes"] = sorted(vars(module))
+        own = {n: v for n, v in vars(module).items() if not _as_in_class(module, n)}
+        found[f"{at}: attributes"] = sorted(own)
         found[f"{at}: training"] = module.training
         found[f"{at}: parameters, buffers and modules"] = _owned(module)
         for name, value in rates(module):
-            found[f"{at}.{name}"] = value
-        for name, value in vars(module).items():
+            if name in own:
+                found[f"{at}.{name}"] = value
+        for name, value in own.items():
             if isinstance(value, float | torch.Tensor):
                 found[f"{at}.{name}: type"] = type(value)
             elif isinstance(value, int | str | None) or callable(value):
@@ -42,6 +44,16 @@ def structure(rig: Rig) -> dict[str, Any]:
         found[f"{name}: values"] = buffer.tolist()
     found.update(_of_optimizer(rig.optimizer))
     return found
+
+
+def _as_in_class(module: torch.nn.Module, name: str) -> bool:
+    """Tell whether an attribute is a plain value that the module's class has, too."""
+    value, of_class = vars(module)[name], getattr(type(module), name, None)
+    return (
+        type(value) is type(of_class)
+        and isinstance(value, int | float | str)
+        and (value == of_class)
+    )
 
 
 def _owned(module: torch.nn.Module) -> list[str]:

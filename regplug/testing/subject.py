@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 from regplug.backend.marks import is_hook
+from regplug.bases.delivered import Delivered
+from regplug.bases.joint import JointPenalty
 from regplug.errors import PluginError, RegplugError
 from regplug.penalty import Penalty
 from regplug.plugin import Plugin, Scheduled
@@ -21,6 +23,7 @@ Source = str | Plugin | Callable[[], Plugin]
 # Where a schedule that starts at 0 is looked at for a value that does something.
 _LATER = (0, 1, 10, 100, 1_000, 10_000, 100_000)
 _LOUD = 0.05
+_NO_OPERATORS = (Penalty.proximal, JointPenalty.proximal)
 
 
 class Failure(AssertionError):  # noqa: N818 - the plugin's, not the exam's
@@ -111,8 +114,14 @@ class Subject:
 
     @cached_property
     def adds_to_loss(self) -> bool:
-        """Whether it is a plugin of another kind than a penalty with a term of the loss."""
-        return self.implements("on_loss") and not isinstance(self.plugin, Penalty)
+        """Whether it is a plugin of another kind than a penalty, with a term of the loss."""
+        return self.implements("on_loss") and not isinstance(self.plugin, Delivered)
+
+    @property
+    def has_operator(self) -> bool:
+        """Whether it is a penalty with a proximal operator, of one weight or of several."""
+        found = getattr(type(self.plugin), "proximal", None)
+        return isinstance(self.plugin, Delivered) and found not in _NO_OPERATORS
 
     @cached_property
     def scheduled(self) -> dict[str, Scheduled]:
@@ -132,12 +141,12 @@ class Subject:
     @cached_property
     def deliveries(self) -> list[str | None]:
         """The deliveries that a penalty can be given; None alone for other plugins."""
-        if not isinstance(self.plugin, Penalty):
+        if not isinstance(self.plugin, Delivered):
             return [None]
         if self.plugin.delivery != "auto":
             return [self.plugin.delivery]
         found: list[str | None] = ["step", "loss"]
-        if type(self.plugin).proximal is not Penalty.proximal:
+        if self.has_operator:
             found.append("proximal")
         usable = [delivery for delivery in found if self._attaches(delivery)]
         return usable or found
@@ -192,7 +201,7 @@ class Subject:
     def _loud(self) -> dict[str, float]:
         """Return the constants of :meth:`loud`, where strengths are by pattern the largest."""
         values = dict(self.steady())
-        if isinstance(self.plugin, Penalty):
+        if isinstance(self.plugin, Delivered):
             for name, attribute in self.scheduled.items():
                 if attribute.off == 0 and attribute.high >= _LOUD:
                     values[name] = max(values[name], _LOUD)
@@ -206,9 +215,11 @@ class Subject:
         Args:
             setup: the setup.
             change: what is made of each constant.
-            names: of which scheduled attributes; None for all.
+            names: of which scheduled attributes; None for those that can turn it off, for another
+                one is no strength, and may have a range of its own.
         """
-        loud = {n: v for n, v in self._loud().items() if names is None or n in names}
+        names = [name for name, off in self.off.items() if off == 0] if names is None else names
+        loud = {n: v for n, v in self._loud().items() if n in names}
         return setup.but(**self.by_pattern(loud, change))
 
     def only(self, setup: Setup, where: str) -> Setup:

@@ -32,6 +32,7 @@ def _modules() -> Iterator[types.ModuleType]:
     yield from (builtins, copy, logging, math, pickle, random, time, warnings, regplug)
     yield from (torch, torch.amp, torch.autograd, torch.linalg, torch.nn, torch.nn.functional)
     yield from (torch.nn.init, torch.nn.utils, torch.optim, torch.optim.lr_scheduler, torch.special)
+    yield from (torch.utils.checkpoint, torch.serialization, torch.backends)
     for name in ("numpy", "numpy.random", "torch.distributed"):
         if name in sys.modules:
             yield sys.modules[name]

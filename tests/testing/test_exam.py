@@ -168,8 +168,9 @@ def test_plugin_that_can_not_be_sent_to_ranks_fails_there_and_says_how():
         pass
 
     report = check_plugin(lambda: Local(0.1), checks=["adds", "ddp", "fsdp2"])
-    assert report.failed_checks() == {"ddp", "fsdp2"}
+    assert report.failed_checks() == {"ddp"}
     assert "at the top of a module" in report.failures[0].message
+    assert [result.message for result in report.of("not judged")] == ["because ddp failed"]
 
 
 def test_hanging_rank_is_a_failure_and_the_next_exam_goes_on(monkeypatch):

@@ -6,7 +6,11 @@ from regplug.testing import CHECKS, check_plugin
 from tests.testing import (
     unusual_more,
     unusual_terms,
+    unusual_third,
+    wrong_at_zero,
     wrong_habits,
+    wrong_held,
+    wrong_left,
     wrong_refusals,
     wrong_subtle,
     wrong_subtle_loops,
@@ -16,14 +20,22 @@ from tests.testing.test_kinds import check_of, classes, factory
 from tests.testing.whole import whole
 
 SECOND = (wrong_subtle, wrong_subtle_loops, wrong_refusals, wrong_habits)
-ALL = [cls for cls in classes(*SECOND) if check_of(cls) in CHECKS]
-RIGHT = [*classes(unusual_more, unusual_terms), wrong_habits.Decay]
+THIRD = (wrong_held, wrong_left, wrong_at_zero)
+ALL = [cls for cls in classes(*SECOND, *THIRD) if check_of(cls) in CHECKS]
+RIGHT = [*classes(unusual_more, unusual_terms, unusual_third), wrong_habits.Decay]
 # What the checks were made sharper for; `make soak` has all.
 SHARPER = [
     *(wrong_subtle.OneScaleForAll, wrong_subtle.Float16Strength, wrong_subtle_loops.LargerLoss),
     *(wrong_subtle_loops.OncePerStep, wrong_subtle_loops.RoundsRate),
     *classes(wrong_refusals),
     *(cls for cls in classes(wrong_habits) if check_of(cls) not in ("A look-alike", "collective")),
+    *(wrong_held.RenamesItself, wrong_held.ForgetsDeliveryOfSeveral, wrong_held.OwnPatterns),
+    *(wrong_held.AnchorsOfAll, wrong_held.AnchorsOfTheFirst, wrong_held.GradientByVersion),
+    *(wrong_held.Saturates, wrong_held.ShrinksByRatio, wrong_held.AlphaForgotten),
+    *(wrong_held.CountsSinceAttach, wrong_held.CountsLosses, wrong_held.NoParts),
+    *(wrong_left.GradientModeStaysOn, wrong_left.DetachesTheLoss, wrong_left.OptimizersMemory),
+    *classes(wrong_at_zero),
+    *(wrong_left.ClearsGradients, wrong_left.MakesGradients, wrong_left.WeightsOfAttach),
 ]
 SMOOTHER = {
     unusual_more.Kronecker: "cost",
@@ -38,6 +50,11 @@ SMOOTHER = {
     unusual_terms.DropsGradients: "strength",
     unusual_terms.LargestByHalf: "learning-rate",
     wrong_habits.Decay: "learning-rate",
+    unusual_third.Bridge: "attach-again",
+    unusual_third.LogSum: "proximal",
+    unusual_third.Simplex: "where",
+    unusual_third.AlikeNeighbours: "untouched",
+    unusual_third.Tempered: "restore",
 }
 
 
@@ -57,6 +74,13 @@ def test_what_was_a_false_alarm_passes(cls, check):
     report = sat(factory(cls), [check])
     assert report.passed, str(report)
     assert report.of("passed")
+
+
+def test_a_hook_that_is_not_marked_is_told_by_a_report():
+    report = check_plugin(wrong_left.Unmarked, checks=["runs", "acts"])
+    assert report.failed_checks() == {"runs"}, str(report)
+    assert "before_step is a hook but is not marked" in report.cause.message
+    assert {result.outcome for result in report.results} == {"failed", "not judged"}
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,9 @@ class PathNorm(Strong):
                 path = torch.ones_like(squares[0])
             if path.shape[0] == squares.shape[1]:
                 path = squares @ path
-        return None if path is None else self.signed(session) * path.clamp(max=1e4).sum().sqrt()
+        if path is None:
+            return None
+        return self.signed(session) * (path.clamp(max=1e4).sum() + 1e-12).sqrt()
 
     def waits_for_loss(self, session):
         return True

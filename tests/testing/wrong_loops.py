@@ -136,6 +136,8 @@ class OwnStepHook(Strong):
 
     @hookimpl
     def on_attach(self, session):
+        if session.optimizer is None:
+            raise regplug.errors.UnsupportedError(f"{self.name} hooks the optimizer: pass one")
         self._hook = session.optimizer.register_step_pre_hook(self._before)
 
     def _before(self, optimizer, args, kwargs):
@@ -148,9 +150,12 @@ class OwnStepHook(Strong):
                     if p.grad is not None:
                         p.mul_(1 - self.strength)
 
+    _hook = None
+
     @hookimpl
     def on_detach(self, session):
-        self._hook.remove()
+        if self._hook is not None:
+            self._hook.remove()
 
 
 class Overwrites(Strong):
