@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 import torch
 
 from regplug.errors import RegplugError
-from regplug.testing.acting import choose_bench
 from regplug.testing.bench import Bench
+from regplug.testing.checks.acting import choose_bench
 from regplug.testing.knobs import readings, set_back
 from regplug.testing.places import place, place_of
 from regplug.testing.processes import ProcessesError, Ranks, use

@@ -10,7 +10,9 @@ from torch import nn
 
 from regplug.backend.words import nearest
 from regplug.errors import PluginError, SpecError, UnsupportedError
-from regplug.testing import (  # noqa: F401 - each registers its checks
+from regplug.testing.bench import Bench
+from regplug.testing.candidate import EVERYWHERE, Answer, Paper
+from regplug.testing.checks import (  # noqa: F401 - each registers its checks
     acting,
     arguments,
     compiling,
@@ -46,8 +48,6 @@ from regplug.testing import (  # noqa: F401 - each registers its checks
     telling,
     training,
 )
-from regplug.testing.bench import Bench
-from regplug.testing.candidate import EVERYWHERE, Answer, Paper
 from regplug.testing.desk import Desk, Ended, desk
 from regplug.testing.processes import start_processes
 from regplug.testing.registry import CHECKS, RUNS, Check, registered

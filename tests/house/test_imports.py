@@ -73,7 +73,7 @@ WORDS_OF_TORCH = {
     ("session.own_weights", "weight_decay"): "an argument of torch's optimizers",
     ("selection.in_use", "spectral_norm"): "torch's parametrization of that name",
     ("selection.in_use", "SpectralNorm"): "the class of it",
-    ("testing.restoring", "weight_decay"): "an argument of torch's optimizers",
+    ("testing.checks.restoring", "weight_decay"): "an argument of torch's optimizers",
     ("doctor.penalty_checks", "l1"): "what a finding or a report calls a thing of any loop",
     ("doctor.penalty_checks", "l2"): "what a finding or a report calls a thing of any loop",
     ("doctor.decay_checks", "l2"): "what a finding or a report calls a thing of any loop",
@@ -101,10 +101,10 @@ WORDS_OF_TORCH = {
     ("doctor.summary", "l2"): "what a finding or a report calls a thing of any loop",
     ("doctor.summary", "dropout"): "what a finding or a report calls a thing of any loop",
     ("testing.bench", "Dropout"): "a layer of the model that plugins are tried on",
-    ("testing.training", "Dropout"): "another such layer",
-    ("testing.randomness", "dropout"): "what such layers do",
-    ("testing.kinds", "dropout"): "an argument of recurrent layers",
-    ("testing.costs", "Dropout"): "another such layer",
+    ("testing.checks.training", "Dropout"): "another such layer",
+    ("testing.checks.randomness", "dropout"): "what such layers do",
+    ("testing.checks.kinds", "dropout"): "an argument of recurrent layers",
+    ("testing.checks.costs", "Dropout"): "another such layer",
     ("testing.warming", "Dropout"): "another such layer",
 }
 

@@ -6,9 +6,9 @@ import pytest
 from torch import nn
 
 from regplug.errors import SelectionError
-from regplug.testing import kinds
 from regplug.testing.bench import Bench, Sample
 from regplug.testing.candidate import attachable
+from regplug.testing.checks import kinds
 from regplug.testing.subject import Skip, Subject
 from tests.testing.wrong_runs import Acts
 

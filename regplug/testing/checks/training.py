@@ -12,7 +12,7 @@ from regplug.errors import SelectionError
 from regplug.penalty import Penalty
 from regplug.plugin import Plugin
 from regplug.testing.bench import Sample, Setup
-from regplug.testing.formula import keeps_dtype
+from regplug.testing.checks.formula import keeps_dtype
 from regplug.testing.noise import noisy_modules, rates
 from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Skip, Subject, same

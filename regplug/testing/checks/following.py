@@ -10,10 +10,10 @@ from regplug.bases.adaptive import Adaptive
 from regplug.bases.delivered import Delivered
 from regplug.errors import RegplugError
 from regplug.plugin import Scheduled
-from regplug.testing.arguments import odd_numbers
 from regplug.testing.bench import Setup
-from regplug.testing.counting import passes, resumed
-from regplug.testing.moments import (
+from regplug.testing.checks.arguments import odd_numbers
+from regplug.testing.checks.counting import passes, resumed
+from regplug.testing.checks.moments import (
     CHANGE,
     READ,
     Moment,

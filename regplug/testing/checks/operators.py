@@ -8,7 +8,7 @@ import torch
 
 from regplug.errors import RegplugError
 from regplug.penalty import Penalty
-from regplug.testing.formula import close_to, weights_away_from_zero
+from regplug.testing.checks.formula import close_to, weights_away_from_zero
 from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Skip, Subject
 

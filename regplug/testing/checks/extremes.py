@@ -8,7 +8,7 @@ import torch
 
 from regplug.penalty import Penalty
 from regplug.testing.bench import Rig, Setup
-from regplug.testing.refusing import refusals
+from regplug.testing.checks.refusing import refusals
 from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Skip, Subject
 

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from regplug.penalty import Penalty
-from regplug.testing.formula import weights_away_from_zero
+from regplug.testing.checks.formula import weights_away_from_zero
 from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Subject
 

@@ -11,7 +11,7 @@ import torch
 
 from regplug.errors import PluginError, RegplugError, SelectionError
 from regplug.testing.bench import Bench, Rig, Sample, Setup
-from regplug.testing.kinds import GROWN
+from regplug.testing.checks.kinds import GROWN
 from regplug.testing.registry import RUNS, Case, check
 from regplug.testing.subject import Failure, Subject
 

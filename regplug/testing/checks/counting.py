@@ -7,8 +7,8 @@ import torch
 
 from regplug import schedules
 from regplug.plugin import Scheduled
-from regplug.testing.arguments import odd_numbers
 from regplug.testing.bench import Setup, Snapshot, difference
+from regplug.testing.checks.arguments import odd_numbers
 from regplug.testing.subject import Failure, Skip, Subject
 
 __all__ = ["passes", "resumed"]

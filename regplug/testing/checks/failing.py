@@ -14,8 +14,8 @@ from regplug.bases.joint import JointPenalty
 from regplug.errors import PluginError, RegplugError
 from regplug.penalty import Penalty
 from regplug.testing.bench import Rig, Setup
+from regplug.testing.checks.structure import check_restored, structure
 from regplug.testing.registry import Case, check
-from regplug.testing.structure import check_restored, structure
 from regplug.testing.subject import Failure, Skip, Subject
 
 __all__: list[str] = []

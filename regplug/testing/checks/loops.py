@@ -10,7 +10,7 @@ import regplug
 from regplug.bases.delivered import Delivered
 from regplug.plugin import Plugin
 from regplug.testing.bench import Rig, Setup
-from regplug.testing.refusing import refusals
+from regplug.testing.checks.refusing import refusals
 from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Skip, Subject, same
 

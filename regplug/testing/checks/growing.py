@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from regplug.testing.bench import Rig, Setup
-from regplug.testing.garbage import only_new_objects
+from regplug.testing.checks.garbage import only_new_objects
 from regplug.testing.places import is_own
 from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Subject

@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import regplug
 from regplug.errors import RegplugError
-from regplug.testing.auditing import audited
 from regplug.testing.bench import Setup
+from regplug.testing.checks.auditing import audited
 from regplug.testing.places import is_own
 from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Skip, Subject

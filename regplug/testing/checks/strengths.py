@@ -11,9 +11,9 @@ from regplug.bases.delivered import Delivered
 from regplug.bases.selective import Selective
 from regplug.errors import RegplugError
 from regplug.plugin import Plugin, Scheduled
-from regplug.testing.arguments import odd_numbers
 from regplug.testing.bench import Setup
-from regplug.testing.moments import (
+from regplug.testing.checks.arguments import odd_numbers
+from regplug.testing.checks.moments import (
     CHANGE,
     READ,
     Moment,

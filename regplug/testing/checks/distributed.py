@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import nn
 
 from regplug.testing.bench import Bench, Rig, Setup, Snapshot, difference
+from regplug.testing.checks.refusing import refusals
 from regplug.testing.processes import RANKS, ProcessesError, processes
-from regplug.testing.refusing import refusals
 from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Skip, Subject, same
 

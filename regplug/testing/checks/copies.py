@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from regplug.testing.bench import Rig, Setup
-from regplug.testing.refusing import refusals
+from regplug.testing.checks.refusing import refusals
 from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Subject, same
 

@@ -9,7 +9,7 @@ from regplug.backend.private import version as version_of
 from regplug.bases.delivered import Delivered
 from regplug.errors import PluginError
 from regplug.testing.bench import Rig, Setup
-from regplug.testing.graphs import nodes_kept
+from regplug.testing.checks.graphs import nodes_kept
 from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Skip, Subject
 

@@ -14,9 +14,9 @@ from typing import Any
 import regplug
 from regplug.plugin import Plugin
 from regplug.testing.bench import Setup
+from regplug.testing.checks.restoring import bare
+from regplug.testing.checks.structure import check_restored, structure
 from regplug.testing.registry import Case, check
-from regplug.testing.restoring import bare
-from regplug.testing.structure import check_restored, structure
 from regplug.testing.subject import Failure, Skip, Subject
 from regplug.testing.surroundings import Surroundings
 

@@ -8,7 +8,7 @@ import torch
 import regplug
 from regplug.bases.delivered import Delivered
 from regplug.testing.bench import Rig, Setup, Snapshot
-from regplug.testing.refusing import refusals
+from regplug.testing.checks.refusing import refusals
 from regplug.testing.registry import Case, check
 from regplug.testing.subject import Failure, Skip, Subject, same
 

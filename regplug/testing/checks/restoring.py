@@ -16,9 +16,9 @@ import regplug
 from regplug.errors import RegplugError, SpecError
 from regplug.plugin import Plugin
 from regplug.testing.bench import Rig, Setup
-from regplug.testing.garbage import only_new_objects
+from regplug.testing.checks.garbage import only_new_objects
+from regplug.testing.checks.structure import check_restored, states, structure
 from regplug.testing.registry import Case, check
-from regplug.testing.structure import check_restored, states, structure
 from regplug.testing.subject import Failure, Subject, same
 
 __all__: list[str] = []
