@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 
 from regplug import schedules
+from regplug.errors import RegplugError
 from regplug.plugin import Scheduled
 from regplug.testing.bench import Setup, Snapshot, difference
 from regplug.testing.checks.arguments import odd_numbers
@@ -73,7 +74,10 @@ def _resumed(subject: Subject, setup: Setup) -> tuple[Snapshot, Snapshot]:
     again = subject.rig(setup)
     again.optimizer.load_state_dict(copy.deepcopy(straight.optimizer.state_dict()))
     assert again.session is not None
-    again.session.load_state_dict(copy.deepcopy(straight.session.state_dict()))
+    try:
+        again.session.load_state_dict(copy.deepcopy(straight.session.state_dict()))
+    except RegplugError as error:
+        raise Skip("its state does not come back: see state") from error
     with torch.no_grad():
         for name, p in again.parameters.items():
             p.copy_(straight.parameters[name])
