@@ -201,9 +201,12 @@ class EveryThird(Acts):
         self.calls = 0
 
     def act(self, session):
-        self.calls += 1
-        if self.calls % 3 == 0:
+        if self.calls % 3 == 2:
             super().act(session)
+
+    @hookimpl
+    def after_step(self, session):
+        self.calls += 1
 
     @hookimpl
     def on_state(self, session):
@@ -229,7 +232,7 @@ class Newton(L1):
     def value(self, w):
         root = w.abs().sum()
         for _ in itertools.repeat(None, 20):
-            root = (root + w.abs().sum() ** 2 / root.clamp(min=1e-30)) / 2
+            root = (root + w.abs().sum() / root.clamp(min=1e-30) * w.abs().sum()) / 2
         return root
 
 
