@@ -127,6 +127,7 @@ def test_new_package_is_in_good_style(tmp_path):
     assert formatted.returncode == 0, formatted.stdout
 
 
+@pytest.mark.slow
 def test_third_party_package_passes_the_exam(tmp_path, packages):
     copy = tmp_path / "package"
     shutil.copytree(EXAMPLE, copy)  # pip builds in the folder
