@@ -46,7 +46,7 @@ nitpick_ignore_regex = [
         r"(torch|collections|os|pathlib|pluggy|transformers|lightning|skorch|sklearn|hypothesis)\..*",
     ),
     (r"py:.*", r"regplug(_builtins)?\.(\w+\.)*_\w+(\.\w+)*"),
-    (r"py:class", r"regplug\.(delivered|doctor|backend|selection|session|strengths|tune)\..*"),
+    (r"py:class", r"regplug\.(bases|doctor|backend|selection|session|strengths|tune)\..*"),
     (r"py:class", r"regplug\.kernels\..*|RowEngine|Accelerator"),
 ]
 
