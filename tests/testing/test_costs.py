@@ -1,10 +1,13 @@
 """What a step costs is examined by counting: operations, bytes, and what piles up."""
 
+import threading
+import time
 from functools import partial
 
 import pytest
 
 from regplug.testing import check_plugin
+from regplug.testing.checks.auditing import audited
 from tests.testing import wrong_costs
 from tests.testing.whole import whole
 
@@ -59,3 +62,11 @@ def test_what_only_looks_costly_passes(plugin):
     report = check_plugin(plugin, checks=CHECKS)
     assert report.passed, str(report)
     assert {"cost", "memory", "growth"} <= {r.check for r in report.of("passed")}
+
+
+def test_what_another_thread_does_meanwhile_is_not_the_steps():
+    sleeper = threading.Thread(target=lambda: time.sleep(0))
+    with audited() as done:
+        sleeper.start()
+        sleeper.join()
+    assert done == []

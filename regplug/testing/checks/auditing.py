@@ -2,10 +2,12 @@
 
 import functools
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+
+from regplug.backend.stand_ins import stand_in
 
 __all__ = ["audited"]
 
@@ -16,21 +18,35 @@ _WORDS = {
     "os.posix_spawn": "it starts a process (os.posix_spawn)",
 }
 
-_lists: list[list[str]] = []
+_lists: list[tuple[int, list[str]]] = []
 
 
 @functools.cache
 def _listen() -> None:
     def heard(event: str, arguments: object) -> None:
-        if _lists and event in _WORDS:
-            _lists[-1].append(_WORDS[event])
+        if event in _WORDS:
+            _note(_WORDS[event])
 
     sys.addaudithook(heard)  # which can't be taken off again
 
 
+def _note(words: str) -> None:
+    """Note what the thread does that is listened to: in others anything may be done meanwhile."""
+    if _lists and _lists[-1][0] == threading.get_ident():
+        _lists[-1][1].append(words)
+
+
+def _noted(sleep: Callable[..., None]) -> Callable[..., None]:
+    def sleeps(seconds: float) -> None:
+        _note("it sleeps (time.sleep)")
+        sleep(seconds)
+
+    return sleeps
+
+
 @contextmanager
 def audited() -> Iterator[list[str]]:
-    """Yield a list of what is done meanwhile, in words.
+    """Yield a list of what this thread does meanwhile, in words.
 
     >>> with audited() as done:
     ...     time.sleep(0)
@@ -39,16 +55,10 @@ def audited() -> Iterator[list[str]]:
     """
     _listen()
     done: list[str] = []
-    sleep = time.sleep
-
-    def sleeps(seconds: Any) -> None:
-        done.append("it sleeps (time.sleep)")
-        sleep(seconds)
-
-    _lists.append(done)
-    time.sleep = sleeps
+    undo = stand_in(time, "sleep", _noted)
+    _lists.append((threading.get_ident(), done))
     try:
         yield done
     finally:
-        time.sleep = sleep
-        _lists.remove(done)
+        _lists.pop()
+        undo()

@@ -200,28 +200,34 @@ def cost(subject: Subject) -> Iterable[Case]:
                     f"step {LATE} takes {count} {unit}, where step {EARLY} took {early[unit]}"
                 )
 
-    def pairs() -> None:
-        """Of loops in Python over all pairs of tensors little is seen with few of them."""
-        some, more = (_extra(setup, 1, 2, n)["lines of Python"] for n in (MANY, TIMES * MANY))
-        if more > MOST * max(some, 200):
+    def lines(
+        words: str, one: tuple[int, ...], other: tuple[int, ...], most: float, advice: str
+    ) -> None:
+        some, more = (_extra(setup, *each)["lines of Python"] for each in (one, other))
+        if more > most * max(some, 200):
             raise Failure(
-                f"with {TIMES} times as many tensors a step takes "
-                f"{more / max(some, 1):.0f} times as many lines of Python ({more} instead of "
-                f"{some}): look up by a dict what belongs to a "
-                "weight, and go through all weights once"
+                f"with {words} a step takes {more / max(some, 1):.0f} times as many lines of "
+                f"Python ({more} instead of {some}): {advice}"
             )
 
-    def elements() -> None:
-        """Rows may be gone through one by one in Python, but not all elements, or pairs of rows."""
-        some, more = (
-            _extra(setup, ROWS * each, COLUMNS * each, LAYERS)["lines of Python"] for each in (1, 2)
-        )
-        if more > 2**1.5 * max(some, 200):
-            raise Failure(
-                f"with 4 times as many weights in each tensor a step takes "
-                f"{more / max(some, 1):.0f} times as many lines of Python ({more} instead of "
-                f"{some}): leave it to torch to go through elements"
-            )
+    # Rows may be gone through one by one in Python, but not all elements, or pairs of rows.
+    elements = partial(
+        lines,
+        "4 times as many weights in each tensor",
+        (ROWS, COLUMNS, LAYERS),
+        (2 * ROWS, 2 * COLUMNS, LAYERS),
+        2**1.5,
+        "leave it to torch to go through elements",
+    )
+    # Of loops in Python over all pairs of tensors little is seen with few of them.
+    pairs = partial(
+        lines,
+        f"{TIMES} times as many tensors",
+        (1, 2, MANY),
+        (1, 2, TIMES * MANY),
+        MOST,
+        "look up by a dict what belongs to a weight, and go through all weights once",
+    )
 
     yield f"more weights, {setup.regime}", sizes
     yield f"larger tensors, {setup.regime}", elements

@@ -116,7 +116,7 @@ def _by_turns(subject: Subject, setup: Setup) -> None:
         half = halved[name] if name in mapped else max(setup.values[name] / 2, attribute.low)
         others[name] = half
     # With weights of its own each, from which it may measure.
-    setups = [(setup, None), (setup.but(**others), _other_weights)]
+    setups = [(setup, None), (setup.but(**others), _shrunk)]
     alone = [subject.rig(each, edit=edit).run(3) for each, edit in setups]
     once_more = subject.rig(setup).run(3)
     if difference(once_more, alone[0], rtol=0, atol=0) is not None:
@@ -139,12 +139,6 @@ def _by_turns(subject: Subject, setup: Setup) -> None:
             rtol=0 if not subject.plugin.stochastic else 1e-6,
             atol=0 if not subject.plugin.stochastic else 1e-6,
         )
-
-
-def _other_weights(model: nn.Module) -> None:
-    with torch.no_grad():
-        for p in model.parameters():
-            p.mul_(0.8)
 
 
 def _together(subject: Subject, setup: Setup) -> None:
